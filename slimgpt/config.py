@@ -1,0 +1,117 @@
+"""What is asked of pruning: one frozen dataclass, checked when it is made. ``ratio`` is the dial; the rest has a default."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+MAX_RATIO = 0.9
+
+
+def option(default: Any, description: str, **limits: Any) -> Any:
+    """A config field whose description and limits (``ge``, ``gt``, ``le``, ``lt``) reach the CLI's help and the UI's form."""
+    return field(default=default, metadata={"description": description, **limits})
+
+
+def check_limits(config: Any) -> None:
+    """Check every field of a config dataclass against its declared type and limits.
+
+    Raises:
+        ValueError: naming the field, its value, the limit and what the field means.
+    """
+    for item in dataclasses.fields(config):
+        value, meta = getattr(config, item.name), item.metadata
+        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
+        if choices and value not in choices:
+            raise ValueError(f"{item.name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+        if item.type in (int, float):
+            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+                raise ValueError(f"{item.name} is {value!r}; it must be a finite number: {meta['description']}")
+            if item.type is int and value != int(value):
+                raise ValueError(f"{item.name} is {value!r}; it must be a whole number: {meta['description']}")
+            sides = {
+                "ge": (value >= meta.get("ge", value), "at least"),
+                "gt": (value > meta.get("gt", value - 1), "more than"),
+                "le": (value <= meta.get("le", value), "at most"),
+                "lt": (value < meta.get("lt", value + 1), "less than"),
+            }
+            for side, (holds, words) in sides.items():
+                if side in meta and not holds:
+                    raise ValueError(f"{item.name} is {value}; it must be {words} {meta[side]}: {meta['description']}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PruneConfig:
+    """How a model is pruned. Every field but ``ratio`` has a default that suits most models.
+
+    Raises:
+        ValueError: on construction, when a field is outside its limits or two fields contradict each other.
+    """
+
+    ratio: float = option(
+        0.25, "Share of the decoder layers' projection parameters to remove; 0.25 removes a quarter.", ge=0, le=MAX_RATIO
+    )
+    schedule: Literal["log", "linear", "uniform", "explicit"] = option(
+        "log", "How the ratio is spread over depth: log rises from the first layer to the last (the paper's)."
+    )
+    first_ratio_share: float = option(
+        0.25, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
+    )
+    layer_ratios: tuple[float, ...] = option(
+        (), "explicit: one ratio per decoder layer, first to last; their mean must be the ratio."
+    )
+    targets: Literal["all", "attention", "ffn"] = option("all", "What is pruned: heads and FFN channels, or one of them.")
+    head_unit: Literal["auto", "kv_group", "query"] = option(
+        "auto",
+        "Grouped-query attention: remove whole kv groups, one query head from every group, or whichever costs less.",
+    )
+    head_error: Literal["exact", "paper"] = option(
+        "exact", "A head's score: the exact error of removing it, or the paper's eq. 5."
+    )
+    skip_first: int = option(0, "Leave this many first layers untouched.", ge=0)
+    skip_last: int = option(0, "Leave this many last layers untouched.", ge=0)
+    ffn_multiple: int = option(64, "FFN widths are multiples of this, which kernels run fast.", ge=1)
+    head_multiple: int = option(
+        1, "Heads and kv heads per layer are multiples of this: the largest tensor-parallel size to serve with.", ge=1
+    )
+    group_size_max: int = option(1024, "Dynamic group size: channels removed together while the target is far.", ge=1)
+    group_size_min: int = option(8, "Dynamic group size: channels removed together close to the target.", ge=1)
+    percdamp: float = option(0.01, "Damping of H, as a share of its mean diagonal.", ge=0)
+    calibration: str = option(
+        "auto", "Calibration text: a .jsonl, .txt or .parquet file, c4, python (what CPython carries), or auto."
+    )
+    num_samples: int = option(128, "Calibration sequences.", ge=1)
+    seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
+    seed: int = option(0, "Which passages are drawn.", ge=0)
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Dtype of the forward passes; auto is float32 on CPU and the checkpoint's own on a GPU."
+    )
+    block_tokens: int = option(8192, "Tokens that pass a layer at once; lower it to save memory.", ge=1)
+    keep_gib: float = option(
+        4.0, "Memory (GiB) for keeping one layer's channel activations; beyond it they are recomputed.", ge=0
+    )
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer_ratios", tuple(self.layer_ratios))  # JSON and YAML bring lists
+        check_limits(self)
+        if self.group_size_min > self.group_size_max:
+            raise ValueError(
+                f"group_size_min ({self.group_size_min}) is larger than group_size_max ({self.group_size_max}); "
+                "groups shrink from max to min"
+            )
+        if (self.schedule == "explicit") != bool(self.layer_ratios):
+            raise ValueError(
+                f"schedule is {self.schedule!r} and layer_ratios has {len(self.layer_ratios)} entries; "
+                "layer_ratios belongs to schedule='explicit' and is needed there"
+            )
+        for i, r in enumerate(self.layer_ratios):
+            if not 0 <= r <= MAX_RATIO:
+                raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
+
+    def fingerprint(self) -> str:
+        """sha256 over every field that can change the result (device and memory settings cannot, beyond rounding)."""
+        asked = dataclasses.asdict(self)
+        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
