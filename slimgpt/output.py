@@ -1,0 +1,60 @@
+"""The checkpoint that comes out: names of its shards, its config, and the step that makes it whole."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from transformers import PretrainedConfig
+
+from . import modeling
+from .architectures import Family, LayerShape
+from .checkpoint import INDEX, write_atomically
+from .report import REPORT
+
+
+def shard_name(index: int, num_layers: int) -> str:
+    """Shard 0 holds the embeddings, 1 to n a layer each, n + 1 the rest."""
+    return f"model-{index + 1:05d}-of-{num_layers + 2:05d}.safetensors"
+
+
+def pruned_config(dense: PretrainedConfig, family: Family, shapes: list[LayerShape]) -> dict[str, Any]:
+    """config.json of the pruned model: the stock architecture where all layers are equal and it allows their widths,
+    else the per-layer form with the code that defines it."""
+    data = dense.to_dict()
+    for key in ("per_layer_config", "auto_map", "architectures", "model_type", "_name_or_path"):
+        data.pop(key, None)
+    first = shapes[0]
+    equal = all(shape == first for shape in shapes)
+    # LlamaConfig refuses other head counts even where head_dim is given; per-layer configs are not checked this way
+    if equal and first.hidden_size % first.num_heads == 0:
+        stock = {"model_type": family.model_type, "architectures": [family.stock_class]}
+        return {**data, **first.overrides, "head_dim": first.head_dim, **stock}
+    return {
+        **data,
+        "head_dim": first.head_dim,
+        "model_type": family.slim_type,
+        "architectures": [family.causal_lm_class],
+        "auto_map": {
+            "AutoConfig": f"{family.slim}.{family.config_class}",
+            "AutoModel": f"{family.slim}.{family.model_class}",
+            "AutoModelForCausalLM": f"{family.slim}.{family.causal_lm_class}",
+        },
+        "per_layer_config": {f"{i:0{len(str(len(shapes)))}d}": shape.overrides for i, shape in enumerate(shapes)},
+    }
+
+
+def publish(
+    out: Path, config: dict[str, Any], family: Family, weight_map: dict[str, str], total_bytes: int, report: dict[str, Any]
+) -> None:
+    """Write what turns finished shards into a model: report, code, index and, last of all, config.json."""
+    write_atomically(out / REPORT, _json(report))
+    if config["model_type"] == family.slim_type:
+        source = Path(modeling.__file__).parent / f"{family.slim}.py"
+        write_atomically(out / source.name, source.read_bytes())
+    index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
+    write_atomically(out / INDEX, _json(index))
+    write_atomically(out / "config.json", _json(config))
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"

@@ -1,0 +1,99 @@
+"""What pruning did, layer by layer: ``pruning.json`` in the output folder, and what ``slimgpt inspect`` shows."""
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+from .architectures import LayerShape
+
+REPORT = "pruning.json"
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """One decoder layer.
+
+    Attributes:
+        kept_heads, kept_kv_heads, kept_channels: indices in the model that was pruned.
+        attention_error, ffn_error: ``||WX - W'X||^2 / ||WX||^2`` of o_proj and down_proj over the calibration tokens.
+        attention_damping, ffn_damping: share of the mean diagonal added to H; more than asked means H was ill-conditioned.
+        ratio: share of the layer's projection parameters removed.
+        seconds: wall time.
+    """
+
+    layer: int
+    num_attention_heads: int
+    num_key_value_heads: int
+    intermediate_size: int
+    dense_num_attention_heads: int
+    dense_num_key_value_heads: int
+    dense_intermediate_size: int
+    kept_heads: list[int]
+    kept_kv_heads: list[int]
+    kept_channels: list[int]
+    attention_error: float
+    ffn_error: float
+    attention_damping: float
+    ffn_damping: float
+    ratio: float
+    seconds: float
+
+    def shape_of(self, dense: LayerShape) -> LayerShape:
+        """The pruned layer's shape, given the dense one's."""
+        return dataclasses.replace(
+            dense,
+            num_heads=self.num_attention_heads,
+            num_kv_heads=self.num_key_value_heads,
+            intermediate_size=self.intermediate_size,
+        )
+
+
+@dataclass(frozen=True)
+class PruneReport:
+    """A whole pruning.
+
+    Attributes:
+        ratio: share of the decoder projections' parameters removed.
+        model_ratio: share of all parameters removed, embeddings and norms included.
+        seconds: wall time of this process; layers replayed after a crash are in ``replayed_layers``.
+        peak_memory_bytes: highest resident memory of the process; on a GPU, highest allocated device memory.
+    """
+
+    base_model: str
+    model_type: str
+    config: dict[str, Any]
+    calibration: dict[str, Any]
+    layers: list[LayerReport]
+    ratio: float
+    model_ratio: float
+    parameters_before: int
+    parameters_after: int
+    bytes_before: int
+    bytes_after: int
+    seconds: float
+    peak_memory_bytes: int
+    device: str
+    replayed_layers: int = 0
+    seconds_by_phase: dict[str, float] = field(default_factory=dict)
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        return cls(**{**data, "layers": [LayerReport(**layer) for layer in data["layers"]]})
+
+
+def load_report(folder: str | Path) -> PruneReport:
+    """Read ``pruning.json`` of a pruned checkpoint.
+
+    Raises:
+        FileNotFoundError: when the folder holds none, so it is no finished output of ``slimgpt prune``.
+    """
+    path = Path(folder) / REPORT
+    if not path.is_file():
+        raise FileNotFoundError(f"{folder} has no {REPORT}: it is not a finished output of slimgpt prune")
+    return PruneReport.from_dict(json.loads(path.read_text()))

@@ -1,0 +1,134 @@
+"""The OUT folder while a model is pruned: what is finished, what an earlier run left, and when it becomes a model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from . import output
+from .calibration import Calibration
+from .checkpoint import Journal, copy_companions, file_sha256, write_shard
+from .plan import Job
+from .report import LayerReport, PruneReport, load_report
+
+FORMAT = 1  # of the journal; a change makes older journals unusable
+
+
+@dataclass(frozen=True)
+class FinishedLayer:
+    """What an earlier run decided for one layer: its report and its pruned tensors (names relative to the layer)."""
+
+    report: LayerReport
+    tensors: dict[str, Tensor]
+
+
+class Work:
+    """Owns OUT. Everything in it is written whole or not at all.
+
+    Raises:
+        FileExistsError: when OUT holds something that is no pruning, or a pruning that differs; the message names what.
+    """
+
+    def __init__(self, out: Path, job: Job, calibration: Calibration):
+        self.out, self.job = out, job
+        self.journal = Journal(out)
+        self.replayed = 0
+        header = self._header(calibration)
+        entries = self.journal.read()
+        if not entries:
+            strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp") and p.name != ".lock")
+            if strangers and strangers != [self.journal.path.name]:
+                raise FileExistsError(f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT")
+        elif entries[0] != header:
+            raise FileExistsError(f"{out} holds another pruning: {_differences(entries[0], header)}; name another OUT")
+        self.entries = self._trusted(entries[1:]) if entries else {}
+        if not self.finished:
+            self.journal.rewrite([header, *self.entries.values()])
+
+    def _header(self, calibration: Calibration) -> dict[str, Any]:
+        config = asdict(self.job.config)
+        config["layer_ratios"] = list(config["layer_ratios"])
+        return {
+            "format": FORMAT,
+            "model": self.job.shards.digest(),
+            "calibration": calibration.facts["ids_sha256"],
+            "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,
+            "torch": torch.__version__,
+            **{f"config.{key}": value for key, value in config.items()},
+        }
+
+    def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Entries whose files are on disk with the recorded sha256, up to the first layer that has to be made again."""
+        trusted: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            path = self.out / entry["file"]
+            if path.is_file() and file_sha256(path) == entry["sha256"]:
+                trusted[entry["part"]] = entry
+        for i in range(len(self.job.shapes)):
+            if f"layer {i}" not in trusted:
+                # a later layer was pruned on this one's output; make it again as well
+                return {part: e for part, e in trusted.items() if part in {f"layer {j}" for j in range(i)}}
+        return trusted
+
+    @property
+    def finished(self) -> bool:
+        """Whether every part is there and config.json, written last, too."""
+        return len(self.entries) == len(self.job.shapes) + 2 and (self.out / "config.json").is_file()
+
+    def report(self) -> PruneReport:
+        return load_report(self.out)
+
+    def finished_layer(self, i: int) -> FinishedLayer | None:
+        entry = self.entries.get(f"layer {i}")
+        if entry is None:
+            return None
+        self.replayed += 1
+        prefix = f"{self.job.family.layers}.{i}."
+        tensors = load_file(self.out / entry["file"])
+        return FinishedLayer(
+            LayerReport(**entry["report"]), {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        )
+
+    def finish_layer(self, i: int, tensors: dict[str, Tensor], report: LayerReport) -> None:
+        prefix = f"{self.job.family.layers}.{i}."
+        named = {prefix + name: tensor for name, tensor in tensors.items()}
+        self._write(f"layer {i}", i + 1, named, report=asdict(report))
+
+    def finish_rest(self) -> None:
+        """Everything that is no decoder layer: embeddings, final norm, output head (unless tied)."""
+        before, after = self.job.rest_names()
+        for part, index, names in (("before", 0, before), ("after", len(self.job.shapes) + 1, after)):
+            if part not in self.entries:
+                self._write(part, index, self.job.shards.load(names))
+
+    def _write(self, part: str, index: int, tensors: dict[str, Tensor], **facts: Any) -> None:
+        name = output.shard_name(index, len(self.job.shapes))
+        sha256 = write_shard(self.out / name, tensors)
+        sizes = sum(t.numel() * t.itemsize for t in tensors.values())
+        entry = {"part": part, "file": name, "sha256": sha256, "tensors": sorted(tensors), "bytes": sizes, **facts}
+        self.journal.append(entry)
+        self.entries[part] = entry
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weight files."""
+        return sum((self.out / entry["file"]).stat().st_size for entry in self.entries.values())
+
+    def publish(self, config: dict[str, Any], report: PruneReport) -> None:
+        copy_companions(self.job.model, self.out)
+        weight_map = {name: entry["file"] for entry in self.entries.values() for name in entry["tensors"]}
+        total = sum(entry["bytes"] for entry in self.entries.values())
+        output.publish(self.out, config, self.job.family, weight_map, total, report.to_dict())
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(f"{key.removeprefix('config.')} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys[:4])
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else text[:12] + "..."
