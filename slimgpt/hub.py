@@ -1,0 +1,30 @@
+"""Is the Hugging Face hub there? Asked once and briefly, so that a machine without a network does not wait for retries."""
+
+import threading
+from functools import cache
+
+from huggingface_hub import constants
+from huggingface_hub.utils import get_session
+
+PROBE_SECONDS = 5.0
+
+
+@cache
+def hub_unreachable() -> str:
+    """Why the hub cannot be used: one line, or "" where it can. Asked once a process, answered within PROBE_SECONDS."""
+    if constants.is_offline_mode():
+        return "HF_HUB_OFFLINE is set"
+    answer: list[str] = []
+
+    def ask() -> None:
+        try:
+            response = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS, follow_redirects=True)
+            answer.append("" if response.status_code < 400 else f"the hub answers with status {response.status_code}")
+        except Exception as error:  # whatever stands between: DNS, proxy, certificates
+            answer.append(f"the hub does not answer ({type(error).__name__})")
+
+    # A thread, since the HTTP client's limit does not cover the look-up of the name, which can hang for minutes.
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(PROBE_SECONDS)
+    return answer[0] if answer else f"the hub does not answer within {PROBE_SECONDS:g} s"

@@ -1,0 +1,192 @@
+"""Text sources: which one is taken, what it is called, and what is said when it cannot be had."""
+
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from slimgpt.text import calibration_text, join_wikitext_rows, perplexity_text
+
+ROWS = ["One document about nothing.", "Another, with an umlaut: ü."]
+
+
+@pytest.fixture
+def local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "data"
+    (folder / "c4").mkdir(parents=True)
+    (folder / "wikitext-2-raw").mkdir()
+    write_jsonl(folder / "c4/train.jsonl", ROWS)
+    (folder / "wikitext-2-raw/wiki.test.raw").write_bytes(" \n = Title = \n \n A line .\r\n".encode())
+    (folder / "wikitext-2-raw/wiki.train-head.raw").write_text("training text")
+    monkeypatch.setenv("SLIMGPT_DATA", str(folder))
+    return folder
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_a_named_file_wins_over_local_data(local_data: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "mine.jsonl", ["mine"])
+    source = calibration_text(str(tmp_path / "mine.jsonl"))
+    assert (source.name, source.origin, source.documents) == ("mine.jsonl", "file", ["mine"])
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"text": ROWS, "id": [1, 2]}), tmp_path / "a.parquet")
+    from_jsonl = calibration_text(str(write_jsonl(tmp_path / "a.jsonl", ROWS)))
+    from_parquet = calibration_text(str(tmp_path / "a.parquet"))
+    assert from_jsonl.documents == from_parquet.documents == ROWS
+    assert from_jsonl.sha256 == from_parquet.sha256
+
+
+def test_text_files_are_one_document_byte_for_byte(tmp_path: Path) -> None:
+    raw = "A line\r\n\n \nand ü\n".encode()
+    (tmp_path / "a.txt").write_bytes(raw)
+    source = perplexity_text(str(tmp_path / "a.txt"))
+    assert [text.encode() for text in source.documents] == [raw]
+    assert source.sha256 == hashlib.sha256(raw).hexdigest()
+
+
+def test_blank_documents_are_left_out(tmp_path: Path) -> None:
+    assert calibration_text(str(write_jsonl(tmp_path / "a.jsonl", ["a", "", " \n", "b"]))).documents == ["a", "b"]
+
+
+def test_perplexity_text_is_always_one_stream(tmp_path: Path) -> None:
+    source = perplexity_text(str(write_jsonl(tmp_path / "a.jsonl", ROWS)))
+    assert source.documents == ["\n\n".join(ROWS)]
+
+
+@pytest.mark.parametrize("source", ["auto", "c4"])
+def test_local_c4(local_data: Path, source: str) -> None:
+    text = calibration_text(source)
+    assert (text.name, text.origin, text.documents) == ("c4", "local data", ROWS)
+
+
+def test_local_wikitext(local_data: Path) -> None:
+    test_split, train = perplexity_text("wikitext2"), calibration_text("wikitext")
+    raw = (local_data / "wikitext-2-raw/wiki.test.raw").read_bytes()
+    assert (test_split.name, test_split.origin) == ("wikitext2", "local data")
+    assert test_split.sha256 == hashlib.sha256(raw).hexdigest()
+    assert train.documents == ["training text"]
+
+
+def test_the_real_wikitext_is_the_published_file() -> None:
+    """With the real data: the published sum, and the hub's rows (lines, blank ones empty) give the same stream."""
+    source = perplexity_text("auto")
+    if source.origin != "local data":
+        pytest.skip("SLIMGPT_DATA does not hold WikiText-2")
+    assert source.sha256.startswith("173c87a53759")
+    raw = source.documents[0]
+    rows = ["" if not line.strip() else line for line in raw.splitlines(keepends=True)]
+    assert join_wikitext_rows(rows) == raw
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "does not exist"),
+        ("a.csv", b"text\na", "must be a .jsonl, .txt, .raw, .parquet file"),
+        ("a.json", b'{"text": "a"}', "must be a .jsonl"),
+        ("empty.txt", b"", "holds no text"),
+        ("blank.jsonl", b'{"text": " "}\n\n', "holds no text"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"content": "b", "id": 1}\n',
+            r"line 2 has no field 'text' \(it has: content, id\)",
+        ),
+        ("b.jsonl", b'{"text": ["a"]}\n', "line 1 has no field 'text'"),
+        ("c.jsonl", b'"only a string"\n', r"line 1 has no field 'text' \(it has: str\)"),
+        ("d.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("e.jsonl", b"\x1f\x8b\x08\x00", "is not UTF-8"),
+        ("f.txt", "für".encode("latin-1"), "is not UTF-8"),
+        ("a.parquet", b"not parquet", "cannot be read as parquet"),
+        ("empty.parquet", b"", "cannot be read as parquet"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    for read in (calibration_text, perplexity_text):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            read(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("column", "message"), [({"body": ["a"]}, "no column 'text'"), ({"text": [1]}, "strings")])
+def test_parquet_without_text_is_refused(tmp_path: Path, column: dict[str, list[object]], message: str) -> None:
+    parquet.write_table(pa.table(column), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        calibration_text(str(tmp_path / "a.parquet"))
+
+
+def test_unknown_words_are_refused_with_what_is_known() -> None:
+    with pytest.raises(ValueError, match="c4, wikitext, python or auto"):
+        calibration_text("c5")
+    with pytest.raises(ValueError, match="wikitext2, python or auto"):
+        perplexity_text("ptb")
+
+
+def test_a_data_folder_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLIMGPT_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="SLIMGPT_DATA"):
+        calibration_text("auto")
+
+
+def test_python_text_is_prose_and_the_held_out_part_is_disjoint() -> None:
+    calibration, held_out = calibration_text("python"), perplexity_text("python")
+    assert calibration.origin == held_out.origin == "python"
+    assert sum(map(len, calibration.documents)) > 1_000_000  # enough for 32 x 1024 tokens many times over
+    assert len(held_out.documents[0]) > 200_000
+    paragraphs = {p.strip() for text in calibration.documents for p in text.split("\n\n") if len(p) > 80}
+    assert not [p for p in held_out.documents[0].split("\n\n") if p.strip() in paragraphs]
+
+
+def run_offline(code: str, **environment: str) -> str:
+    """Run code in a process of its own: whether there is a hub is asked once a process."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("SLIMGPT_DATA", "HF_HUB_OFFLINE")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env=inherited | environment,
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    return done.stdout
+
+
+WITHOUT_DATA = """
+from slimgpt.text import calibration_text, perplexity_text
+for read in (calibration_text, perplexity_text):
+    source = read("auto")
+    print(source.name, source.origin, source.sha256)
+for read, name in ((calibration_text, "c4"), (calibration_text, "wikitext"), (perplexity_text, "wikitext2")):
+    try:
+        read(name)
+    except FileNotFoundError as error:
+        print(error)
+"""
+
+
+def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors() -> None:
+    lines = run_offline(WITHOUT_DATA, HF_HUB_OFFLINE="1").splitlines()
+    assert lines[0] == f"python python {calibration_text('python').sha256}"  # the same text in every process
+    assert lines[1] == f"python python {perplexity_text('python').sha256}"
+    assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "wikitext2"]
+    assert all("HF_HUB_OFFLINE is set" in line and "set SLIMGPT_DATA" in line for line in lines[2:])
+
+
+def test_a_hub_that_never_answers_is_given_up_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        code = "from slimgpt.hub import hub_unreachable; print(hub_unreachable())"
+        assert "does not answer" in run_offline(code, HF_ENDPOINT=f"http://127.0.0.1:{port}", NO_PROXY="127.0.0.1")
