@@ -111,7 +111,10 @@ class PruneConfig:
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON and YAML hold it: tuples are lists."""
+        return {**dataclasses.asdict(self), "layer_ratios": list(self.layer_ratios)}
+
     def fingerprint(self) -> str:
-        """sha256 over every field that can change the result (device and memory settings cannot, beyond rounding)."""
-        asked = dataclasses.asdict(self)
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        """sha256 of every field: two runs that differ in any setting are two runs."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()

@@ -9,6 +9,7 @@ Shapes: B = sequences, T = tokens, D = hidden size, A = heads * head_dim, F = FF
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -121,6 +122,7 @@ class Frame:
 
     def __init__(self, config: PretrainedConfig, shards: Shards, family: Family, device: torch.device, dtype: torch.dtype):
         self.family, self.shards, self.device, self.dtype = family, shards, device, dtype
+        config = deepcopy(config)  # from_config writes the forward dtype into it
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
             self.model = AutoModel.from_config(config, dtype=dtype).eval()

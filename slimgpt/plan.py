@@ -35,7 +35,7 @@ class Job:
         self.family = family_of(self.model_config)
         self.shards = Shards(model)
         self.shapes = layer_shapes(self.model_config)
-        self.ratios = layer_ratios(config, len(self.shapes))
+        self.ratios = layer_ratios(config, [shape.parameters for shape in self.shapes])
         self.device = _device(config.device)
         self.dtype = self._forward_dtype()
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name

@@ -49,15 +49,13 @@ class Work:
             self.journal.rewrite([header, *self.entries.values()])
 
     def _header(self, calibration: Calibration) -> dict[str, Any]:
-        config = asdict(self.job.config)
-        config["layer_ratios"] = list(config["layer_ratios"])
         return {
             "format": FORMAT,
             "model": self.job.shards.digest(),
             "calibration": calibration.facts["ids_sha256"],
             "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,
             "torch": torch.__version__,
-            **{f"config.{key}": value for key, value in config.items()},
+            **{f"config.{key}": value for key, value in self.job.config.to_dict().items()},
         }
 
     def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:

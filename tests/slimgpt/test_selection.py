@@ -75,7 +75,7 @@ def test_grouped_query_units_go_in_brute_force_order(seed, unit):
     assert all(groups.values())
 
 
-@pytest.mark.parametrize(("unit", "multiple"), product(["kv_group", "query", "auto"], [1, 2, 4]))
+@pytest.mark.parametrize(("unit", "multiple"), list(product(["kv_group", "query", "auto"], [1, 2, 4])))
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 4), (8, 2), (8, 1), (12, 4)])
 def test_multiples_and_divisibility_hold_at_every_step(unit, multiple, heads, kv_heads):
     layout = HeadLayout(heads, kv_heads, head_dim=2, hidden_size=8)
