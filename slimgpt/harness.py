@@ -1,6 +1,6 @@
 """Evaluation: perplexity and lm-eval's tasks on one model that is loaded once.
 
-The figures of dense and pruned models belong together: same config, same data, same machine, same backend (transformers).
+The figures of dense and pruned models belong together: same config, data, machine and backend (transformers).
 """
 
 import json
@@ -38,7 +38,7 @@ class EvalConfig:
 
     tasks: tuple[str, ...] = option(
         ("auto",),
-        "lm-eval tasks: names, auto (the paper's seven where their data is at hand, else continuation), or none at all.",
+        "lm-eval tasks: names, auto (the paper's seven where their data is at hand, else continuation), or none.",
     )
     limit: int = option(0, "Documents per task, the first ones; 0 is all.", ge=0)
     batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)
@@ -53,8 +53,9 @@ class EvalConfig:
     )
 
     def __post_init__(self) -> None:
-        names = self.tasks.split(",") if isinstance(self.tasks, str) else self.tasks
-        tasks = tuple(name.strip() for name in names if name.strip())  # JSON and YAML bring lists, the CLI "a,b"
+        asked: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
+        names = asked.split(",") if isinstance(asked, str) else asked
+        tasks = tuple(name.strip() for name in names if name.strip())
         object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
         check_limits(self)
         if not self.tasks and self.perplexity == "none":
@@ -127,7 +128,7 @@ def evaluate(
             this machine lacks, or what ``perplexity`` refuses.
         ModuleNotFoundError: tasks are asked for and lm-eval is not installed.
     """
-    config, say, start = config or EvalConfig(), on_progress or (lambda line: None), time.perf_counter()
+    start, config, say = time.perf_counter(), config or EvalConfig(), on_progress or (lambda _: None)
     folder = Path(model_folder)
     if (model is None or tokenizer is None) and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json; name a folder with a Hugging Face checkpoint")
@@ -165,7 +166,7 @@ def evaluate(
 
 
 def flatten(results: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's results as flat metrics: ``results["piqa"]["acc,none"]`` becomes "piqa/acc". Not-a-numbers are left out."""
+    """lm-eval's results as flat metrics: ``results["piqa"]["acc,none"]`` becomes "piqa/acc"; "N/A" is left out."""
     metrics = {}
     for task, figures in results.get("results", {}).items():
         for key, value in figures.items():

@@ -68,7 +68,7 @@ class DataUsed:
 
 
 def choose_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
-    """Replace "auto" by what can be had: the paper's seven tasks, else those of them that are local, else continuation."""
+    """Replace "auto" by what can be had: the paper's seven tasks, else the local ones of them, else continuation."""
     chosen: list[str] = []
     for name in names:
         if name == "auto":
@@ -185,7 +185,7 @@ def continuation_definition() -> dict[str, Any]:
 
 
 def continuation_rows() -> list[dict[str, Any]]:
-    """The documents of ``continuation``: a passage, its continuation and three from elsewhere; the same on every run."""
+    """The documents of ``continuation``: a passage, its continuation and three from elsewhere; always the same."""
     passages: list[tuple[str, str]] = []
     for document in python_text.held_out_documents():
         words = _prose(document)
