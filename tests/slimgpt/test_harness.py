@@ -201,7 +201,7 @@ def test_config_is_checked_when_it_is_made(fields: dict[str, object], message: s
 
 
 def test_tasks_come_as_list_or_text_too() -> None:
-    assert EvalConfig(tasks=["piqa", "boolq"]) == EvalConfig(tasks="piqa, boolq") == EvalConfig(tasks=("piqa", "boolq"))
+    assert EvalConfig(tasks=["piqa", "boolq"]) == EvalConfig(tasks="piqa, boolq") == EvalConfig(tasks=("piqa,boolq",))
 
 
 def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, without_data: None) -> None:

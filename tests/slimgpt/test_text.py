@@ -6,7 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -183,6 +187,51 @@ def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors() -> None
     assert lines[1] == f"python python {perplexity_text('python').sha256}"
     assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "wikitext2"]
     assert all("HF_HUB_OFFLINE is set" in line and "set SLIMGPT_DATA" in line for line in lines[2:])
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    status = 200
+
+    def do_HEAD(self) -> None:
+        self.send_response(self.status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.send_error(500)
+
+
+@pytest.mark.parametrize(("status", "answer"), [(200, ""), (404, ""), (403, "status 403"), (503, "status 503")])
+def test_a_hub_is_known_by_its_answer(status: int, answer: str) -> None:
+    with serving(status) as url:
+        code = "from slimgpt.hub import hub_unreachable; print(hub_unreachable())"
+        said = run_offline(code, HF_ENDPOINT=url, NO_PROXY="127.0.0.1").strip()
+        assert (answer in said) if answer else (said == "")
+
+
+def test_a_hub_that_answers_but_does_not_give_the_data_is_an_error_in_one_line(tmp_path: Path) -> None:
+    with serving(200) as url:
+        said = run_offline(NOT_GIVEN, HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path))
+    assert said.startswith("wikitext2 is not at hand: the hub does not give it (")
+    assert len(said.splitlines()) == 1
+
+
+NOT_GIVEN = """
+from slimgpt.text import perplexity_text
+try:
+    perplexity_text("wikitext2")
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+@contextmanager
+def serving(status: int) -> Iterator[str]:
+    handler = type("Answering", (Endpoint,), {"status": status})
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
 
 
 def test_a_hub_that_never_answers_is_given_up_on() -> None:
