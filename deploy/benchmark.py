@@ -34,7 +34,9 @@ from deploy.serving import (
 )
 from slimgpt.config import check_limits, option
 
-LATENCIES = tuple(f"{stat}_{kind}_ms" for kind in ("ttft", "tpot", "itl", "e2el") for stat in ("mean", "p50", "p95", "p99"))
+LATENCIES = tuple(
+    f"{stat}_{kind}_ms" for kind in ("ttft", "tpot", "itl", "e2el") for stat in ("mean", "p50", "p95", "p99")
+)
 METRICS = ("output_throughput", "total_token_throughput", "request_throughput", *LATENCIES)
 COUNTS = ("num_prompts", "completed", "failed", "total_input_tokens", "total_output_tokens", "duration")
 
@@ -86,8 +88,8 @@ class BenchReport:
         dense, pruned: one dict per pair with METRICS and COUNTS (tokens per second, milliseconds, seconds).
         ratios: per metric, pruned over dense: above 1 is better for throughputs, below 1 for times.
         drift: the last dense run's output throughput over the first's; None where it was not measured.
-        start_seconds, load_seconds, file_bytes, kv_cache_tokens: by "dense" and "pruned". Start is from the command to the
-            first healthy answer; dense starts first, on colder caches. Load is reading the weights alone.
+        start_seconds, load_seconds, file_bytes, kv_cache_tokens: by "dense" and "pruned". Start is from the command to
+            the first healthy answer; dense starts first, on colder caches. Load is reading the weights alone.
         seconds: of the whole benchmark.
     """
 
@@ -140,7 +142,7 @@ def compare(
     """Serve both models, measure them in turn, and write ``workdir``/bench.json (servers' and clients' logs beside it).
 
     Raises:
-        ValueError: before anything starts: vLLM cannot run here, a folder is no checkpoint, requests too long for a model.
+        ValueError: before anything starts: vLLM cannot run here, a folder is no checkpoint, requests too long.
         ServerError: a server did not start, a request failed, or the two models did not do the same work.
     """
     started = time.monotonic()
@@ -173,7 +175,9 @@ def compare(
             for side in models:
                 runs[side].append(measure(side, seed, f"pair{pair + 1}of{config.pairs}"))
             if runs["dense"][-1]["total_input_tokens"] != runs["pruned"][-1]["total_input_tokens"]:
-                raise ServerError(f"the models read different prompts in pair {pair + 1}: are their tokenizers the same?")
+                raise ServerError(
+                    f"the models read different prompts in pair {pair + 1}: are their tokenizers the same?"
+                )
         drift = None
         if config.show_drift:
             again = measure("dense", config.seed + config.pairs, "again")
@@ -186,7 +190,9 @@ def compare(
         ratios={name: _ratio(name, runs["dense"], runs["pruned"]) for name in METRICS},
         drift=drift,
         start_seconds={side: server.start_seconds for side, server in servers.items()},
-        load_seconds={side: _from_log(server.log, r"Loading weights took ([\d.]+) s") for side, server in servers.items()},
+        load_seconds={
+            side: _from_log(server.log, r"Loading weights took ([\d.]+) s") for side, server in servers.items()
+        },
         file_bytes={side: sum(f.stat().st_size for f in model.glob("*.safetensors")) for side, model in models.items()},
         kv_cache_tokens={
             side: int(_from_log(server.log, r"KV cache size: ([\d,]+) tokens")) for side, server in servers.items()
@@ -220,8 +226,8 @@ def _check_length(model: Path, config: BenchConfig) -> None:
     longest, asked = _longest(model), config.input_len + config.output_len
     if longest and asked > longest:
         raise ValueError(
-            f"input_len {config.input_len} + output_len {config.output_len} = {asked} tokens; {model} allows {longest}: "
-            "lower one of them"
+            f"input_len {config.input_len} + output_len {config.output_len} = {asked} tokens; {model} allows "
+            f"{longest}: lower one of them"
         )
 
 
