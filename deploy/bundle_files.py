@@ -13,7 +13,7 @@ set -eu
 cd "$(dirname "$0")"
 python=${PYTHON:-python3}
 has_plugin='from importlib.metadata import entry_points
-assert "slimgpt" in entry_points(group="vllm.general_plugins").names'
+raise SystemExit("slimgpt" not in entry_points(group="vllm.general_plugins").names)'
 # With the slimgpt package vLLM knows the model by itself. Without it, vLLM runs the model code in this bundle.
 remote_code=@REMOTE_CODE@
 if "$python" -c "$has_plugin" 2>/dev/null; then remote_code=; fi
