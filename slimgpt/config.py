@@ -1,4 +1,4 @@
-"""What is asked of pruning: one frozen dataclass, checked when it is made. ``ratio`` is the dial; the rest has a default."""
+"""What is asked: frozen dataclasses, checked when they are made. ``ratio`` is the dial; the rest has a default."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ MAX_RATIO = 0.9
 
 
 def option(default: Any, description: str, **limits: Any) -> Any:
-    """A config field whose description and limits (``ge``, ``gt``, ``le``, ``lt``) reach the CLI's help and the UI's form."""
+    """A config field whose description and limits (ge, gt, le, lt) reach the CLI's help and the UI's form."""
     return field(default=default, metadata={"description": description, **limits})
 
 
@@ -51,7 +51,10 @@ class PruneConfig:
     """
 
     ratio: float = option(
-        0.25, "Share of the decoder layers' projection parameters to remove; 0.25 removes a quarter.", ge=0, le=MAX_RATIO
+        0.25,
+        "Share of the decoder layers' projection parameters to remove; 0.25 removes a quarter.",
+        ge=0,
+        le=MAX_RATIO,
     )
     schedule: Literal["log", "linear", "uniform", "explicit"] = option(
         "log", "How the ratio is spread over depth: log rises from the first layer to the last (the paper's)."
@@ -62,7 +65,9 @@ class PruneConfig:
     layer_ratios: tuple[float, ...] = option(
         (), "explicit: one ratio per decoder layer, first to last; their mean must be the ratio."
     )
-    targets: Literal["all", "attention", "ffn"] = option("all", "What is pruned: heads and FFN channels, or one of them.")
+    targets: Literal["all", "attention", "ffn"] = option(
+        "all", "What is pruned: heads and FFN channels, or one of them."
+    )
     head_unit: Literal["auto", "kv_group", "query"] = option(
         "auto",
         "Grouped-query attention: remove whole kv groups, one query head from every group, or whichever costs less.",

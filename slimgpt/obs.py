@@ -1,6 +1,7 @@
 """Optimal Brain Surgeon for groups of columns of one linear map: the mathematics, with no model in sight.
 
-Shapes: O = output features, D = input features (columns of W), T = tokens, G = groups, S = columns of one group, K = kept columns.
+Shapes: O = output features, D = input features (columns of W), T = tokens, G = groups, S = columns of one group,
+K = kept columns.
 H = sum over tokens of x x^T (the factor 2 of the paper cancels everywhere), P = H^-1.
 """
 
@@ -66,14 +67,14 @@ class Damped:
     damping: float
 
     def inverse(self) -> Tensor:
-        """P = H^-1 ``[D, D]``, as ``L^-T L^-1``: eight times quicker on CPU than torch.cholesky_inverse at 1536 columns."""
+        """P = H^-1 ``[D, D]``, as ``L^-T L^-1``: on CPU far quicker than torch.cholesky_inverse."""
         eye_DD = torch.eye(self.L_DD.shape[0], dtype=self.L_DD.dtype, device=self.L_DD.device)
-        inverse_DD = torch.linalg.solve_triangular(self.L_DD, eye_DD, upper=False)
-        return inverse_DD.T @ inverse_DD
+        L_inv_DD: Tensor = torch.linalg.solve_triangular(self.L_DD, eye_DD, upper=False)
+        return L_inv_DD.T @ L_inv_DD
 
 
 def damp(H_DD: Tensor, percdamp: float, name: str = "H") -> Damped:
-    """Add ``percdamp * mean(diag H)`` to the diagonal; where that is not enough for a Cholesky factor, ten times more, and say so.
+    """Add ``percdamp * mean(diag H)`` to the diagonal; ten times more where no Cholesky factor exists then.
 
     Raises:
         ValueError: when H stays indefinite, which only damaged activations can cause.
@@ -96,7 +97,7 @@ def damp(H_DD: Tensor, percdamp: float, name: str = "H") -> Damped:
 
 
 def silence_dead_columns(W_OD: Tensor, H_DD: Tensor) -> Tensor:
-    """W with the columns that no token reaches (``H_jj = 0``) set to 0: removing them costs nothing, so they go first."""
+    """W with the columns that no token reaches (``H_jj = 0``) set to 0: they cost nothing, so they go first."""
     return W_OD * (H_DD.diagonal() > 0)
 
 
@@ -109,11 +110,12 @@ def group_errors(W_OD: Tensor, P_DD: Tensor, columns_GS: Tensor) -> Tensor:
         columns_GS: the columns of each group.
     """
     L_GSS, W_GSO = _grouped_cholesky(W_OD, P_DD, columns_GS)
-    return torch.linalg.solve_triangular(L_GSS, W_GSO, upper=False).square().sum(dim=(1, 2))
+    solved_GSO: Tensor = torch.linalg.solve_triangular(L_GSS, W_GSO, upper=False)
+    return solved_GSO.square().sum(dim=(1, 2))
 
 
 def group_errors_paper(W_OD: Tensor, P_DD: Tensor, columns_GS: Tensor) -> Tensor:
-    """The paper's score (eq. 5): ``sum W_S^2 / diag(L)^2``. The inverse's diagonal changes within the group, W does not."""
+    """The paper's score (eq. 5), ``sum W_S^2 / diag(L)^2``: the inverse changes within the group, W does not."""
     L_GSS, W_GSO = _grouped_cholesky(W_OD, P_DD, columns_GS)
     return (W_GSO.square().sum(dim=2) / L_GSS.diagonal(dim1=1, dim2=2).square()).sum(dim=1)
 

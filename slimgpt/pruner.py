@@ -2,11 +2,12 @@
 
     slimgpt prune smollm2 out --ratio 0.25 --num-samples 32 --seq-len 1024        (about 2 minutes on 2 CPU cores)
 
-Order inside a layer (one forward pass and two Gram matrices): attention up to o_proj -> H -> heads go -> the pruned o_proj is
-applied to the head outputs already at hand -> gate and up -> H -> channels go -> the pruned down_proj is applied to the
-activations at hand.
+Order inside a layer (one forward pass and two Gram matrices): attention up to o_proj -> H -> heads go -> the pruned
+o_proj is applied to the head outputs already at hand -> gate and up -> H -> channels go -> the pruned down_proj is applied
+to the activations at hand.
 
-Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width, K = kept columns.
+Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width,
+K = kept columns.
 """
 
 import platform
@@ -45,8 +46,8 @@ def prune(
 ) -> PruneReport:
     """Prune the model in folder ``model`` into the new folder ``out``, never holding more than one decoder layer.
 
-    A run that was interrupted goes on where it stopped when it is started again with the same arguments; the result is the same,
-    bit for bit.
+    A run that was interrupted goes on where it stopped when it is started again with the same arguments; the result is
+    the same, bit for bit.
 
     Args:
         model: dense (or already pruned) checkpoint with safetensors.
@@ -74,7 +75,7 @@ def prune(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What stays of one map: the kept units of the layer as it came, and the refitted weight in the dtype it is stored in."""
+    """What stays of one map: the kept units of the layer as it came, and the refitted weight in its stored dtype."""
 
     heads: list[int]
     kv_heads: list[int]
@@ -228,7 +229,7 @@ class _Loop:
     def _apply_attention(self, layer_pass: LayerPass, kept: _Kept, heads_BTA: list[Tensor]) -> None:
         """Replace each block's head outputs by what the pruned ``o_proj`` makes of them."""
         weight_DK, columns_K = kept.weight_DK.to(self.device, self.dtype), kept.columns_K.to(self.device)
-        bias = layer_pass.layer.get_submodule(self.family.output).bias
+        bias = layer_pass.linear(self.family.output).bias
         for b, x_BTA in enumerate(heads_BTA):
             heads_BTA[b] = functional.linear(x_BTA.index_select(-1, columns_K), weight_DK, bias)
 
@@ -262,7 +263,7 @@ class _Loop:
                 kept = self._choose_channels(dense[name], gram, full - width)
         with self._clock("forward"):
             weight_DK, columns_K = kept.weight_DK.to(self.device, self.dtype), kept.columns_K.to(self.device)
-            bias = layer_pass.layer.get_submodule(self.family.down).bias
+            bias = layer_pass.linear(self.family.down).bias
             narrow = not self.job.keeps_activations(shape)
             if narrow:  # what was not kept is computed again, for the channels that stay
                 layer_pass.narrow(columns_K)

@@ -1,4 +1,4 @@
-"""How many go: the ratio of each layer (Incremental Pruning Ratio, paper section 3.4) and its rounding to whole units."""
+"""How many go: the ratio of each layer (Incremental Pruning Ratio, paper section 3.4) and its rounding to units."""
 
 from dataclasses import dataclass
 from math import log
@@ -7,7 +7,9 @@ from .config import MAX_RATIO, PruneConfig
 
 
 def layer_ratios(config: PruneConfig, sizes: list[int]) -> list[float]:
-    """The ratio of each decoder layer; together they remove ``config.ratio``. Skipped layers get 0, the others carry their share.
+    """The ratio of each decoder layer; together they remove ``config.ratio``.
+
+    Skipped layers get 0, the others carry their share.
 
     Args:
         config: schedule, ratio, layers to skip.

@@ -36,7 +36,7 @@ def test_pickles_and_missing_weights_are_refused_with_the_remedy(dense, tmp_path
 def test_an_index_that_names_a_missing_file_is_refused(dense_mha, tmp_path):
     folder = tmp_path / "copy"
     shutil.copytree(dense_mha, folder)
-    sorted(folder.glob("*.safetensors"))[0].unlink()
+    min(folder.glob("*.safetensors")).unlink()
     with pytest.raises(ValueError, match="lacks 1 of its weight files"):
         Shards(folder)
 

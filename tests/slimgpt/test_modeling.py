@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -101,8 +102,7 @@ print(model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None,
 def test_the_checkpoint_carries_the_very_text_of_our_module(pruned):
     from slimgpt.modeling import slim_llama
 
-    with open(slim_llama.__file__, "rb") as file:
-        assert (pruned / "slim_llama.py").read_bytes() == file.read()
+    assert (pruned / "slim_llama.py").read_bytes() == Path(slim_llama.__file__).read_bytes()
     config = AutoConfig.from_pretrained(pruned)
     assert config.head_dim == 16  # not hidden_size / heads: written, never guessed
 

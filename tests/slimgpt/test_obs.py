@@ -98,7 +98,7 @@ def test_gram_refuses_nan():
     percdamp=st.sampled_from([0.0, 0.01]),
 )
 def test_ill_conditioned_statistics_never_give_nan(seed, tokens, scale, percdamp):
-    """Fewer tokens than columns, duplicate and dead columns, an outlier of 1e4: damping grows until H can be factored."""
+    """Fewer tokens than columns, duplicate and dead columns, an outlier of 1e4: damping grows until it works."""
     generator = torch.Generator().manual_seed(seed)
     x_TD = torch.randn(tokens, 8, generator=generator, dtype=torch.float64) * scale
     x_TD[:, 3], x_TD[:, 5] = x_TD[:, 2], 0

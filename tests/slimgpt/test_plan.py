@@ -12,9 +12,7 @@ def test_planned_widths_are_the_widths_that_come_out(dense, tmp_path, tiny_confi
     planned = plan(dense, config, tmp_path / "out")
     assert planned.missing == []
     report = prune(dense, tmp_path / "out", config)
-    widths = [
-        (x.num_attention_heads, x.num_key_value_heads, x.intermediate_size) for x in report.layers
-    ]
+    widths = [(x.num_attention_heads, x.num_key_value_heads, x.intermediate_size) for x in report.layers]
     assert [
         tuple(p["planned"][k] for k in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
         for p in planned.layers

@@ -19,6 +19,7 @@ from slimgpt.calibration import calibrate
 from slimgpt.pruner import prune
 from slimgpt.report import load_report
 from slimgpt.selection import HeadLayout
+from slimgpt.source import resolve_model
 
 
 def load(folder):
@@ -44,7 +45,7 @@ def inputs_of(model, module, ids_NT):
 def test_every_weight_is_the_least_squares_optimum_on_what_the_pruned_layers_before_it_give(
     dense, tmp_path, tiny_config, unit
 ):
-    """The oracle is a plain transformers model whose blocks are replaced one by one, with hooks: no code of the loop."""
+    """The oracle is a plain transformers model whose blocks are replaced one by one: no code of the loop."""
     config = tiny_config(head_unit=unit, ratio=0.4, first_ratio_share=0.8)
     report = prune(dense, tmp_path / "out", config)
     ids_NT = calibrate(dense, config.calibration, num_samples=8, seq_len=64, seed=0).ids_NT
@@ -179,14 +180,14 @@ def test_only_one_kind_can_be_pruned(dense, tmp_path, tiny_config, targets):
 # ---------------------------------------------------------------- crashes
 
 
-class Crash(Exception):
+class CrashError(Exception):
     """Stands for whatever ends a run between two layers."""
 
 
 def crash_after(layers):
     def on_layer(report, _):
         if report.layer == layers - 1:
-            raise Crash
+            raise CrashError
 
     return on_layer
 
@@ -201,17 +202,15 @@ def whole(tmp_path_factory, dense, tiny_config):
 
 
 def interrupted(dense, out, config, layers=2):
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         prune(dense, out, config, on_layer=crash_after(layers))
 
 
 def test_an_interrupted_run_goes_on_and_ends_bit_identical(dense, tmp_path, whole):
     config, reference = whole
     interrupted(dense, tmp_path / "out", config)
-    with pytest.raises(ValueError, match="no config.json"):  # nothing takes it for a model
-        from slimgpt.source import resolve_model
-
-        resolve_model(tmp_path / "out")
+    with pytest.raises(ValueError, match="no config.json"):
+        resolve_model(tmp_path / "out")  # nothing takes it for a model
     report = prune(dense, tmp_path / "out", config)
     assert report.replayed_layers == 2
     assert model_files(tmp_path / "out") == model_files(reference)
@@ -247,16 +246,21 @@ def test_a_finished_run_is_not_made_again(dense, tmp_path, whole):
     assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")} == before
 
 
-def test_another_config_model_or_calibration_on_the_same_out_is_refused(dense, dense_mha, tmp_path, whole, tiny_config):
-    config, reference = whole
+def test_another_config_model_or_calibration_on_the_same_out_is_refused(dense, dense_mha, tmp_path, tiny_config):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 400)
+    config = tiny_config(calibration=str(text))
     interrupted(dense, tmp_path / "out", config)
     before = model_files(tmp_path / "out")
     with pytest.raises(FileExistsError, match=r"ratio was 0.3, now 0.4"):
-        prune(dense, tmp_path / "out", tiny_config(ratio=0.4))
-    with pytest.raises(FileExistsError, match="calibration was .* seed was 0, now 1"):
-        prune(dense, tmp_path / "out", tiny_config(seed=1))
+        prune(dense, tmp_path / "out", tiny_config(calibration=str(text), ratio=0.4))
+    with pytest.raises(FileExistsError, match="seed was 0, now 1"):
+        prune(dense, tmp_path / "out", tiny_config(calibration=str(text), seed=1))
     with pytest.raises(FileExistsError, match="model was"):
         prune(dense_mha, tmp_path / "out", config)
+    text.write_text("a lazy dog sleeps here " * 400)
+    with pytest.raises(FileExistsError, match="holds another pruning: calibration was"):
+        prune(dense, tmp_path / "out", config)
     assert model_files(tmp_path / "out") == before
 
 
@@ -272,26 +276,29 @@ def test_a_second_process_on_one_out_is_refused(dense, tmp_path, tiny_config):
     def second(report, _):
         with pytest.raises(BlockingIOError, match="another process"):
             prune(dense, tmp_path / "out", tiny_config())
-        raise Crash
+        raise CrashError
 
-    with pytest.raises(Crash):
+    with pytest.raises(CrashError):
         prune(dense, tmp_path / "out", tiny_config(), on_layer=second)
 
 
 def test_kill_9_at_any_moment_loses_nothing(dense, tmp_path, whole):
-    """Twenty kills, each at a random function call of a run, on folders in every state; then one run to the end each."""
+    """Twenty kills, each at a random call of a run, on folders in every state; then one run to the end."""
     config, reference = whole
     calls = _prune_in_process(dense, tmp_path / "counted", config, kill_at=0)
     chance = random.Random(0)
     for kill in range(20):
-        assert _prune_in_process(dense, tmp_path / f"out{kill % 4}", config, kill_at=chance.randint(1, calls)) in (0, -9)
+        assert _prune_in_process(dense, tmp_path / f"out{kill % 4}", config, kill_at=chance.randint(1, calls)) in (
+            0,
+            -9,
+        )
     for i in range(4):
         prune(dense, tmp_path / f"out{i}", config)
         assert model_files(tmp_path / f"out{i}") == model_files(reference)
 
 
 def _prune_in_process(dense, out, config, *, kill_at):
-    """Prune in a process of its own that kills itself at its ``kill_at``-th call. Its exit code; for 0, how many calls it made."""
+    """Prune in a process that kills itself at its ``kill_at``-th call. Its exit code; for 0, how many calls it made."""
     processes = multiprocessing.get_context("forkserver")
     processes.set_forkserver_preload(["slimgpt.pruner", "tests.tiny_models"])
     answer = processes.Queue()

@@ -20,7 +20,9 @@ def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
     assert sum(p.numel() for p in model.parameters()) == 134_515_008
     assert model.dtype == torch.bfloat16
-    answer = model.generate(**tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4, do_sample=False)
+    answer = model.generate(
+        **tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4, do_sample=False
+    )
     assert "Paris" in tokenizer.decode(answer[0])
     assert tokenizer.chat_template
 
