@@ -83,7 +83,7 @@ def compare(
         check_servable(model)
         _check_length(model, config)
     workdir.mkdir(parents=True, exist_ok=True)
-    tell = on_progress or (lambda line: None)
+    tell = on_progress or (lambda _: None)
     runs: dict[str, list[dict[str, float]]] = {"dense": [], "pruned": []}
     servers: dict[str, RunningServer] = {}
     with ExitStack() as stack:

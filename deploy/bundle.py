@@ -97,7 +97,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """vLLM's options, by their long names. The start script's arguments win over them."""
+    """Options of vLLM, by their long names. The start script's arguments win over them."""
     return {"served-model-name": name, "host": "127.0.0.1", "port": 8000, "dtype": "auto", "generation-config": "auto"}
 
 
@@ -163,13 +163,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _move_into_place(partial: Path, out: Path) -> None:
     """Rename ``partial`` to ``out``; an older bundle there leaves only when the new one has taken its place."""
     if not out.exists() or not any(out.iterdir()):
-        os.replace(partial, out)  # POSIX renames onto an empty folder
+        partial.replace(out)  # POSIX renames onto an empty folder
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))
-    os.replace(out, old)
+    out.replace(old)
     try:
-        os.replace(partial, out)
+        partial.replace(out)
     except OSError:
-        os.replace(old, out)
+        old.replace(out)
         raise
     shutil.rmtree(old)
