@@ -1,4 +1,4 @@
-"""Is the Hugging Face hub there? Asked once and briefly, so that a machine without a network does not wait for retries."""
+"""Is the Hugging Face hub there? Asked once and briefly: a machine without a network must not wait for retries."""
 
 import threading
 from functools import cache

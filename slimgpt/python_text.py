@@ -19,7 +19,7 @@ LEFT_OUT = {"__pycache__", "dist-packages", "idlelib", "lib2to3", "pydoc_data", 
 
 
 def calibration_documents() -> list[str]:
-    """Four of five documents: Python's reference topics, then one document of docstrings per standard library module."""
+    """Four of five documents: Python's reference topics, then each library module's docstrings."""
     return [text for i, text in enumerate(_documents()) if i % HELD_OUT_EVERY != HELD_OUT_EVERY - 1]
 
 
@@ -35,9 +35,8 @@ def _documents() -> tuple[str, ...]:
     seen: set[str] = set()
     documents = [_new_paragraphs(topics[name], seen) for name in sorted(topics)]
     library = Path(sysconfig.get_path("stdlib"))
-    for path in sorted(library.rglob("*.py")):
-        if not LEFT_OUT & set(path.relative_to(library).parts):
-            documents.append(_new_paragraphs("\n\n".join(_docstrings(path)), seen))
+    modules = [path for path in sorted(library.rglob("*.py")) if not LEFT_OUT & set(path.relative_to(library).parts)]
+    documents += [_new_paragraphs("\n\n".join(_docstrings(path)), seen) for path in modules]
     return tuple(text for text in documents if len(text) >= MIN_DOCSTRING_CHARS)
 
 

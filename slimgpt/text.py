@@ -1,7 +1,7 @@
 """Where text comes from: what the user names, local data (SLIMGPT_DATA), the hub, or what every CPython carries.
 
 In that order, never silently: ``TextSource`` says which it was, and reports and tables repeat it.
-Local data is a folder laid out like this: c4/train.jsonl, wikitext-2-raw/wiki.test.raw, wikitext-2-raw/wiki.train-head.raw.
+Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw and wikitext-2-raw/wiki.train-head.raw.
 """
 
 import hashlib

@@ -23,7 +23,7 @@ def local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "c4").mkdir(parents=True)
     (folder / "wikitext-2-raw").mkdir()
     write_jsonl(folder / "c4/train.jsonl", ROWS)
-    (folder / "wikitext-2-raw/wiki.test.raw").write_bytes(" \n = Title = \n \n A line .\r\n".encode())
+    (folder / "wikitext-2-raw/wiki.test.raw").write_bytes(b" \n = Title = \n \n A line .\r\n")
     (folder / "wikitext-2-raw/wiki.train-head.raw").write_text("training text")
     monkeypatch.setenv("SLIMGPT_DATA", str(folder))
     return folder
