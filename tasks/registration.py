@@ -1,0 +1,247 @@
+"""Register a compression in MLflow: one run that holds everything, one logged model, one version with the alias ``challenger``.
+
+The alias moves last: whoever follows ``models:/NAME@challenger`` never sees a version whose files are still on their way.
+"""
+
+import dataclasses
+import json
+import os
+import tempfile
+import time
+from dataclasses import dataclass, field
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+import deploy
+import slimgpt
+
+from deploy.benchmark import BenchReport
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.models import Model, ModelSignature
+from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+from slimgpt.report import PruneReport
+from tasks.environment import Workspace
+from tasks.registry import MODEL_PATH, check_name, fetch_model, open_client
+
+__all__ = ["RegisteredVersion", "RegistrationInput", "fetch_model", "register"]
+
+EXPERIMENT = "slimgpt"
+ALIAS = "challenger"
+MODEL_NAME = "model"  # of the logged model
+_LAYER_METRICS = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "attention_error", "ffn_error", "ratio", "seconds")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RegistrationInput:
+    """What one MLflow run is made of.
+
+    Args:
+        name: of the registered model.
+        model: the pruned checkpoint's folder.
+        pruning: what pruning did.
+        parameters: nested; flattened to ``prune.ratio`` and the like.
+        dense, pruned: evaluation metrics.
+        bench: benchmark, or None where skipped.
+        data: one ``{"name", "digest", "source", "context"}`` per text or data set.
+        files: artifacts: path in the run -> local file.
+    """
+
+    name: str
+    model: Path
+    pruning: PruneReport
+    parameters: dict[str, Any]
+    dense: dict[str, float]
+    pruned: dict[str, float]
+    bench: BenchReport | None
+    data: list[dict[str, str]]
+    files: dict[str, Path] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    model_id: str
+
+    @property
+    def uri(self) -> str:
+        return f"models:/{self.name}@{self.alias}"
+
+
+@task(name="register in MLflow", cache_policy=NO_CACHE, persist_result=False)
+def register(asked: RegistrationInput, workspace: Workspace) -> RegisteredVersion:
+    """Write the run, upload the model, register a version, set the alias.
+
+    Raises:
+        ConnectionError: when the server does not answer.
+    """
+    check_name(asked.name)
+    client = open_client(workspace)
+    run = client.create_run(_experiment(client, workspace), run_name=asked.name, tags=_tags(asked))
+    run_id, model_id = run.info.run_id, ""
+    try:
+        _log_facts(client, run_id, asked)
+        _log_files(client, run_id, asked)
+        logged = client.create_logged_model(
+            run.info.experiment_id, MODEL_NAME, run_id, params=_flat(asked.parameters), model_type="causal-lm", tags=_tags(asked)
+        )
+        model_id = logged.model_id
+        client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
+        _upload_model(client, run_id, model_id, asked.model)
+        client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+        version = _create_version(client, run_id, model_id, asked)
+        client.set_registered_model_alias(asked.name, ALIAS, version)
+    except BaseException:
+        if model_id:
+            client.finalize_logged_model(model_id, LoggedModelStatus.FAILED)
+        client.set_terminated(run_id, "FAILED")
+        raise
+    client.set_terminated(run_id, "FINISHED")
+    get_run_logger().info("registered %s version %s as %s", asked.name, version, ALIAS)
+    return RegisteredVersion(asked.name, version, ALIAS, run_id, model_id)
+
+
+def _experiment(client: MlflowClient, workspace: Workspace) -> str:
+    found = client.get_experiment_by_name(EXPERIMENT)
+    if found is not None:
+        return str(found.experiment_id)
+    # A server knows where artifacts go; without one MLflow would put them into the current folder.
+    local = not workspace.tracking_uri.startswith(("http:", "https:"))
+    try:
+        return str(client.create_experiment(EXPERIMENT, workspace.mlflow_artifacts.as_uri() if local else None))
+    except MlflowException:  # another process was quicker
+        return str(client.get_experiment_by_name(EXPERIMENT).experiment_id)
+
+
+def _tags(asked: RegistrationInput) -> dict[str, str]:
+    tags = {"ratio": f"{asked.pruning.ratio:.4f}", "base_model": asked.pruning.base_model, "device": asked.pruning.device}
+    for name, value in asked.pruned.items():
+        if name.endswith("/perplexity"):
+            tags |= {"perplexity": f"{value:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
+    if asked.bench is not None:
+        tags["speedup"] = f"{asked.bench.ratios['output_throughput'].median:.4f}"
+    return tags | {f"version.{name}": number for name, number in asked.pruning.versions.items()}
+
+
+def _log_facts(client: MlflowClient, run_id: str, asked: RegistrationInput) -> None:
+    """Parameters, metrics and data sets. Params cannot be changed once written, so they go first and once."""
+    now, pruning = int(time.time() * 1000), asked.pruning
+    totals = ("ratio", "model_ratio", "parameters_before", "parameters_after", "bytes_before", "bytes_after", "seconds", "peak_memory_bytes")
+    flat = {f"pruning/{name}": float(getattr(pruning, name)) for name in totals}
+    flat |= {f"dense/{name}": value for name, value in asked.dense.items()}
+    flat |= {f"pruned/{name}": value for name, value in asked.pruned.items()}
+    if asked.bench is not None:
+        flat |= {f"bench/{name}": value for name, value in asked.bench.metrics.items()}
+    metrics = [Metric(name, float(value), now, 0) for name, value in flat.items()]
+    for layer in pruning.layers:
+        metrics += [Metric(f"layer/{name}", float(getattr(layer, name)), now, layer.layer) for name in _LAYER_METRICS]
+    params = [Param(name, value) for name, value in _flat(asked.parameters).items()]
+    for start in range(0, len(params), 100):  # the most that a request may hold
+        client.log_batch(run_id, params=params[start : start + 100])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])
+    client.log_inputs(run_id, [_dataset(item) for item in asked.data])
+
+
+def _dataset(item: dict[str, str]) -> DatasetInput:
+    source = json.dumps({"uri": item["source"]})
+    dataset = Dataset(name=item["name"], digest=item["digest"][:36], source_type="local", source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", item["context"])])
+
+
+def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of an absolute path only the last part, which says as much."""
+    flat: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            text = str(list(value) if isinstance(value, tuple) else value)
+            flat[f"{prefix}{key}"] = Path(text).name if os.path.isabs(text) else text[:6000]
+    return flat
+
+
+def _log_files(client: MlflowClient, run_id: str, asked: RegistrationInput) -> None:
+    for place, file in asked.files.items():
+        folder, name = os.path.split(place)
+        if file.name == name:
+            client.log_artifact(run_id, str(file), folder or None)
+            continue
+        with tempfile.TemporaryDirectory() as temporary:  # MLflow keeps the local name
+            renamed = Path(temporary) / name
+            renamed.write_bytes(file.read_bytes())
+            client.log_artifact(run_id, str(renamed), folder or None)
+
+
+def _upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path) -> None:
+    """A pyfunc model from code, whose checkpoint files go up straight from where they lie: no second copy, nothing loaded."""
+    from mlflow import pyfunc
+
+    example = {"prompt": "The capital of France is"}
+    signature = ModelSignature(
+        inputs=Schema([ColSpec("string", "prompt")]),
+        outputs=Schema([ColSpec("string")]),
+        params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64), ParamSpec("temperature", "double", 0.0)]),
+    )
+    needs = [f"{name}=={installed(name).partition('+')[0]}" for name in ("mlflow", "torch", "transformers", "safetensors", "datasets")]
+    with tempfile.TemporaryDirectory() as temporary:
+        skeleton = Path(temporary) / "skeleton"
+        (marker := Path(temporary) / "model").mkdir()
+        (marker / "config.json").write_text("{}")
+        description = Model(run_id=run_id, model_uuid=model_id, model_id=model_id)
+        pyfunc.save_model(
+            path=str(skeleton),
+            python_model=str(Path(deploy.__file__).parent / "pyfunc_model.py"),
+            code_paths=[str(Path(slimgpt.__file__).parent)],
+            artifacts={"model": str(marker)},
+            mlflow_model=description,
+            signature=signature,
+            input_example=[example],
+            pip_requirements=needs,
+        )
+        _forget_places(skeleton, description)
+        client.log_model_artifacts(model_id, str(skeleton))
+        client.log_model_artifacts(model_id, str(folder), MODEL_PATH)
+
+
+def _forget_places(skeleton: Path, description: Model) -> None:
+    """Take this machine's folders out of MLmodel, and the marker that stood for the checkpoint."""
+    for config in description.flavors.values():
+        for artifact in config.get("artifacts", {}).values():
+            artifact["uri"] = artifact["path"]
+    description.save(str(skeleton / "MLmodel"))
+    (skeleton / MODEL_PATH / "config.json").unlink()
+
+
+def _create_version(client: MlflowClient, run_id: str, model_id: str, asked: RegistrationInput) -> str:
+    pruning = asked.pruning
+    try:
+        client.create_registered_model(asked.name, description="Pruned by SlimGPT.")
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            raise
+    description = (
+        f"{pruning.base_model} without {pruning.ratio:.1%} of its projection parameters "
+        f"({pruning.parameters_before / 1e6:.1f} M -> {pruning.parameters_after / 1e6:.1f} M)."
+    )
+    version = client.create_model_version(
+        asked.name, f"models:/{model_id}", run_id, tags=_tags(asked), description=description, model_id=model_id, await_creation_for=120
+    )
+    return str(version.version)
+
+
+def parameters_of(**configs: Any) -> dict[str, Any]:
+    """Dataclasses and plain values as one nested dict of parameters."""
+    return {
+        name: dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else config
+        for name, config in configs.items()
+    }
