@@ -3,8 +3,7 @@
 import threading
 from functools import cache
 
-from huggingface_hub import constants
-from huggingface_hub.utils import get_session
+from huggingface_hub import constants, get_session
 
 PROBE_SECONDS = 5.0
 
