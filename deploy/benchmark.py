@@ -5,7 +5,6 @@ much the machine itself drifted. The two runs of a pair send the same prompts; e
 fixed length, the prefix cache is off, warm-ups are dropped, and one failed request fails the benchmark.
 """
 
-import dataclasses
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from deploy.availability import serves_on_cpu, vllm_version
+from deploy.bench_report import COUNTS, METRICS, BenchReport, Ratio
 from deploy.files import write_atomically
 from deploy.serving import (
     RunningServer,
@@ -33,10 +33,6 @@ from deploy.serving import (
     stop_session,
 )
 from slimgpt.config import check_limits, option
-
-LATENCIES = tuple(f"{stat}_{kind}_ms" for kind in ("ttft", "tpot", "itl", "e2el") for stat in ("mean", "p50", "p95", "p99"))
-METRICS = ("output_throughput", "total_token_throughput", "request_throughput", *LATENCIES)
-COUNTS = ("num_prompts", "completed", "failed", "total_input_tokens", "total_output_tokens", "duration")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,68 +63,6 @@ class BenchConfig:
         check_limits(self)
 
 
-@dataclass(frozen=True)
-class Ratio:
-    """Pruned over dense, of the pairs: their median and extremes."""
-
-    median: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class BenchReport:
-    """What was measured. ``to_dict`` is the schema of bench.json.
-
-    Attributes:
-        config: the BenchConfig.
-        environment: versions, device and cores.
-        dense, pruned: one dict per pair with METRICS and COUNTS (tokens per second, milliseconds, seconds).
-        ratios: per metric, pruned over dense: above 1 is better for throughputs, below 1 for times.
-        drift: the last dense run's output throughput over the first's; None where it was not measured.
-        start_seconds, load_seconds, file_bytes, kv_cache_tokens: by "dense" and "pruned". Start is from the command to the
-            first healthy answer; dense starts first, on colder caches. Load is reading the weights alone.
-        seconds: of the whole benchmark.
-    """
-
-    config: dict[str, Any]
-    environment: dict[str, Any]
-    dense: list[dict[str, float]]
-    pruned: list[dict[str, float]]
-    ratios: dict[str, Ratio]
-    drift: float | None
-    start_seconds: dict[str, float]
-    load_seconds: dict[str, float]
-    file_bytes: dict[str, int]
-    kv_cache_tokens: dict[str, int]
-    seconds: float
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """Flat names for MLflow: dense/..., pruned/... (medians of the runs), ratio/... (medians of the pairs)."""
-        flat: dict[str, float] = {}
-        for side, runs in (("dense", self.dense), ("pruned", self.pruned)):
-            flat |= {f"{side}/{name}": statistics.median(run[name] for run in runs) for name in METRICS}
-            flat[f"{side}/start_seconds"] = self.start_seconds[side]
-            flat[f"{side}/load_seconds"] = self.load_seconds[side]
-            flat[f"{side}/file_bytes"] = self.file_bytes[side]
-            flat[f"{side}/kv_cache_tokens"] = self.kv_cache_tokens[side]
-        flat |= {f"ratio/{name}": ratio.median for name, ratio in self.ratios.items()}
-        flat["ratio/output_throughput_low"] = self.ratios["output_throughput"].low
-        flat["ratio/output_throughput_high"] = self.ratios["output_throughput"].high
-        if self.drift is not None:
-            flat["drift"] = self.drift
-        return flat
-
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
-    @classmethod
-    def from_dict(cls, data: dict[str, Any]) -> "BenchReport":
-        ratios = {name: Ratio(**ratio) for name, ratio in data["ratios"].items()}
-        return cls(**{**{field.name: data[field.name] for field in dataclasses.fields(cls)}, "ratios": ratios})
-
-
 def compare(
     dense: Path,
     pruned: Path,
@@ -140,7 +74,7 @@ def compare(
     """Serve both models, measure them in turn, and write ``workdir``/bench.json (servers' and clients' logs beside it).
 
     Raises:
-        ValueError: before anything starts: vLLM cannot run here, a folder is no checkpoint, requests too long for a model.
+        ValueError: before anything starts: vLLM cannot run here, a folder is no checkpoint, requests too long.
         ServerError: a server did not start, a request failed, or the two models did not do the same work.
     """
     started = time.monotonic()
@@ -173,7 +107,9 @@ def compare(
             for side in models:
                 runs[side].append(measure(side, seed, f"pair{pair + 1}of{config.pairs}"))
             if runs["dense"][-1]["total_input_tokens"] != runs["pruned"][-1]["total_input_tokens"]:
-                raise ServerError(f"the models read different prompts in pair {pair + 1}: are their tokenizers the same?")
+                raise ServerError(
+                    f"the models read different prompts in pair {pair + 1}: are their tokenizers the same?"
+                )
         drift = None
         if config.show_drift:
             again = measure("dense", config.seed + config.pairs, "again")
@@ -186,7 +122,9 @@ def compare(
         ratios={name: _ratio(name, runs["dense"], runs["pruned"]) for name in METRICS},
         drift=drift,
         start_seconds={side: server.start_seconds for side, server in servers.items()},
-        load_seconds={side: _from_log(server.log, r"Loading weights took ([\d.]+) s") for side, server in servers.items()},
+        load_seconds={
+            side: _from_log(server.log, r"Loading weights took ([\d.]+) s") for side, server in servers.items()
+        },
         file_bytes={side: sum(f.stat().st_size for f in model.glob("*.safetensors")) for side, model in models.items()},
         kv_cache_tokens={
             side: int(_from_log(server.log, r"KV cache size: ([\d,]+) tokens")) for side, server in servers.items()
@@ -220,8 +158,8 @@ def _check_length(model: Path, config: BenchConfig) -> None:
     longest, asked = _longest(model), config.input_len + config.output_len
     if longest and asked > longest:
         raise ValueError(
-            f"input_len {config.input_len} + output_len {config.output_len} = {asked} tokens; {model} allows {longest}: "
-            "lower one of them"
+            f"input_len {config.input_len} + output_len {config.output_len} = {asked} tokens; {model} allows "
+            f"{longest}: lower one of them"
         )
 
 

@@ -1,7 +1,7 @@
 """Start ``vllm serve``, wait until it answers, and leave no process behind however this one ends.
 
-    with serving(Path("out"), ServeConfig(), log=Path("vllm.log")) as server:
-        requests.post(f"{server.url}/v1/completions", json={"model": server.model_name, "prompt": "Hello"})
+with serving(Path("out"), ServeConfig(), log=Path("vllm.log")) as server:
+    requests.post(f"{server.url}/v1/completions", json={"model": server.model_name, "prompt": "Hello"})
 """
 
 import contextlib
@@ -114,7 +114,7 @@ def check_port(host: str, port: int) -> int:
         ValueError: if the port is in use or may not be listened on.
     """
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does: closed connections don't count
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as the server does
         try:
             probe.bind((host, port))
         except OSError as e:

@@ -9,6 +9,7 @@ and a server whose parent is killed is killed too, with its engine and workers, 
 """
 
 import ctypes
+import importlib
 import importlib.metadata
 import os
 import signal
@@ -54,9 +55,7 @@ def die_with_parent() -> None:
 
 
 def main() -> None:
-    from vllm.entrypoints.cli.main import main as vllm_main
-
-    vllm_main()
+    importlib.import_module("vllm.entrypoints.cli.main").main()
 
 
 if __name__ in ("__main__", "__mp_main__"):

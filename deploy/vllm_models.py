@@ -13,7 +13,7 @@ from vllm.model_executor.models.utils import extract_layer_index
 
 class SlimLlamaDecoderLayer(LlamaDecoderLayer):
     def __init__(self, vllm_config: VllmConfig, prefix: str = "", **kwargs: Any) -> None:
-        config = vllm_config.model_config.hf_config.per_layer_config[extract_layer_index(prefix)]
+        config: Any = vllm_config.model_config.hf_config.per_layer_config[extract_layer_index(prefix)]
         super().__init__(vllm_config, prefix, config=config, **kwargs)
 
 
