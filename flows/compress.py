@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flows.defaults import BENCH, EVALUATION, PRUNE
-from tasks.environment import RunFolder, prepare
+from tasks.environment import prepare
 
 prepare()  # before Prefect, which reads its settings when it is imported
 
@@ -21,7 +21,8 @@ from tasks.models import resolve  # noqa: E402
 from tasks.packaging import package  # noqa: E402
 from tasks.preflight import check_request, plan_pruning  # noqa: E402
 from tasks.pruning import prune_model  # noqa: E402
-from tasks.registration import RegisteredVersion, RegistrationInput, parameters_of, register  # noqa: E402
+from tasks.registration import RegistrationInput, parameters_of, register  # noqa: E402
+from tasks.registry import RegisteredVersion, default_name  # noqa: E402
 from tasks.reporting import Report, publish_artifacts, write_report  # noqa: E402
 
 
@@ -48,7 +49,7 @@ def compress(
 
     Args:
         model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
-        name: Name in the registry; empty for one made from the model's name and the ratio.
+        name: Name in the registry; empty for the model's own and -slim.
         prune: How the model is pruned.
         evaluation: What is measured of both models.
         bench: The load that both models are measured under.
@@ -56,7 +57,7 @@ def compress(
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
     """
     workspace = prepare(runs)
-    name = name or f"{Path(model).name or model}-slim".replace(":", "-").replace("/", "-").replace("@", "-")
+    name = name or default_name(model)
     folder = workspace.run(name, {"model": model, "revision": revision, "prune": prune.fingerprint()})
     ready = check_request(name, evaluation, bench, workspace)
     dense = resolve(model, revision, workspace)
@@ -73,9 +74,11 @@ def compress(
             model=bundle.model,
             pruning=pruned.report,
             parameters=parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench),
-            evaluations=(before, after),
+            dense=before,
+            pruned=after,
             bench=speed.report,
-            files=run_files(folder, report),
+            folder=folder,
+            report=report,
         ),
         workspace,
     )

@@ -8,7 +8,7 @@ import json
 import os
 import tempfile
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
@@ -24,14 +24,15 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from slimgpt.report import PruneReport
-from tasks.environment import Workspace
-from tasks.registry import MODEL_PATH, check_name, fetch_model, open_client
+from slimgpt.harness import EvalResult
+from slimgpt.report import REPORT, PruneReport
+from tasks.environment import RunFolder, Workspace
+from tasks.registry import ALIAS, MODEL_PATH, RegisteredVersion, check_name, fetch_model, open_client
+from tasks.reporting import Report
 
 __all__ = ["RegisteredVersion", "RegistrationInput", "fetch_model", "register"]
 
 EXPERIMENT = "slimgpt"
-ALIAS = "challenger"
 MODEL_NAME = "model"  # of the logged model
 _LAYER_METRICS = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "attention_error", "ffn_error", "ratio", "seconds")
 
@@ -45,36 +46,38 @@ class RegistrationInput:
         model: the pruned checkpoint's folder.
         pruning: what pruning did.
         parameters: nested; flattened to ``prune.ratio`` and the like.
-        dense, pruned: evaluation metrics.
-        bench: benchmark, or None where skipped.
-        data: one ``{"name", "digest", "source", "context"}`` per text or data set.
-        files: artifacts: path in the run -> local file.
+        dense, pruned: the evaluations.
+        bench: the benchmark, or None where it was skipped.
+        folder: the run's folder: bench.json and evaluation-*.json go up with the report.
+        report: the report's files.
     """
 
     name: str
     model: Path
     pruning: PruneReport
     parameters: dict[str, Any]
-    dense: dict[str, float]
-    pruned: dict[str, float]
+    dense: EvalResult
+    pruned: EvalResult
     bench: BenchReport | None
-    data: list[dict[str, str]]
-    files: dict[str, Path] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class RegisteredVersion:
-    """A version in the registry."""
-
-    name: str
-    version: str
-    alias: str
-    run_id: str
-    model_id: str
+    folder: RunFolder
+    report: Report
 
     @property
-    def uri(self) -> str:
-        return f"models:/{self.name}@{self.alias}"
+    def files(self) -> dict[str, list[Path]]:
+        """Artifact folder -> local files."""
+        facts = [self.model / REPORT, self.folder.bench / "bench.json"]
+        facts += [self.folder.root / f"evaluation-{side}.json" for side in ("dense", "pruned")]
+        if self.bench is None:
+            facts.remove(self.folder.bench / "bench.json")  # an older run's
+        return {"": [self.report.html, self.report.markdown, *facts], "plots": self.report.plots}
+
+    @property
+    def data(self) -> list[DatasetInput]:
+        """Every text and data set, with its digest and what it was used for."""
+        calibration = self.pruning.calibration
+        used = [(calibration["name"], calibration["sha256"], calibration.get("origin", ""), "calibration")]
+        used += [(text.name, text.sha256, text.origin, "evaluation") for text in self.dense.texts]
+        return [_dataset(*item) for item in used]
 
 
 @task(name="register in MLflow", cache_policy=NO_CACHE, persist_result=False)
@@ -124,7 +127,7 @@ def _experiment(client: MlflowClient, workspace: Workspace) -> str:
 
 def _tags(asked: RegistrationInput) -> dict[str, str]:
     tags = {"ratio": f"{asked.pruning.ratio:.4f}", "base_model": asked.pruning.base_model, "device": asked.pruning.device}
-    for name, value in asked.pruned.items():
+    for name, value in asked.pruned.metrics.items():
         if name.endswith("/perplexity"):
             tags |= {"perplexity": f"{value:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
     if asked.bench is not None:
@@ -137,8 +140,8 @@ def _log_facts(client: MlflowClient, run_id: str, asked: RegistrationInput) -> N
     now, pruning = int(time.time() * 1000), asked.pruning
     totals = ("ratio", "model_ratio", "parameters_before", "parameters_after", "bytes_before", "bytes_after", "seconds", "peak_memory_bytes")
     flat = {f"pruning/{name}": float(getattr(pruning, name)) for name in totals}
-    flat |= {f"dense/{name}": value for name, value in asked.dense.items()}
-    flat |= {f"pruned/{name}": value for name, value in asked.pruned.items()}
+    flat |= {f"dense/{name}": value for name, value in asked.dense.metrics.items()}
+    flat |= {f"pruned/{name}": value for name, value in asked.pruned.metrics.items()}
     if asked.bench is not None:
         flat |= {f"bench/{name}": value for name, value in asked.bench.metrics.items()}
     metrics = [Metric(name, float(value), now, 0) for name, value in flat.items()]
@@ -149,13 +152,14 @@ def _log_facts(client: MlflowClient, run_id: str, asked: RegistrationInput) -> N
         client.log_batch(run_id, params=params[start : start + 100])
     for start in range(0, len(metrics), 1000):
         client.log_batch(run_id, metrics=metrics[start : start + 1000])
-    client.log_inputs(run_id, [_dataset(item) for item in asked.data])
+    client.log_inputs(run_id, asked.data)
 
 
-def _dataset(item: dict[str, str]) -> DatasetInput:
-    source = json.dumps({"uri": item["source"]})
-    dataset = Dataset(name=item["name"], digest=item["digest"][:36], source_type="local", source=source)
-    return DatasetInput(dataset, [InputTag("mlflow.data.context", item["context"])])
+def _dataset(name: str, sha256: str, origin: str, context: str) -> DatasetInput:
+    # MLflow keeps 36 characters of a digest; data from the hub has a revision of its own and none
+    source = json.dumps({"origin": origin, "sha256": sha256})
+    dataset = Dataset(name=name, digest=sha256[:36] or "none", source_type=origin.replace(" ", "_") or "local", source=source)
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
@@ -171,15 +175,9 @@ def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 
 def _log_files(client: MlflowClient, run_id: str, asked: RegistrationInput) -> None:
-    for place, file in asked.files.items():
-        folder, name = os.path.split(place)
-        if file.name == name:
-            client.log_artifact(run_id, str(file), folder or None)
-            continue
-        with tempfile.TemporaryDirectory() as temporary:  # MLflow keeps the local name
-            renamed = Path(temporary) / name
-            renamed.write_bytes(file.read_bytes())
-            client.log_artifact(run_id, str(renamed), folder or None)
+    for place, files in asked.files.items():
+        for file in files:
+            client.log_artifact(run_id, str(file), place or None)
 
 
 def _upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path) -> None:

@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit, urlunsplit
 
@@ -16,8 +17,25 @@ from mlflow.exceptions import MlflowException
 
 from tasks.environment import Workspace, prepare
 
+ALIAS = "challenger"
 MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
 _URI = re.compile(r"(?P<scheme>models|runs):/+(?P<rest>.+)")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    model_id: str
+
+    @property
+    def uri(self) -> str:
+        """What other tools take: it follows the alias."""
+        return f"models:/{self.name}@{self.alias}"
 
 
 def is_model_uri(model: str) -> bool:
@@ -34,6 +52,12 @@ def check_name(name: str) -> str:
     if not name.strip() or any(sign in name for sign in "/:\\") or name != name.strip():
         raise ValueError(f"name is {name!r}; a registered model's name is not empty and has no '/', ':' or outer blanks")
     return name
+
+
+def default_name(model: str) -> str:
+    """The registered name of what becomes of ``model``: its last part, with what MLflow refuses replaced, and ``-slim``."""
+    last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.").removesuffix("-slim") + "-slim"
 
 
 def open_client(workspace: Workspace) -> MlflowClient:

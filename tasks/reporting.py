@@ -13,7 +13,7 @@ from slimgpt.harness import EvalResult
 from slimgpt.report import PruneReport
 from tasks.benchmarking import Benchmark
 from tasks.environment import RunFolder
-from tasks.registration import RegisteredVersion
+from tasks.registry import RegisteredVersion
 
 
 @dataclass(frozen=True)
