@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 RUNS_VARIABLE = "SLIMGPT_RUNS"
+_set_here: dict[str, str] = {}  # values that an earlier prepare() chose, which a later one may change
 
 
 @dataclass(frozen=True)
@@ -73,10 +74,11 @@ class RunFolder:
 def prepare(runs: str | Path = "") -> Workspace:
     """Set what Prefect, MLflow, vLLM and Hugging Face read from the environment, and return the workspace.
 
-    Nothing is created and nothing that is already set is changed.
+    Nothing is created, and nothing that the user has set is changed.
     """
     workspace = Workspace.at(runs)
     wanted = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{workspace.mlflow_database}",  # else a relative one: it would follow the cwd
         # results ignore PREFECT_HOME and would land in the user's home folder
         "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(workspace.root / "prefect-results"),
         "PREFECT_MEMO_STORE_PATH": str(workspace.root / "prefect-results" / "memo.toml"),
@@ -93,5 +95,6 @@ def prepare(runs: str | Path = "") -> Workspace:
         "TOKENIZERS_PARALLELISM": "false",  # forked after use it would warn on each start of a child
     }
     for variable, value in wanted.items():
-        os.environ.setdefault(variable, value)
+        if os.environ.get(variable, "") in ("", _set_here.get(variable)):
+            os.environ[variable] = _set_here[variable] = value
     return workspace
