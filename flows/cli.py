@@ -59,14 +59,17 @@ def prune(
     from slimgpt.pruner import prune as run
     from tqdm import tqdm
 
-    with tqdm(unit="layer", desc="prune", file=sys.stderr) as bar:
+    bars: list[Any] = []  # made with the first layer: a refusal before it shows no bar
 
-        def on_layer(layer: Any, layers: int) -> None:
-            bar.total = layers
-            bar.set_postfix_str(f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}", refresh=False)
-            bar.update(layer.layer + 1 - bar.n)
+    def on_layer(layer: Any, layers: int) -> None:
+        if not bars:
+            bars.append(tqdm(total=layers, unit="layer", desc="prune", file=sys.stderr))
+        bars[0].set_postfix_str(f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}", refresh=False)
+        bars[0].update(layer.layer + 1 - bars[0].n)
 
-        run(folder, out, config, on_layer=on_layer)
+    run(folder, out, config, on_layer=on_layer)
+    for bar in bars:
+        bar.close()
     show.inspect(out)
     show.line(f"written to    {out}")
 

@@ -59,7 +59,7 @@ def compress(
     workspace = prepare(runs)
     name = name or default_name(model)
     folder = workspace.run(name, {"model": model, "revision": revision, "prune": prune.fingerprint()})
-    ready = check_request(name, evaluation, bench, workspace)
+    ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
     plan_pruning(dense.folder, prune, folder)
     pruned = prune_model(dense.folder, prune, folder)

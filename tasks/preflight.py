@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.availability import vllm_available
-from deploy.benchmark import BenchConfig
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from slimgpt.config import EvalConfig, PruneConfig
@@ -28,7 +27,7 @@ class Preflight:
 
 
 @task(name="check the request", cache_policy=NO_CACHE, persist_result=False)
-def check_request(name: str, evaluation: EvalConfig, bench: BenchConfig, workspace: Workspace) -> Preflight:
+def check_request(name: str, evaluation: EvalConfig, workspace: Workspace) -> Preflight:
     """Refuse what cannot work: names, data, folders, a registry that does not answer.
 
     Raises:
@@ -40,7 +39,7 @@ def check_request(name: str, evaluation: EvalConfig, bench: BenchConfig, workspa
     if evaluation.perplexity != "none":
         perplexity_text(evaluation.perplexity)
     open_client(workspace)
-    reason = vllm_available() if bench.pairs else ""
+    reason = vllm_available()
     if reason:
         get_run_logger().warning("serving steps will be skipped: %s", reason)
     return Preflight(serving=reason)

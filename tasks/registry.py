@@ -1,6 +1,7 @@
 """The MLflow side that needs no Prefect: a client that answers within seconds, and models fetched by URI."""
 
 import contextlib
+import logging
 import os
 import re
 import shutil
@@ -68,6 +69,8 @@ def open_client(workspace: Workspace) -> MlflowClient:
         OSError: when the SQLite file cannot be opened.
     """
     prepare(workspace.root)
+    for chatty in ("mlflow.store.db.utils", "alembic"):  # tables made on the first use are no news
+        logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = workspace.tracking_uri
     if uri.startswith("sqlite:"):
         try:
@@ -79,9 +82,8 @@ def open_client(workspace: Workspace) -> MlflowClient:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, requests, SQLAlchemy: whatever it is, the server cannot be used
-        reason = _without_secrets(str(error).splitlines()[0] if str(error) else type(error).__name__, uri)
         raise ConnectionError(
-            f"MLflow at {_without_password(uri)} does not answer ({reason[-160:]}); "
+            f"MLflow at {_without_password(uri)} does not answer ({_reason(error, uri)}); "
             "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"
         ) from None
     return client
@@ -90,7 +92,7 @@ def open_client(workspace: Workspace) -> MlflowClient:
 @contextlib.contextmanager
 def _impatient() -> Iterator[None]:
     """MLflow's own patience is minutes, which suits uploads; whether a server is there is known in seconds."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", "MLFLOW_HTTP_REQUEST_TIMEOUT": "8"}
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in limits}
     os.environ.update(limits)
     try:
@@ -110,8 +112,12 @@ def _without_password(uri: str) -> str:
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _without_secrets(text: str, uri: str) -> str:
-    parts = urlsplit(uri)
+def _reason(error: Exception, uri: str) -> str:
+    """The cause in a few words, without user or password: it lies at the end of what requests and SQLAlchemy say."""
+    text, parts = str(error) or type(error).__name__, urlsplit(uri)
+    if found := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
+        return found[0]
+    text = text.splitlines()[0][-160:]
     for secret in (parts.password, parts.username):
         if secret:
             text = text.replace(secret, "***")
@@ -131,8 +137,8 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
     """
     workspace = workspace or Workspace.at()
     found = _URI.fullmatch(uri)
-    if not found:
-        raise ValueError(f"{uri!r} is no model URI; use models:/NAME@alias, models:/NAME/VERSION or runs:/RUN_ID")
+    if not found or (found["scheme"] == "models" and not re.search(r"@.|/.|^m-", found["rest"])):
+        raise ValueError(f"{uri!r} names no model; use models:/NAME@challenger, models:/NAME/1 or runs:/RUN_ID")
     client = open_client(workspace)
     try:
         model = _logged_model(client, found["scheme"], found["rest"].strip("/"))
@@ -163,10 +169,8 @@ def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
         version = client.get_model_version_by_alias(*rest.rsplit("@", 1))
     elif "/" in rest:
         version = client.get_model_version(*rest.rsplit("/", 1))
-    elif rest.startswith("m-"):
-        return client.get_logged_model(rest)
     else:
-        raise ValueError(f"models:/{rest} names no version; use models:/{rest}@challenger or models:/{rest}/1")
+        return client.get_logged_model(rest)
     model_id = version.model_id or version.source.removeprefix("models:/")
     return client.get_logged_model(model_id)
 
