@@ -267,7 +267,7 @@ def main() -> None:
     """Run the command line. Mistakes of the user end in one line and exit code 2, faults of the program in a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
-        app(exit_on_error=False, print_error=False)
+        app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} (see slimgpt {' '.join(sys.argv[1:2])} --help)")
     except (ValueError, OSError) as error:

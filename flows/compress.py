@@ -18,7 +18,7 @@ from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
 from tasks.benchmarking import benchmark  # noqa: E402
 from tasks.evaluation import evaluate_model  # noqa: E402
 from tasks.models import resolve  # noqa: E402
-from tasks.packaging import package  # noqa: E402
+from tasks.bundling import package  # noqa: E402
 from tasks.preflight import check_request, plan_pruning  # noqa: E402
 from tasks.pruning import prune_model  # noqa: E402
 from tasks.registration import RegistrationInput, parameters_of, register  # noqa: E402

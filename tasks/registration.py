@@ -207,16 +207,18 @@ def _upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path
             pip_requirements=needs,
         )
         _forget_places(skeleton, description)
+        description.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+        description.save(str(skeleton / "MLmodel"))
         client.log_model_artifacts(model_id, str(skeleton))
         client.log_model_artifacts(model_id, str(folder), MODEL_PATH)
 
 
 def _forget_places(skeleton: Path, description: Model) -> None:
-    """Take this machine's folders out of MLmodel, and the marker that stood for the checkpoint."""
+    """Take this machine's folders out of the description, and away the marker that stood for the checkpoint."""
     for config in description.flavors.values():
         for artifact in config.get("artifacts", {}).values():
             artifact["uri"] = artifact["path"]
-    description.save(str(skeleton / "MLmodel"))
+        config["model_code_path"] = Path(config["model_code_path"]).name  # all that the loader reads of it
     (skeleton / MODEL_PATH / "config.json").unlink()
 
 
