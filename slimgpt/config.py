@@ -143,8 +143,8 @@ class EvalConfig:
 
     def __post_init__(self) -> None:
         asked: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
-        names = asked.split(",") if isinstance(asked, str) else asked
-        tasks = tuple(name.strip() for name in names if name.strip())
+        items = [asked] if isinstance(asked, str) else asked
+        tasks = tuple(name.strip() for item in items for name in item.split(",") if name.strip())
         object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
         check_limits(self)
         if not self.tasks and self.perplexity == "none":

@@ -184,7 +184,7 @@ def _run_tasks(
 ) -> dict[str, Any]:
     import lm_eval  # seconds to import, and optional
     from lm_eval.models.huggingface import HFLM
-    from lm_eval.utils import handle_non_serializable
+    from lm_eval.utils import handle_non_serializable, hash_string
 
     say(f"tasks: {', '.join(tasks)}")
     # Said explicitly and recorded: a tokenizer that lost its BOS when it was saved again shifts every figure.
@@ -196,10 +196,14 @@ def _run_tasks(
         device=str(model.device),
         add_bos_token=add_bos,
     )
-    # Samples are asked for, since lm-eval makes its task hashes (which documents and prompts) from them.
+    # Samples are asked for to make lm-eval's task hashes, which prove that two runs saw the same documents and prompts.
     raw = lm_eval.simple_evaluate(
         model=lm, tasks=list(tasks.values()), limit=config.limit or None, batch_size=config.batch_size, log_samples=True
     )
+    raw["task_hashes"] = {
+        task: hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
+        for task, rows in raw["samples"].items()
+    }
     for private in PRIVATE:
         raw.pop(private, None)
     raw["config"] |= {"model": name, "add_bos_token": add_bos}

@@ -18,7 +18,9 @@ def hub_unreachable() -> str:
     def ask() -> None:
         try:
             response = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS, follow_redirects=True)
-            answer.append("" if response.status_code < 400 else f"the hub answers with status {response.status_code}")
+            # Mirrors need not serve their root (404), but a proxy that refuses or a server in trouble is no hub.
+            refused = response.status_code in (401, 403, 407) or response.status_code >= 500
+            answer.append(f"the hub answers with status {response.status_code}" if refused else "")
         except Exception as error:  # whatever stands between: DNS, proxy, certificates
             answer.append(f"the hub does not answer ({type(error).__name__})")
 

@@ -7,7 +7,9 @@ Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw a
 import hashlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -63,14 +65,15 @@ def calibration_text(source: str = "auto", *, revision: str = C4_REVISION) -> Te
         local = _local("c4/train.jsonl")
         if local:
             return _source("c4", _read(local), "local data")
-        _need_hub(source, "c4/train.jsonl")
-        return _source("c4", _hub_c4(revision), "hub")
+        return _source("c4", _from_hub(_hub_c4, "c4", "c4/train.jsonl", revision), "hub")
     if source == "wikitext":
-        local = _local("wikitext-2-raw/wiki.train-head.raw")
+        path = "wikitext-2-raw/wiki.train-head.raw"
+        local = _local(path)
         if local:
             return _source("wikitext", _read(local), "local data")
-        _need_hub(source, "wikitext-2-raw/wiki.train-head.raw")
-        return _source("wikitext", [_hub_wikitext("train", WIKITEXT_REVISION)], "hub")
+        return _source(
+            "wikitext", _from_hub(partial(_hub_wikitext, "train"), "wikitext", path, WIKITEXT_REVISION), "hub"
+        )
     return _file(source, "calibration", "c4, wikitext, python or auto")
 
 
@@ -89,14 +92,14 @@ def perplexity_text(name: str = "auto", *, revision: str = WIKITEXT_REVISION) ->
     Raises:
         FileNotFoundError, ValueError: as for ``calibration_text``.
     """
-    local = _local("wikitext-2-raw/wiki.test.raw")
+    path = "wikitext-2-raw/wiki.test.raw"
+    local = _local(path)
     if name == "python" or (name == "auto" and local is None and hub_unreachable()):
         return _source("python", ["\n\n".join(python_text.held_out_documents())], "python")
     if name in ("auto", "wikitext2"):
         if local:
             return _source("wikitext2", _read(local), "local data")
-        _need_hub(name, "wikitext-2-raw/wiki.test.raw")
-        return _source("wikitext2", [_hub_wikitext("test", revision)], "hub")
+        return _source("wikitext2", _from_hub(partial(_hub_wikitext, "test"), "wikitext2", path, revision), "hub")
     named = _file(name, "perplexity", "wikitext2, python or auto")
     return _source(named.name, ["\n\n".join(named.documents)], "file")
 
@@ -118,13 +121,17 @@ def _local(path: str) -> Path | None:
     return folder / path if folder and (folder / path).is_file() else None
 
 
-def _need_hub(name: str, path: str) -> None:
+def _from_hub(read: Callable[[str], list[str]], name: str, path: str, revision: str) -> list[str]:
     reason = hub_unreachable()
-    if reason:
-        raise FileNotFoundError(
-            f"{name} is not at hand: {reason}, and {DATA_VARIABLE} names no folder that holds {path}; "
-            f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that Python carries)"
-        )
+    if not reason:
+        try:
+            return read(revision)
+        except Exception as error:  # the hub's, datasets' and HTTP's errors share no class
+            reason = f"the hub does not give it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
+    raise FileNotFoundError(
+        f"{name} is not at hand: {reason}, and {DATA_VARIABLE} names no folder that holds {path}; "
+        f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that Python carries)"
+    )
 
 
 def _source(name: str, documents: list[str], origin: Origin) -> TextSource:
@@ -207,11 +214,11 @@ def _hub_c4(revision: str) -> list[str]:
     return [row["text"] for row in rows.take(C4_DOCUMENTS)]
 
 
-def _hub_wikitext(split: str, revision: str) -> str:
+def _hub_wikitext(split: str, revision: str) -> list[str]:
     from datasets import load_dataset  # a second to import
 
     rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split, revision=revision)
-    return join_wikitext_rows(rows["text"])
+    return [join_wikitext_rows(rows["text"])]
 
 
 def join_wikitext_rows(rows: list[str]) -> str:

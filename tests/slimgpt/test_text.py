@@ -6,7 +6,11 @@ import os
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pyarrow as pa
 import pytest
@@ -150,17 +154,14 @@ def test_python_text_is_prose_and_the_held_out_part_is_disjoint() -> None:
     assert not [p for p in held_out.documents[0].split("\n\n") if p.strip() in paragraphs]
 
 
-def run_offline(code: str, **environment: str) -> str:
+def run_alone(code: str, *arguments: str, **environment: str) -> str:
     """Run code in a process of its own: whether there is a hub is asked once a process."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("SLIMGPT_DATA", "HF_HUB_OFFLINE")}
+    command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        env=inherited | environment,
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
+        command, env=inherited | environment, capture_output=True, text=True, timeout=300, check=False
     )
+    assert done.returncode == 0, done.stderr
     return done.stdout
 
 
@@ -178,15 +179,60 @@ for read, name in ((calibration_text, "c4"), (calibration_text, "wikitext"), (pe
 
 
 def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors() -> None:
-    lines = run_offline(WITHOUT_DATA, HF_HUB_OFFLINE="1").splitlines()
+    lines = run_alone(WITHOUT_DATA, HF_HUB_OFFLINE="1").splitlines()
     assert lines[0] == f"python python {calibration_text('python').sha256}"  # the same text in every process
     assert lines[1] == f"python python {perplexity_text('python').sha256}"
     assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "wikitext2"]
     assert all("HF_HUB_OFFLINE is set" in line and "set SLIMGPT_DATA" in line for line in lines[2:])
 
 
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers /STATUS with that status, and everything else with 404."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(int(self.path.strip("/")) if self.path.strip("/").isdigit() else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+
+@contextmanager
+def endpoint() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+HUB_ANSWERS = """
+import sys
+from huggingface_hub import constants
+from slimgpt.hub import hub_unreachable
+from slimgpt.text import perplexity_text
+for status in (200, 404, 403, 503):
+    constants.ENDPOINT = f"{sys.argv[1]}/{status}"
+    hub_unreachable.cache_clear()
+    print(hub_unreachable())
+constants.ENDPOINT = sys.argv[1]
+hub_unreachable.cache_clear()
+try:
+    perplexity_text("wikitext2")
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+def test_a_hub_is_known_by_its_answer_and_what_it_does_not_give_is_an_error_in_one_line(tmp_path: Path) -> None:
+    with endpoint() as url:
+        lines = run_alone(HUB_ANSWERS, url, HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path)).splitlines()
+    assert lines[:4] == ["", "", "the hub answers with status 403", "the hub answers with status 503"]
+    assert lines[4].startswith("wikitext2 is not at hand: the hub does not give it (")
+    assert len(lines) == 5
+
+
 def test_a_hub_that_never_answers_is_given_up_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         code = "from slimgpt.hub import hub_unreachable; print(hub_unreachable())"
-        assert "does not answer" in run_offline(code, HF_ENDPOINT=f"http://127.0.0.1:{port}", NO_PROXY="127.0.0.1")
+        assert "does not answer" in run_alone(code, HF_ENDPOINT=f"http://127.0.0.1:{port}", NO_PROXY="127.0.0.1")
