@@ -49,7 +49,7 @@ class BenchConfig:
     pairs: int = option(3, "Dense-pruned pairs; ratios are their median, low and high.", ge=1)
     request_rate: float = option(0.0, "Requests per second, Poisson arrivals; 0 sends all at once.", ge=0)
     max_concurrency: int = option(0, "Requests under way at most; 0: no limit.", ge=0)
-    num_warmups: int = option(4, "Requests before each run that are not counted.", ge=1)
+    num_warmups: int = option(16, "Requests, sent at once before each run, that are not counted.", ge=1)
     seed: int = option(0, "Prompts of the first pair; each further pair adds 1.", ge=0)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("bfloat16", "Dtype of both servers.")
     enforce_eager: bool = option(False, "Skip torch.compile: the servers start sooner and answer slower.")
@@ -99,9 +99,6 @@ def compare(
             tell(f"{name}, {side}: {run['output_throughput']:.0f} tokens/s, TTFT {run['mean_ttft_ms']:.0f} ms")
             return run
 
-        # The first full load meets cold code and memory (the warm-up requests are few); it is measured and forgotten.
-        for side in models:
-            measure(side, config.seed + config.pairs + 1, "warm-up")
         for pair in range(config.pairs):
             seed = config.seed + pair
             for side in models:

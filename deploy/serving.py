@@ -48,7 +48,9 @@ class ServeConfig:
 
     host: str = option("127.0.0.1", "Address to listen on; 0.0.0.0 for every network this machine is in.")
     port: int = option(0, "Port to listen on; 0 takes a free one.", ge=0, le=65535)
-    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("auto", "auto: the dtype of the checkpoint.")
+    dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
+        "auto", "auto: the checkpoint's own, but bfloat16 (vLLM's choice) where that is float32."
+    )
     max_model_len: int = option(0, "Longest prompt plus answer in tokens; 0: as long as the model allows.", ge=0)
     max_num_seqs: int = option(0, "Requests computed together; 0: vLLM's own choice.", ge=0)
     enforce_eager: bool = option(False, "Skip torch.compile and CUDA graphs: a quicker start, slower answers.")
@@ -192,25 +194,43 @@ def stop_session(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEO
         # A second interrupt during this wait must not leave the session alive.
         with contextlib.suppress(subprocess.TimeoutExpired, KeyboardInterrupt):
             process.wait(timeout_s)
-    # The leader may be gone while its engine and workers hold on to their memory.
+    # The leader may be gone while its engine and workers are still ending, or hold on to their memory.
+    _wait_until_gone(process.pid, timeout_s if process.poll() is not None else 0)
+    # By force, but multiprocessing's trackers after the rest: their last act is to remove shared memory files.
+    for pid in session_members(process.pid, but="multiprocessing.resource_tracker"):
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    _wait_until_gone(process.pid, timeout_s / 4)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    deadline = time.monotonic() + timeout_s
-    while left := session_members(process.pid):
-        if time.monotonic() > deadline:
-            raise ServerError(f"processes {left} of the vLLM server {process.pid} did not end within {timeout_s:.0f} s")
-        time.sleep(0.05)
+    if not _wait_until_gone(process.pid, timeout_s):
+        left = session_members(process.pid)
+        raise ServerError(f"processes {left} of the vLLM server {process.pid} did not end within {timeout_s:.0f} s")
     process.wait(timeout_s)
 
 
-def session_members(leader: int) -> list[int]:
-    """Pids of the live processes in the session that ``leader`` leads. A zombie holds nothing and does not count."""
+def session_members(leader: int, *, but: str = "") -> list[int]:
+    """Pids of the live processes in the session that ``leader`` leads, without those whose command line holds ``but``.
+
+    A zombie holds nothing and does not count.
+    """
     members = []
     for candidate in psutil.process_iter():
-        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError, PermissionError):
-            if os.getsid(candidate.pid) == leader and candidate.status() != psutil.STATUS_ZOMBIE:
+        with contextlib.suppress(psutil.Error, ProcessLookupError, PermissionError):
+            if os.getsid(candidate.pid) != leader or candidate.status() == psutil.STATUS_ZOMBIE:
+                continue
+            if not but or but not in " ".join(candidate.cmdline()):
                 members.append(candidate.pid)
     return members
+
+
+def _wait_until_gone(leader: int, timeout_s: float) -> bool:
+    deadline = time.monotonic() + timeout_s
+    while session_members(leader):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def log_tail(log: Path, lines: int = 15) -> str:

@@ -84,9 +84,23 @@ def test_stopping_ends_a_session_that_ignores_terminate():
     process = subprocess.Popen([sys.executable, "-c", leader], stdout=subprocess.PIPE, start_new_session=True)
     assert process.stdout.readline() == b"ready\n"
     assert len(session_members(process.pid)) == 2
-    stop_session(process, timeout_s=10)
+    stop_session(process, timeout_s=2)
     assert session_members(process.pid) == []
     assert process.returncode == -signal.SIGTERM
+
+
+def test_stopping_by_force_leaves_no_shared_memory():
+    """Only multiprocessing's tracker removes a killed process's shared memory, so it must outlive the killing."""
+    leader = (
+        "import signal as s, time; from multiprocessing.shared_memory import SharedMemory as M;"
+        "s.signal(s.SIGTERM, s.SIG_IGN); print(M(create=True, size=4096).name, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", leader], stdout=subprocess.PIPE, start_new_session=True)
+    shared = Path("/dev/shm") / process.stdout.readline().decode().strip().lstrip("/")
+    assert shared.is_file()
+    stop_session(process, timeout_s=2)
+    assert process.returncode == -signal.SIGKILL
+    assert not shared.exists()
 
 
 def test_the_command_says_what_was_asked(tmp_path: Path):
