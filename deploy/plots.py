@@ -26,13 +26,29 @@ class Plot:
 def all_plots(comparison: "Comparison") -> list[Plot]:
     """Widths and errors by depth, and, where a benchmark ran, throughput and latency."""
     plots = [
-        _plot("widths", "What is left of each layer, in percent of the dense width.", lambda axes: _widths(axes, comparison)),
-        _plot("errors", "Relative squared error of each pruned map, on the calibration text.", lambda axes: _errors(axes, comparison)),
+        _plot(
+            "widths",
+            "What is left of each layer, in percent of the dense width.",
+            lambda axes: _widths(axes, comparison),
+        ),
+        _plot(
+            "errors",
+            "Relative squared error of each pruned map, on the calibration text.",
+            lambda axes: _errors(axes, comparison),
+        ),
     ]
     if comparison.bench is not None:
         plots += [
-            _plot("throughput", "New tokens per second: every run, and the median.", lambda axes: _throughput(axes, comparison)),
-            _plot("latency", "Latency of the pruned model, dense = 1: median, lowest and highest pair.", lambda axes: _latency(axes, comparison)),
+            _plot(
+                "throughput",
+                "New tokens per second: every run, and the median.",
+                lambda axes: _throughput(axes, comparison),
+            ),
+            _plot(
+                "latency",
+                "Latency of the pruned model, dense = 1: median, lowest and highest pair.",
+                lambda axes: _latency(axes, comparison),
+            ),
         ]
     return plots
 
@@ -41,8 +57,8 @@ def _plot(name: str, caption: str, draw: Callable[[Any], None]) -> Plot:
     import matplotlib as mpl
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    style = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.family": "sans-serif"}
-    style |= {key: INK for key in ("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color")}
+    style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.family": "sans-serif"}
+    style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
     style |= {"axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
     buffer = io.StringIO()
     with mpl.rc_context(style):
@@ -70,9 +86,28 @@ def _inline(svg: str, name: str, caption: str) -> str:
 def _widths(axes: Any, comparison: "Comparison") -> None:
     layers = comparison.pruning.layers
     depth = [layer.layer for layer in layers]
-    axes.step(depth, [100 * x.intermediate_size / x.dense_intermediate_size for x in layers], where="mid", color=PRUNED, label="FFN width")
-    axes.step(depth, [100 * x.num_attention_heads / x.dense_num_attention_heads for x in layers], where="mid", color="#d9730d", label="heads")
-    axes.step(depth, [100 * x.num_key_value_heads / x.dense_num_key_value_heads for x in layers], where="mid", color="#2e9e5b", ls=":", label="kv heads")
+    axes.step(
+        depth,
+        [100 * x.intermediate_size / x.dense_intermediate_size for x in layers],
+        where="mid",
+        color=PRUNED,
+        label="FFN width",
+    )
+    axes.step(
+        depth,
+        [100 * x.num_attention_heads / x.dense_num_attention_heads for x in layers],
+        where="mid",
+        color="#d9730d",
+        label="heads",
+    )
+    axes.step(
+        depth,
+        [100 * x.num_key_value_heads / x.dense_num_key_value_heads for x in layers],
+        where="mid",
+        color="#2e9e5b",
+        ls=":",
+        label="kv heads",
+    )
     axes.set(xlabel="layer", ylabel="% kept", ylim=(0, 105))
     axes.legend(loc="lower left")
 
@@ -81,7 +116,9 @@ def _errors(axes: Any, comparison: "Comparison") -> None:
     layers = comparison.pruning.layers
     depth = [layer.layer for layer in layers]
     axes.plot(depth, [layer.ffn_error for layer in layers], marker=".", color=PRUNED, label="FFN (down_proj)")
-    axes.plot(depth, [layer.attention_error for layer in layers], marker=".", color="#d9730d", label="attention (o_proj)")
+    axes.plot(
+        depth, [layer.attention_error for layer in layers], marker=".", color="#d9730d", label="attention (o_proj)"
+    )
     axes.set(xlabel="layer", ylabel="relative error")
     axes.set_ylim(bottom=0)
     axes.legend(loc="upper left")
@@ -89,7 +126,9 @@ def _errors(axes: Any, comparison: "Comparison") -> None:
 
 def _throughput(axes: Any, comparison: "Comparison") -> None:
     assert comparison.bench is not None
-    for place, (label, runs, colour) in enumerate((("dense", comparison.bench.dense, DENSE), ("pruned", comparison.bench.pruned, PRUNED))):
+    for place, (label, runs, colour) in enumerate(
+        (("dense", comparison.bench.dense, DENSE), ("pruned", comparison.bench.pruned, PRUNED))
+    ):
         values = [run["output_throughput"] for run in runs]
         axes.bar(place, statistics.median(values), width=0.6, color=colour, alpha=0.8)
         axes.plot([place] * len(values), values, "o", color=INK, markersize=3, ls="none")

@@ -1,7 +1,7 @@
-"""The MLflow model of a pruned checkpoint, logged as code (no pickle): ``predict`` takes prompts and returns generated text.
+"""The MLflow model of a pruned checkpoint, logged as code (no pickle): ``predict`` takes prompts and returns text.
 
-MLflow copies this file into the logged model and runs it there. It loads safetensors with the classes of the ``slimgpt`` package
-that is logged beside it; no code out of a checkpoint is ever run.
+MLflow copies this file into the logged model and runs it there. It loads safetensors with the classes of the
+``slimgpt`` package that is logged beside it; no code out of a checkpoint is ever run.
 """
 
 from typing import Any
@@ -10,7 +10,7 @@ from mlflow.models import set_model
 from mlflow.pyfunc import PythonModel, PythonModelContext
 
 
-class TextGenerator(PythonModel):  # type: ignore[misc]  # mlflow ships no types
+class TextGenerator(PythonModel):
     """Greedy by default; ``params``: ``max_new_tokens`` (64) and ``temperature`` (0)."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -32,7 +32,12 @@ class TextGenerator(PythonModel):  # type: ignore[misc]  # mlflow ships no types
             .eval()
         )
 
-    def predict(self, context: PythonModelContext, model_input: Any, params: dict[str, Any] | None = None) -> list[str]:
+    def predict(
+        self,
+        context: PythonModelContext,  # noqa: ARG002  MLflow passes it
+        model_input: Any,
+        params: dict[str, Any] | None = None,
+    ) -> list[str]:
         """Continue each prompt.
 
         Args:

@@ -1,10 +1,10 @@
-"""Dense against pruned, told once: one list of rows that the HTML report, markdown, the UI's table and the terminal all show."""
+"""Dense against pruned, told once: the rows that HTML, markdown, the UI's table and the terminal all show."""
 
 import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
-from deploy.benchmark import BenchReport
+from deploy.bench_report import BenchReport
 from slimgpt.report import PruneReport
 
 HEADER = ("figure", "dense", "pruned", "change")
@@ -68,9 +68,11 @@ class Row:
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
+        """In the order of HEADER."""
         return self.figure, self.dense, self.pruned, self.change
 
     def to_dict(self) -> dict[str, str]:
+        """By the names in HEADER."""
         return dict(zip(HEADER, self.cells, strict=True))
 
 
@@ -97,16 +99,35 @@ def _quality_rows(comparison: Comparison) -> list[Row]:
     dense, pruned, found = comparison.dense, comparison.pruned, []
     if name := comparison.perplexity_name:
         text = name.rsplit("/", 1)[0]
-        found.append(Row(f"Perplexity, {text}", f"{dense[name]:.2f}", f"{pruned[name]:.2f}", f"x {pruned[name] / dense[name]:.2f}"))
+        found.append(
+            Row(
+                f"Perplexity, {text}",
+                f"{dense[name]:.2f}",
+                f"{pruned[name]:.2f}",
+                f"x {pruned[name] / dense[name]:.2f}",
+            )
+        )
     quoted = comparison.accuracies
     for task, name in quoted.items():
         points = 100 * (pruned[name] - dense[name])
         found.append(
-            Row(f"{task} ({name.rsplit('/', 1)[1]})", _accuracy(dense, name), _accuracy(pruned, name), f"{points:+.1f} points")
+            Row(
+                f"{task} ({name.rsplit('/', 1)[1]})",
+                _accuracy(dense, name),
+                _accuracy(pruned, name),
+                f"{points:+.1f} points",
+            )
         )
     if len(quoted) > 1:
         means = [100 * statistics.mean(side[name] for name in quoted.values()) for side in (dense, pruned)]
-        found.append(Row(f"Mean of {len(quoted)} tasks", f"{means[0]:.1f} %", f"{means[1]:.1f} %", f"{means[1] - means[0]:+.1f} points"))
+        found.append(
+            Row(
+                f"Mean of {len(quoted)} tasks",
+                f"{means[0]:.1f} %",
+                f"{means[1]:.1f} %",
+                f"{means[1] - means[0]:+.1f} points",
+            )
+        )
     return found
 
 
@@ -140,8 +161,8 @@ def notes(comparison: Comparison) -> list[str]:
     pruning, bench = comparison.pruning, comparison.bench
     config = pruning.config
     lines = [
-        f"Pruned in {pruning.seconds:.0f} s on {pruning.device}, peak memory {pruning.peak_memory_bytes / 1e9:.2f} GB; "
-        f"schedule {config.get('schedule')}, seed {config.get('seed')}.",
+        f"Pruned in {pruning.seconds:.0f} s on {pruning.device}, peak memory {pruning.peak_memory_bytes / 1e9:.2f} GB.",
+        f"Schedule {config.get('schedule')}, head unit {config.get('head_unit')}, seed {config.get('seed')}.",
         *comparison.data,
     ]
     if bench is not None:
@@ -149,8 +170,8 @@ def notes(comparison: Comparison) -> list[str]:
         drift = "" if bench.drift is None else f"; the dense model measured again at the end: x {bench.drift:.2f}"
         lines.append(
             f"Benchmark: vLLM {machine['vllm']} on {machine['device']}, {machine['cores']} cores, {asked['dtype']}; "
-            f"{asked['num_prompts']} requests of {asked['input_len']} + {asked['output_len']} tokens, medians of {len(bench.dense)} "
-            f"runs, ratio (lowest to highest) of dense-pruned pairs{drift}."
+            f"{asked['num_prompts']} requests of {asked['input_len']} + {asked['output_len']} tokens, "
+            f"medians of {len(bench.dense)} runs, ratio (lowest to highest) of dense-pruned pairs{drift}."
         )
     return lines + [f"Skipped: {line}" for line in comparison.skipped]
 
@@ -228,7 +249,8 @@ th:first-child, td:first-child { text-align: left; } thead th { background: var(
 .plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
 figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; max-width: 560px; }
 figcaption { font-size: .9rem; } li { overflow-wrap: anywhere; }
-@media (max-width: 600px) { body { padding: .75rem; font-size: 15px; } th, td { padding: .25rem .35rem; font-size: .8rem; } }
+@media (max-width: 600px) { body { padding: .75rem; font-size: 15px; }
+  th, td { padding: .25rem .35rem; font-size: .8rem; } }
 </style>
 </head>
 <body>

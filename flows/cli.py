@@ -1,5 +1,6 @@
-"""``slimgpt``: prune, inspect, eval, compress, serve, bench, package. Flags come from the configs; a user's mistake is one line.
+"""``slimgpt``: prune, inspect, eval, compress, serve, bench, package. Flags come from the configs.
 
+A user's mistake ends in one line and exit code 2.
 What a sub-command needs is imported when it runs: ``--help`` answers at once.
 """
 
@@ -15,13 +16,17 @@ from cyclopts import App, CycloptsError, Parameter
 from flows.flags import config_from, flags, given, light_imports, read_config_file
 
 with light_imports("slimgpt", "deploy"):
-    from flows.defaults import BENCH, EVALUATION, PRUNE
     from deploy.benchmark import BenchConfig
     from deploy.serving import ServeConfig
+    from flows.defaults import BENCH, EVALUATION, PRUNE
     from slimgpt.config import EvalConfig, PruneConfig
 
 USER_ERROR = 2
-app = App(name="slimgpt", help="Structured pruning of LLaMA-family models: prune, measure, register, serve.", version_flags=["--version"])
+app = App(
+    name="slimgpt",
+    help="Structured pruning of LLaMA-family models: prune, measure, register, serve.",
+    version_flags=["--version"],
+)
 
 _all: Any = Parameter(name="*")
 PruneFlags = flags("PruneFlags", PruneConfig(), group="Pruning")
@@ -35,7 +40,12 @@ CompressBench = flags("CompressBench", BENCH, group="Benchmark", prefix="bench."
 
 @app.command
 def prune(
-    model: str, out: Path, *, revision: str = "", dry_run: bool = False, options: Annotated[PruneFlags, _all] = PruneFlags()
+    model: str,
+    out: Path,
+    *,
+    revision: str = "",
+    dry_run: bool = False,
+    options: Annotated[PruneFlags, _all] = PruneFlags(),
 ) -> None:
     """Prune MODEL into the folder OUT. Run it again to go on after an interruption.
 
@@ -56,8 +66,9 @@ def prune(
         if planned.missing:
             raise ValueError("; ".join(planned.missing))
         return
-    from slimgpt.pruner import prune as run
     from tqdm import tqdm
+
+    from slimgpt.pruner import prune as run
 
     bars: list[Any] = []  # made with the first layer: a refusal before it shows no bar
 
@@ -75,7 +86,7 @@ def prune(
 
 
 @app.command
-def inspect(folder: Path, *, json: bool = False) -> None:  # noqa: A002
+def inspect(folder: Path, *, json: bool = False) -> None:
     """Show heads, kv heads, FFN width and error of each layer, and the totals.
 
     Args:
@@ -88,7 +99,9 @@ def inspect(folder: Path, *, json: bool = False) -> None:  # noqa: A002
 
 
 @app.command(name="eval")
-def evaluate(model: str, *, revision: str = "", out: Path | None = None, options: Annotated[EvalFlags, _all] = EvalFlags()) -> None:
+def evaluate(
+    model: str, *, revision: str = "", out: Path | None = None, options: Annotated[EvalFlags, _all] = EvalFlags()
+) -> None:
     """Measure perplexity and lm-eval tasks of MODEL.
 
     Args:
@@ -111,7 +124,9 @@ def evaluate(model: str, *, revision: str = "", out: Path | None = None, options
             rows.append((name, f"{value:.4f}", "" if stderr is None else f"{stderr:.4f}"))
     show.table(f"{model}: {result.dtype} on {result.device}", ("metric", "value", "stderr"), rows)
     limit = f"the first {config.limit} documents of each task" if config.limit else "all documents"
-    show.line(f"data: {', '.join(f'{text.name} ({text.origin})' for text in result.texts)}; {limit}; {result.seconds:.0f} s")
+    show.line(
+        f"data: {', '.join(f'{text.name} ({text.origin})' for text in result.texts)}; {limit}; {result.seconds:.0f} s"
+    )
     if out is not None:
         write_atomically(out, json.dumps(result.to_dict(), indent=2) + "\n")
 
@@ -131,7 +146,7 @@ def compress(
     """Prune, evaluate, package, benchmark, register and report: the whole way, as one Prefect flow.
 
     Args:
-        config: A YAML file of the flow's parameters: model, name, revision, runs, prune, evaluation, bench. Flags win over it.
+        config: A YAML file of the flow's parameters (model, name, revision, runs, prune, evaluation, bench). Flags win.
         model: A folder, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; the model's own name and -slim by default.
         revision: Commit or tag on the hub.
@@ -158,12 +173,19 @@ def compress(
         show.line(f"- {note}")
     show.line(f"report       {done.report.html}")
     show.line(f"registered   {version.name} version {version.version}, alias {version.alias}")
-    show.line(f"serve it     slimgpt serve {version.uri}" + (f" --runs {parameters['runs']}" if parameters.get("runs") else ""))
+    show.line(
+        f"serve it     slimgpt serve {version.uri}"
+        + (f" --runs {parameters['runs']}" if parameters.get("runs") else "")
+    )
 
 
 @app.command
 def serve(
-    model: str, *more: Annotated[str, Parameter(allow_leading_hyphen=True)], runs: str = "", name: str = "", options: Annotated[ServeFlags, _all] = ServeFlags()
+    model: str,
+    *more: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    runs: str = "",
+    name: str = "",
+    options: Annotated[ServeFlags, _all] = ServeFlags(),
 ) -> None:
     """Serve MODEL with vLLM until interrupted. vLLM's own options follow after --.
 
@@ -210,7 +232,12 @@ def bench(
     report = compare(*folders, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
     medians = report.metrics
     rows = [
-        (metric, f"{medians[f'dense/{metric}']:.2f}", f"{medians[f'pruned/{metric}']:.2f}", f"{r.median:.3f} ({r.low:.3f} to {r.high:.3f})")
+        (
+            metric,
+            f"{medians[f'dense/{metric}']:.2f}",
+            f"{medians[f'pruned/{metric}']:.2f}",
+            f"{r.median:.3f} ({r.low:.3f} to {r.high:.3f})",
+        )
         for metric, r in report.ratios.items()
     ]
     show.table("pruned against dense", ("metric", "dense", "pruned", "ratio (lowest to highest)"), rows)
@@ -264,7 +291,7 @@ def _fail(message: str, code: int = USER_ERROR) -> NoReturn:
 
 
 def main() -> None:
-    """Run the command line. Mistakes of the user end in one line and exit code 2, faults of the program in a traceback."""
+    """Run the command line. A user's mistake ends in one line and exit code 2, a fault of ours in a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)

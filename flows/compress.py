@@ -1,7 +1,7 @@
 """Compress a model: prune, evaluate, package, measure, register, report.
 
-    python -m flows.compress                 # the built-in model on embedded defaults; no server needed
-    slimgpt compress --ratio 0.25            # the same flow, with a flag for each parameter
+python -m flows.compress                 # the built-in model on embedded defaults; no server needed
+slimgpt compress --ratio 0.25            # the same flow, with a flag for each parameter
 """
 
 from dataclasses import dataclass
@@ -12,13 +12,14 @@ from tasks.environment import prepare
 
 prepare()  # before Prefect, which reads its settings when it is imported
 
-from deploy.benchmark import BenchConfig  # noqa: E402
 from prefect import flow  # noqa: E402
+
+from deploy.benchmark import BenchConfig  # noqa: E402
 from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
 from tasks.benchmarking import benchmark  # noqa: E402
+from tasks.bundling import package  # noqa: E402
 from tasks.evaluation import evaluate_model  # noqa: E402
 from tasks.models import resolve  # noqa: E402
-from tasks.bundling import package  # noqa: E402
 from tasks.preflight import check_request, plan_pruning  # noqa: E402
 from tasks.pruning import prune_model  # noqa: E402
 from tasks.registration import RegistrationInput, parameters_of, register  # noqa: E402
@@ -63,25 +64,13 @@ def compress(
     dense = resolve(model, revision, workspace)
     plan_pruning(dense.folder, prune, folder)
     pruned = prune_model(dense.folder, prune, folder)
-    bundle = package(pruned.folder, name, pruned.report, folder)
+    bundle = package(pruned, name, folder)
     before = evaluate_model("dense", dense.folder, evaluation, folder)
     after = evaluate_model("pruned", bundle.model, evaluation, folder)
     speed = benchmark(dense.folder, bundle.model, bench, ready, folder)
     report = write_report(name, pruned.report, before, after, speed, folder)
-    version = register(
-        RegistrationInput(
-            name=name,
-            model=bundle.model,
-            pruning=pruned.report,
-            parameters=parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench),
-            dense=before,
-            pruned=after,
-            bench=speed.report,
-            folder=folder,
-            report=report,
-        ),
-        workspace,
-    )
+    asked = parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench)
+    version = register(RegistrationInput(bundle.model, asked, before, after, report, folder), workspace)
     publish_artifacts(report, version, workspace.tracking_uri)
     return Compressed(folder.root, report, version)
 

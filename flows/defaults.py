@@ -1,4 +1,4 @@
-"""What ``compress`` does when nothing is said: sized for two CPU cores and a quarter of an hour. Imports only configs."""
+"""What ``compress`` does when nothing is said: sized for two CPU cores and a quarter of an hour."""
 
 from deploy.benchmark import BenchConfig
 from slimgpt.config import EvalConfig, PruneConfig

@@ -1,6 +1,6 @@
 """Command-line flags out of config dataclasses: names, help, limits and defaults are said once, in the config.
 
-A flag that is not given is None, so that what was given is known: given flags win over a file, and a file over the defaults.
+A flag that is not given is None, so that what was given is known: flags win over a file, and a file over defaults.
 """
 
 import contextlib
@@ -18,8 +18,9 @@ from cyclopts import Parameter
 def light_imports(*packages: str) -> Iterator[None]:
     """Import modules of these packages without running the packages' own ``__init__``.
 
-    ``import slimgpt`` imports torch and transformers, seconds that ``--help`` must not cost; ``slimgpt.config`` needs neither.
-    The package is left out of ``sys.modules`` afterwards, so that the first real import runs it; its modules stay.
+    ``import slimgpt`` imports torch and transformers: seconds that ``--help`` must not cost, and ``slimgpt.config``
+    needs neither. The package is left out of ``sys.modules`` afterwards, so that the first real import runs it; its
+    modules stay.
     """
     made = []
     for name in packages:
@@ -35,7 +36,7 @@ def light_imports(*packages: str) -> Iterator[None]:
 
 
 def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: tuple[str, ...] = ()) -> Any:
-    """A dataclass of optional flags for the config ``defaults``, to be used as ``Annotated[flags(...), Parameter(name="*")]``."""
+    """A dataclass of optional flags for the config ``defaults``; use it as ``Annotated[..., Parameter(name="*")]``."""
     hints = typing.get_type_hints(type(defaults))
     fields = []
     for item in dataclasses.fields(defaults):
@@ -50,7 +51,9 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
         shown = ",".join(map(str, default)) if many else default
         parameter = Parameter(
             name=f"--{prefix}{item.name.replace('_', '-')}",
-            help=item.metadata.get("description", "") + _limits(item.metadata) + (" Separate several by commas." if numbers else ""),
+            help=item.metadata.get("description", "")
+            + _limits(item.metadata)
+            + (" Separate several by commas." if numbers else ""),
             show_default=(lambda _, shown=shown: str(shown)) if str(shown) else False,
             negative="--no-" + prefix + item.name.replace("_", "-") if hint is bool else (),
             group=group,
@@ -69,7 +72,9 @@ def _limits(meta: typing.Mapping[str, Any]) -> str:
 
 def given(chosen: Any) -> dict[str, Any]:
     """The flags that the user gave."""
-    return {item.name: value for item in dataclasses.fields(chosen) if (value := getattr(chosen, item.name)) is not None}
+    return {
+        item.name: value for item in dataclasses.fields(chosen) if (value := getattr(chosen, item.name)) is not None
+    }
 
 
 def config_from(defaults: Any, *layers: dict[str, Any], where: str = "") -> Any:
@@ -96,7 +101,9 @@ def _several(key: str, value: Any, kind: type) -> tuple[Any, ...]:
     try:
         return tuple(kind(part) for part in parts)
     except (TypeError, ValueError):
-        raise ValueError(f"{key} is {value!r}; it must be a list of {'numbers' if kind is float else 'names'}") from None
+        raise ValueError(
+            f"{key} is {value!r}; it must be a list of {'numbers' if kind is float else 'names'}"
+        ) from None
 
 
 def read_config_file(path: str, sections: dict[str, Any], plain: tuple[str, ...]) -> dict[str, Any]:
@@ -122,7 +129,9 @@ def read_config_file(path: str, sections: dict[str, Any], plain: tuple[str, ...]
         if key not in sections and key not in plain:
             raise ValueError(f"{path}: {key} is not known; known are {', '.join((*plain, *sections))}")
         if key in sections and not isinstance(value, dict):
-            raise ValueError(f"{path}: {key} is {value!r}; it must hold settings by name, such as {key}: {{ratio: 0.25}}")
+            raise ValueError(
+                f"{path}: {key} is {value!r}; it must hold settings by name, such as {key}: {{ratio: 0.25}}"
+            )
         if key in sections:
             config_from(sections[key], value, where=f"{path}: {key}.")
     return data

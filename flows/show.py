@@ -70,7 +70,8 @@ def inspect(folder: Path) -> None:
         line(f"ratio         {report.ratio:.4f} of the projections, {report.model_ratio:.4f} of the whole model")
         line(f"parameters    {report.parameters_before:,} -> {report.parameters_after:,}")
         line(f"weight files  {report.bytes_before / 1e6:,.1f} MB -> {report.bytes_after / 1e6:,.1f} MB")
-        line(f"pruned in     {report.seconds:.0f} s on {report.device}, peak memory {report.peak_memory_bytes / 1e9:.2f} GB")
+        memory = f"peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
+        line(f"pruned in     {report.seconds:.0f} s on {report.device}, {memory}")
         return
     rows = [(str(layer["layer"]), *(str(layer[key]) for key in _WIDTHS)) for layer in facts["layers"]]
     table(f"{folder.name}: {facts['model_type']}, not pruned", ("layer", "heads", "kv heads", "FFN width"), rows)
@@ -116,4 +117,10 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         for i in range(config.get("num_hidden_layers", 0))
     ]
     size = sum(file.stat().st_size for file in files)
-    return {"pruned": False, "model_type": config.get("model_type"), "parameters": parameters, "bytes": size, "layers": layers}
+    return {
+        "pruned": False,
+        "model_type": config.get("model_type"),
+        "parameters": parameters,
+        "bytes": size,
+        "layers": layers,
+    }

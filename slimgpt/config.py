@@ -51,7 +51,10 @@ class PruneConfig:
     """
 
     ratio: float = option(
-        0.25, "Share of the decoder layers' projection parameters to remove; 0.25 removes a quarter.", ge=0, le=MAX_RATIO
+        0.25,
+        "Share of the decoder layers' projection parameters to remove; 0.25 removes a quarter.",
+        ge=0,
+        le=MAX_RATIO,
     )
     schedule: Literal["log", "linear", "uniform", "explicit"] = option(
         "log", "How the ratio is spread over depth: log rises from the first layer to the last (the paper's)."
@@ -62,7 +65,9 @@ class PruneConfig:
     layer_ratios: tuple[float, ...] = option(
         (), "explicit: one ratio per decoder layer, first to last; their mean must be the ratio."
     )
-    targets: Literal["all", "attention", "ffn"] = option("all", "What is pruned: heads and FFN channels, or one of them.")
+    targets: Literal["all", "attention", "ffn"] = option(
+        "all", "What is pruned: heads and FFN channels, or one of them."
+    )
     head_unit: Literal["auto", "kv_group", "query"] = option(
         "auto",
         "Grouped-query attention: remove whole kv groups, one query head from every group, or whichever costs less.",

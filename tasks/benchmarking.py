@@ -3,9 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.benchmark import BenchConfig, BenchReport, compare
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+
+from deploy.bench_report import BenchReport
+from deploy.benchmark import BenchConfig, compare
 from tasks.environment import RunFolder
 from tasks.preflight import Preflight
 
@@ -25,4 +27,6 @@ def benchmark(dense: Path, pruned: Path, config: BenchConfig, ready: Preflight, 
     if ready.serving:
         logger.warning("benchmark skipped: %s", ready.serving)
         return Benchmark(None, f"benchmark: {ready.serving}")
-    return Benchmark(compare(dense, pruned, config, workdir=folder.bench, on_progress=lambda line: logger.info("%s", line)))
+    return Benchmark(
+        compare(dense, pruned, config, workdir=folder.bench, on_progress=lambda line: logger.info("%s", line))
+    )

@@ -1,6 +1,7 @@
 """The environment every entry point needs, and the folders of a run. Imports nothing that reads settings at import.
 
-``prepare()`` comes before ``import prefect``: Prefect reads its settings then. What the user has set is never overwritten.
+``prepare()`` comes before ``import prefect``: Prefect reads its settings then. What the user has set is
+never overwritten.
 """
 
 import hashlib
@@ -26,10 +27,12 @@ class Workspace:
 
     @property
     def mlflow_database(self) -> Path:
+        """MLflow's SQLite file."""
         return self.root / "mlflow.db"
 
     @property
     def mlflow_artifacts(self) -> Path:
+        """Where MLflow keeps files when no server does."""
         return self.root / "mlflow-artifacts"
 
     @property
@@ -43,7 +46,7 @@ class Workspace:
         return os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{self.mlflow_database}"
 
     def run(self, name: str, facts: dict[str, object]) -> "RunFolder":
-        """The folder of one compression: the same for the same facts, so that a second run goes on where the first one stopped."""
+        """The folder of one compression: the same for the same facts, so that a second run goes on."""
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
         return RunFolder(self.root / name / digest[:12])
 
@@ -56,18 +59,22 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
+        """The pruned checkpoint, as the engine writes and resumes it."""
         return self.root / "model"
 
     @property
     def bundle(self) -> Path:
+        """The bundle that is served, and registered."""
         return self.root / "bundle"
 
     @property
     def bench(self) -> Path:
+        """bench.json and the logs."""
         return self.root / "bench"
 
     @property
     def report(self) -> Path:
+        """The report for people."""
         return self.root / "report.html"
 
 

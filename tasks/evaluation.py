@@ -3,9 +3,10 @@
 import json
 from pathlib import Path
 
-from deploy.files import write_atomically
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+
+from deploy.files import write_atomically
 from slimgpt.config import EvalConfig
 from slimgpt.harness import EvalResult, evaluate
 from tasks.environment import RunFolder
@@ -18,5 +19,9 @@ def evaluate_model(side: str, model: Path, config: EvalConfig, folder: RunFolder
     result = evaluate(model, config, on_progress=lambda line: logger.info("%s: %s", side, line))
     folder.root.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.root / f"evaluation-{side}.json", json.dumps(result.to_dict(), indent=2) + "\n")
-    logger.info("%s: %s", side, ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if "stderr" not in name))
+    logger.info(
+        "%s: %s",
+        side,
+        ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if "stderr" not in name),
+    )
     return result

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
+
 from slimgpt.source import resolve_model
 from tasks.environment import Workspace
 from tasks.registry import fetch_model, is_model_uri

@@ -1,14 +1,15 @@
-"""Everything that can be refused at once, before any long work: names, servers, texts, disk, and what would be skipped."""
+"""All that can be refused before any long work: names, servers, texts, disk; and what will be skipped."""
 
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.availability import vllm_available
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+
+from deploy.availability import vllm_available
 from slimgpt.config import EvalConfig, PruneConfig
-from slimgpt.harness_tasks import choose_tasks
+from slimgpt.harness_tasks import choose_tasks, load_tasks
 from slimgpt.plan import PrunePlan, plan
 from slimgpt.text import perplexity_text
 from tasks.environment import RunFolder, Workspace
@@ -35,7 +36,9 @@ def check_request(name: str, evaluation: EvalConfig, workspace: Workspace) -> Pr
     """
     check_name(name)
     check_writable(workspace.root)
-    choose_tasks(evaluation.tasks)
+    with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
+        if names := choose_tasks(evaluation.tasks):
+            load_tasks(names, Path(scratch))  # a wrong name or missing data would else be found after the pruning
     if evaluation.perplexity != "none":
         perplexity_text(evaluation.perplexity)
     open_client(workspace)

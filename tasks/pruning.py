@@ -1,4 +1,4 @@
-"""Prune. The engine resumes from its own journal, so this task is never retried blindly: it is run again and goes on."""
+"""Prune. The engine resumes from its own journal: this task is never retried blindly, it is run again and goes on."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -6,6 +6,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.cache_policies import NO_CACHE
+
 from slimgpt.config import PruneConfig
 from slimgpt.pruner import prune
 from slimgpt.report import LayerReport, PruneReport
@@ -42,5 +43,7 @@ def prune_model(model: Path, config: PruneConfig, folder: RunFolder) -> PrunedMo
     folder.model.parent.mkdir(parents=True, exist_ok=True)
     report = prune(model, folder.model, config, on_layer=on_layer)
     update_progress_artifact(progress, 100.0)  # type: ignore[arg-type]
-    logger.info("pruned: ratio %.4f, %.0f s, peak memory %.2f GB", report.ratio, report.seconds, report.peak_memory_bytes / 1e9)
+    logger.info(
+        "pruned: ratio %.4f, %.0f s, peak memory %.2f GB", report.ratio, report.seconds, report.peak_memory_bytes / 1e9
+    )
     return PrunedModel(folder.model, report)

@@ -1,22 +1,18 @@
-"""Register a compression in MLflow: one run that holds everything, one logged model, one version with the alias ``challenger``.
+"""Register a compression in MLflow: one run that holds everything, one logged model, one version, ``challenger``.
 
-The alias moves last: whoever follows ``models:/NAME@challenger`` never sees a version whose files are still on their way.
+The alias moves last: whoever follows ``models:/NAME@challenger`` never sees a version that is not whole.
 """
 
 import dataclasses
 import json
-import os
 import tempfile
 import time
+import warnings
 from dataclasses import dataclass
 from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
-import deploy
-import slimgpt
-
-from deploy.benchmark import BenchReport
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric, Param
 from mlflow.exceptions import MlflowException
@@ -24,6 +20,10 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
+
+import deploy
+import slimgpt
+from deploy.bench_report import BenchReport
 from slimgpt.harness import EvalResult
 from slimgpt.report import REPORT, PruneReport
 from tasks.environment import RunFolder, Workspace
@@ -34,33 +34,50 @@ __all__ = ["RegisteredVersion", "RegistrationInput", "fetch_model", "register"]
 
 EXPERIMENT = "slimgpt"
 MODEL_NAME = "model"  # of the logged model
-_LAYER_METRICS = ("num_attention_heads", "num_key_value_heads", "intermediate_size", "attention_error", "ffn_error", "ratio", "seconds")
+_LAYER_METRICS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "attention_error",
+    "ffn_error",
+    "ratio",
+    "seconds",
+)
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class RegistrationInput:
     """What one MLflow run is made of.
 
     Args:
-        name: of the registered model.
-        model: the pruned checkpoint's folder.
-        pruning: what pruning did.
+        model: the pruned checkpoint's folder, as it is to be served.
         parameters: nested; flattened to ``prune.ratio`` and the like.
         dense, pruned: the evaluations.
-        bench: the benchmark, or None where it was skipped.
+        report: the report: its title is the registered name.
         folder: the run's folder: bench.json and evaluation-*.json go up with the report.
-        report: the report's files.
     """
 
-    name: str
     model: Path
-    pruning: PruneReport
     parameters: dict[str, Any]
     dense: EvalResult
     pruned: EvalResult
-    bench: BenchReport | None
-    folder: RunFolder
     report: Report
+    folder: RunFolder
+
+    @property
+    def name(self) -> str:
+        """Of the registered model."""
+        return self.report.comparison.title
+
+    @property
+    def pruning(self) -> PruneReport:
+        """What pruning did."""
+        return self.report.comparison.pruning
+
+    @property
+    def bench(self) -> BenchReport | None:
+        """The benchmark, or None where it was skipped."""
+        return self.report.comparison.bench
 
     @property
     def files(self) -> dict[str, list[Path]]:
@@ -95,7 +112,12 @@ def register(asked: RegistrationInput, workspace: Workspace) -> RegisteredVersio
         _log_facts(client, run_id, asked)
         _log_files(client, run_id, asked)
         logged = client.create_logged_model(
-            run.info.experiment_id, MODEL_NAME, run_id, params=_flat(asked.parameters), model_type="causal-lm", tags=_tags(asked)
+            run.info.experiment_id,
+            MODEL_NAME,
+            run_id,
+            params=_flat(asked.parameters),
+            model_type="causal-lm",
+            tags=_tags(asked),
         )
         model_id = logged.model_id
         client.log_outputs(run_id, [LoggedModelOutput(model_id, step=0)])
@@ -126,7 +148,11 @@ def _experiment(client: MlflowClient, workspace: Workspace) -> str:
 
 
 def _tags(asked: RegistrationInput) -> dict[str, str]:
-    tags = {"ratio": f"{asked.pruning.ratio:.4f}", "base_model": asked.pruning.base_model, "device": asked.pruning.device}
+    tags = {
+        "ratio": f"{asked.pruning.ratio:.4f}",
+        "base_model": asked.pruning.base_model,
+        "device": asked.pruning.device,
+    }
     for name, value in asked.pruned.metrics.items():
         if name.endswith("/perplexity"):
             tags |= {"perplexity": f"{value:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
@@ -138,7 +164,16 @@ def _tags(asked: RegistrationInput) -> dict[str, str]:
 def _log_facts(client: MlflowClient, run_id: str, asked: RegistrationInput) -> None:
     """Parameters, metrics and data sets. Params cannot be changed once written, so they go first and once."""
     now, pruning = int(time.time() * 1000), asked.pruning
-    totals = ("ratio", "model_ratio", "parameters_before", "parameters_after", "bytes_before", "bytes_after", "seconds", "peak_memory_bytes")
+    totals = (
+        "ratio",
+        "model_ratio",
+        "parameters_before",
+        "parameters_after",
+        "bytes_before",
+        "bytes_after",
+        "seconds",
+        "peak_memory_bytes",
+    )
     flat = {f"pruning/{name}": float(getattr(pruning, name)) for name in totals}
     flat |= {f"dense/{name}": value for name, value in asked.dense.metrics.items()}
     flat |= {f"pruned/{name}": value for name, value in asked.pruned.metrics.items()}
@@ -158,19 +193,21 @@ def _log_facts(client: MlflowClient, run_id: str, asked: RegistrationInput) -> N
 def _dataset(name: str, sha256: str, origin: str, context: str) -> DatasetInput:
     # MLflow keeps 36 characters of a digest; data from the hub has a revision of its own and none
     source = json.dumps({"origin": origin, "sha256": sha256})
-    dataset = Dataset(name=name, digest=sha256[:36] or "none", source_type=origin.replace(" ", "_") or "local", source=source)
+    dataset = Dataset(
+        name=name, digest=sha256[:36] or "none", source_type=origin.replace(" ", "_") or "local", source=source
+    )
     return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
 
 
 def _flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of an absolute path only the last part, which says as much."""
+    """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of an absolute path only the last part."""
     flat: dict[str, str] = {}
     for key, value in parameters.items():
         if isinstance(value, dict):
             flat |= _flat(value, f"{prefix}{key}.")
         else:
             text = str(list(value) if isinstance(value, tuple) else value)
-            flat[f"{prefix}{key}"] = Path(text).name if os.path.isabs(text) else text[:6000]
+            flat[f"{prefix}{key}"] = Path(text).name if Path(text).is_absolute() else text[:6000]
     return flat
 
 
@@ -181,7 +218,7 @@ def _log_files(client: MlflowClient, run_id: str, asked: RegistrationInput) -> N
 
 
 def _upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path) -> None:
-    """A pyfunc model from code, whose checkpoint files go up straight from where they lie: no second copy, nothing loaded."""
+    """A pyfunc model from code; the checkpoint goes up straight from where it lies: no second copy, nothing loaded."""
     from mlflow import pyfunc
 
     example = {"prompt": "The capital of France is"}
@@ -190,22 +227,27 @@ def _upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64), ParamSpec("temperature", "double", 0.0)]),
     )
-    needs = [f"{name}=={installed(name).partition('+')[0]}" for name in ("mlflow", "torch", "transformers", "safetensors", "datasets")]
+    needs = [
+        f"{name}=={installed(name).partition('+')[0]}"
+        for name in ("mlflow", "torch", "transformers", "safetensors", "datasets")
+    ]
     with tempfile.TemporaryDirectory() as temporary:
         skeleton = Path(temporary) / "skeleton"
         (marker := Path(temporary) / "model").mkdir()
         (marker / "config.json").write_text("{}")
         description = Model(run_id=run_id, model_uuid=model_id, model_id=model_id)
-        pyfunc.save_model(
-            path=str(skeleton),
-            python_model=str(Path(deploy.__file__).parent / "pyfunc_model.py"),
-            code_paths=[str(Path(slimgpt.__file__).parent)],
-            artifacts={"model": str(marker)},
-            mlflow_model=description,
-            signature=signature,
-            input_example=[example],
-            pip_requirements=needs,
-        )
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*ype hint.*")  # the signature is given
+            pyfunc.save_model(
+                path=str(skeleton),
+                python_model=str(Path(deploy.__file__).parent / "pyfunc_model.py"),
+                code_paths=[str(Path(slimgpt.__file__).parent)],
+                artifacts={"model": str(marker)},
+                mlflow_model=description,
+                signature=signature,
+                input_example=[example],
+                pip_requirements=needs,
+            )
         _forget_places(skeleton, description)
         description.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         description.save(str(skeleton / "MLmodel"))
@@ -234,7 +276,13 @@ def _create_version(client: MlflowClient, run_id: str, model_id: str, asked: Reg
         f"({pruning.parameters_before / 1e6:.1f} M -> {pruning.parameters_after / 1e6:.1f} M)."
     )
     version = client.create_model_version(
-        asked.name, f"models:/{model_id}", run_id, tags=_tags(asked), description=description, model_id=model_id, await_creation_for=120
+        asked.name,
+        f"models:/{model_id}",
+        run_id,
+        tags=_tags(asked),
+        description=description,
+        model_id=model_id,
+        await_creation_for=120,
     )
     return str(version.version)
 
@@ -242,6 +290,8 @@ def _create_version(client: MlflowClient, run_id: str, model_id: str, asked: Reg
 def parameters_of(**configs: Any) -> dict[str, Any]:
     """Dataclasses and plain values as one nested dict of parameters."""
     return {
-        name: dataclasses.asdict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else config
+        name: dataclasses.asdict(config)
+        if dataclasses.is_dataclass(config) and not isinstance(config, type)
+        else config
         for name, config in configs.items()
     }

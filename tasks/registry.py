@@ -48,15 +48,15 @@ def check_name(name: str) -> str:
     """Return ``name`` where it can name a registered model.
 
     Raises:
-        ValueError: when it is empty or MLflow would refuse it.
+        ValueError: when MLflow or a server's URLs could not carry it.
     """
-    if not name.strip() or any(sign in name for sign in "/:\\") or name != name.strip():
-        raise ValueError(f"name is {name!r}; a registered model's name is not empty and has no '/', ':' or outer blanks")
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name is {name!r}; a registered model's name has letters, digits and . _ - only")
     return name
 
 
 def default_name(model: str) -> str:
-    """The registered name of what becomes of ``model``: its last part, with what MLflow refuses replaced, and ``-slim``."""
+    """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``."""
     last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
     return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.").removesuffix("-slim") + "-slim"
 
@@ -76,7 +76,9 @@ def open_client(workspace: Workspace) -> MlflowClient:
         try:
             Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise OSError(f"MLflow's database {uri} cannot be made: {error.strerror}; choose another runs folder") from None
+            raise OSError(
+                f"MLflow's database {uri} cannot be made: {error.strerror}; choose another runs folder"
+            ) from None
     try:
         with _impatient():
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -125,10 +127,10 @@ def _reason(error: Exception, uri: str) -> str:
 
 
 def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
-    """The Hugging Face folder of a logged model: ``models:/NAME@alias``, ``models:/NAME/3``, ``models:/m-ID`` or ``runs:/ID``.
+    """The Hugging Face folder of ``models:/NAME@alias``, ``models:/NAME/3``, ``models:/m-ID`` or ``runs:/ID``.
 
-    Where the artifact store is a folder of this machine, its own folder is returned: nothing is copied. Otherwise the files are
-    downloaded once, under a temporary name until they are whole.
+    Where the artifact store is a folder of this machine, its own folder is returned: nothing is copied. Otherwise the
+    files are downloaded once, under a temporary name until they are whole.
 
     Raises:
         ValueError: when the URI is none of these.
@@ -143,7 +145,9 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
     try:
         model = _logged_model(client, found["scheme"], found["rest"].strip("/"))
     except MlflowException as error:
-        raise FileNotFoundError(f"{uri}: {str(error).splitlines()[0].rstrip('.')}; see the registry's list of models") from None
+        raise FileNotFoundError(
+            f"{uri}: {str(error).splitlines()[0].rstrip('.')}; see the registry's list of models"
+        ) from None
     location = model.artifact_location
     if location.startswith("file:") or location.startswith("/"):
         folder = Path(location.removeprefix("file://")) / MODEL_PATH
@@ -163,7 +167,9 @@ def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
         models = [client.get_logged_model(model.model_id) for model in (outputs.model_outputs if outputs else [])]
         models = [model for model in models if not name or model.name == name]
         if len(models) != 1:
-            raise FileNotFoundError(f"runs:/{rest} has {len(models)} logged models; name one as runs:/RUN_ID/MODEL_NAME")
+            raise FileNotFoundError(
+                f"runs:/{rest} has {len(models)} logged models; name one as runs:/RUN_ID/MODEL_NAME"
+            )
         return models[0]
     if "@" in rest:
         version = client.get_model_version_by_alias(*rest.rsplit("@", 1))

@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from deploy.files import write_atomically
-from deploy.plots import all_plots
-from deploy.report import Comparison, rows, to_html, to_markdown
 from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
+
+from deploy.files import write_atomically
+from deploy.plots import all_plots
+from deploy.report import Comparison, rows, to_html, to_markdown
 from slimgpt.harness import EvalResult
 from slimgpt.report import PruneReport
 from tasks.benchmarking import Benchmark
@@ -67,10 +68,16 @@ def _evaluation(dense: EvalResult) -> str:
 
 @task(name="show in the UI", cache_policy=NO_CACHE, persist_result=False)
 def publish_artifacts(report: Report, version: RegisteredVersion, tracking_uri: str) -> None:
-    """The markdown and the table that the flow run's page shows, and a link where there is an MLflow server to link to."""
-    registered = f"\nRegistered as `{version.name}` version {version.version}, alias `{version.alias}`: `{version.uri}`.\n"
-    create_markdown_artifact(to_markdown(report.comparison) + registered, key="compress-report", description=version.name)
-    create_table_artifact([row.to_dict() for row in rows(report.comparison)], key="compress-figures", description=version.name)
+    """The markdown and the table that the flow run's page shows, and a link where there is an MLflow server."""
+    registered = (
+        f"\nRegistered as `{version.name}` version {version.version}, alias `{version.alias}`: `{version.uri}`.\n"
+    )
+    create_markdown_artifact(
+        to_markdown(report.comparison) + registered, key="compress-report", description=version.name
+    )
+    create_table_artifact(
+        [row.to_dict() for row in rows(report.comparison)], key="compress-figures", description=version.name
+    )
     if tracking_uri.startswith(("http:", "https:")) and "@" not in tracking_uri:
         link = f"{tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.version}"
         create_link_artifact(link, link_text="the version in MLflow", key="compress-version")

@@ -1,4 +1,4 @@
-"""What every test shares: nothing is written outside a temporary folder, and one real Prefect server for the session."""
+"""What every test shares: nothing is written outside a temporary folder; one real Prefect server a session."""
 
 import os
 import shutil

@@ -42,7 +42,10 @@ def slimgpt(monkeypatch, capsys):
 def one_line(result):
     code, _, err = result
     lines = [line for line in err.splitlines() if line.startswith("error: ")]
-    assert code == 2 and len(lines) == 1 and err.rstrip().endswith(lines[0]) and "Traceback" not in err
+    assert code == 2
+    assert len(lines) == 1
+    assert err.rstrip().endswith(lines[0])
+    assert "Traceback" not in err
     return lines[0]
 
 
@@ -86,7 +89,8 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(slimgpt, de
     (tmp_path / "thesis.txt").write_text("mine")
     assert str(tmp_path) in one_line(slimgpt("prune", dense, tmp_path, *SMALL))
     assert (tmp_path / "thesis.txt").read_text() == "mine"
-    assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / "config.json").exists()
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "config.json").exists()
 
 
 def test_a_server_that_does_not_answer_and_a_name_that_is_none(slimgpt, monkeypatch, tmp_path):
@@ -105,21 +109,32 @@ def test_a_port_in_use_is_one_line(slimgpt, dense):
 
 def test_dry_run_says_what_would_happen_and_writes_nothing(slimgpt, dense, tmp_path):
     code, out, _ = slimgpt("prune", dense, tmp_path / "out", "--dry-run", *SMALL)
-    assert code == 0 and "planned widths" in out and "256 tokens" in out and "weight files" in out
+    assert code == 0
+    assert "planned widths" in out
+    assert "256 tokens" in out
+    assert "weight files" in out
     assert not (tmp_path / "out").exists()
 
 
 def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     code, text, _ = slimgpt("prune", dense, out, *SMALL)
-    assert code == 0 and "FFN width" in text
+    assert code == 0
+    assert "FFN width" in text
     code, text, _ = slimgpt("inspect", out, "--json")
     facts = json.loads(text)
-    assert code == 0 and facts["pruned"] and facts["config"]["num_samples"] == 4 and len(facts["layers"]) == 3
+    assert code == 0
+    assert facts["pruned"]
+    assert facts["config"]["num_samples"] == 4
+    assert len(facts["layers"]) == 3
     code, text, _ = slimgpt("inspect", dense, "--json")
-    assert code == 0 and json.loads(text)["layers"][2] == {
-        "layer": 2, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 128,
-    }  # fmt: skip
+    assert code == 0
+    assert json.loads(text)["layers"][2] == {
+        "layer": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
+    }
     assert json.loads(text)["parameters"] == facts["parameters_before"]
     assert slimgpt("package", out, bundle, "--name", "tiny")[0] == 0
     assert slimgpt("package", bundle, "--verify")[0] == 0
@@ -128,10 +143,22 @@ def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
 
 
 def test_eval_prints_and_writes_its_figures(slimgpt, dense, tmp_path):
-    flags = ["--tasks", "continuation", "--limit", "2", "--perplexity", "python", "--seq-len", "64", "--max-blocks", "1"]
+    flags = [
+        "--tasks",
+        "continuation",
+        "--limit",
+        "2",
+        "--perplexity",
+        "python",
+        "--seq-len",
+        "64",
+        "--max-blocks",
+        "1",
+    ]
     code, text, err = slimgpt("eval", dense, *flags, "--out", tmp_path / "eval.json")
     assert code == 0, err
-    assert "continuation/acc" in text and "the first 2 documents" in text
+    assert "continuation/acc" in text
+    assert "the first 2 documents" in text
     assert json.loads((tmp_path / "eval.json").read_text())["metrics"]["python/perplexity"] > 1
 
 
@@ -168,10 +195,14 @@ try:
     main()
 except SystemExit as stop:
     assert not stop.code
-print("heavy:", [name for name in ("torch", "transformers", "mlflow", "prefect", "lm_eval", "vllm", "datasets") if name in sys.modules])
+heavy = ("torch", "transformers", "mlflow", "prefect", "lm_eval", "vllm", "datasets")
+print("heavy:", [name for name in heavy if name in sys.modules])
 """
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
     assert result.returncode == 0, result.stderr
-    assert "heavy: []" in result.stdout and "Usage: slimgpt " + command in result.stdout
+    assert "heavy: []" in result.stdout
+    assert "Usage: slimgpt " + command in result.stdout
     if command in ("prune", "compress"):
         assert "[at least 0, at most 0.9] [default: 0.25]" in result.stdout

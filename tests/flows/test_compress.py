@@ -32,18 +32,30 @@ def place(tmp_path_factory):
 def parameters(place):
     # head_dim 32 is the smallest that vLLM's CPU kernels take
     dense = write_dense(
-        place / "tiny", num_hidden_layers=LAYERS, hidden_size=128, num_attention_heads=4, num_key_value_heads=2, head_dim=32,
+        place / "tiny",
+        num_hidden_layers=LAYERS,
+        hidden_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
         intermediate_size=256,
-    )  # fmt: skip
+    )
     return {
         "model": str(dense),
         "runs": str(place / "runs"),
         "prune": PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=16),
         "evaluation": EvalConfig(tasks=("continuation",), limit=4, perplexity="python", seq_len=64, max_blocks=2),
         "bench": BenchConfig(
-            num_prompts=4, input_len=16, output_len=8, pairs=1, num_warmups=1, enforce_eager=True, show_drift=False,
-            kvcache_gib=1, dtype="float32",
-        ),  # fmt: skip
+            num_prompts=4,
+            input_len=16,
+            output_len=8,
+            pairs=1,
+            num_warmups=1,
+            enforce_eager=True,
+            show_drift=False,
+            kvcache_gib=1,
+            dtype="float32",
+        ),
     }
 
 
@@ -59,7 +71,7 @@ def client(done, place):
 
 def test_the_version_is_registered_and_challenger(done, client):
     version = client.get_model_version_by_alias("tiny-slim", "challenger")
-    assert (version.version, version.status, version.run_id) == ("1", "READY", done.version.run_id)
+    assert (str(version.version), version.status, version.run_id) == ("1", "READY", done.version.run_id)
     assert version.tags["base_model"] == "tiny"
     assert float(version.tags["ratio"]) == pytest.approx(0.25, abs=0.005)
     assert float(version.tags["perplexity"]) > 1
@@ -71,7 +83,8 @@ def test_the_version_is_registered_and_challenger(done, client):
 def test_one_run_holds_parameters_metrics_data_and_files(done, client):
     run = client.get_run(done.version.run_id)
     assert run.info.status == "FINISHED"
-    assert run.data.params["prune.ratio"] == "0.25" and run.data.params["evaluation.limit"] == "4"
+    assert run.data.params["prune.ratio"] == "0.25"
+    assert run.data.params["evaluation.limit"] == "4"
     assert run.data.params["model"] == "tiny"  # not the path of this machine
     for layer in ("layer/ffn_error", "layer/num_attention_heads"):
         assert [point.step for point in client.get_metric_history(run.info.run_id, layer)] == list(range(LAYERS))
@@ -85,7 +98,9 @@ def test_one_run_holds_parameters_metrics_data_and_files(done, client):
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     expected = {"report.html", "report.md", "pruning.json", "evaluation-dense.json", "evaluation-pruned.json", "plots"}
     assert files == expected | (set() if vllm_available() else {"bench.json"})
-    assert {"plots/widths.svg", "plots/errors.svg"} <= {file.path for file in client.list_artifacts(run.info.run_id, "plots")}
+    assert {"plots/widths.svg", "plots/errors.svg"} <= {
+        file.path for file in client.list_artifacts(run.info.run_id, "plots")
+    }
 
 
 def test_the_fetched_model_is_the_bundles_model_byte_for_byte_and_writes(done, place):
@@ -109,14 +124,19 @@ def test_mlflows_own_loader_predicts_what_transformers_generates(done, place, cl
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     ids = tokenizer("The for statement", return_tensors="pt")
     new = model.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
-    assert len(texts) == 2 and texts[0] == tokenizer.decode(new, skip_special_tokens=True)
+    assert len(texts) == 2
+    assert texts[0] == tokenizer.decode(new, skip_special_tokens=True)
 
 
 def test_nothing_registered_is_a_pickle_or_names_a_folder_of_this_machine(done, place):
     files = [path for path in (place / "runs" / "mlflow-artifacts").rglob("*") if path.is_file()]
     assert any(path.name == "MLmodel" for path in files)
     assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".bin", ".pt", ".pth")]
-    leaks = [path for path in files if any(str(folder).encode() in path.read_bytes() for folder in (place, Path.cwd(), Path.home()))]
+    leaks = [
+        path
+        for path in files
+        if any(str(folder).encode() in path.read_bytes() for folder in (place, Path.cwd(), Path.home()))
+    ]
     assert leaks == []
 
 
@@ -129,7 +149,8 @@ def test_the_ui_has_parameters_and_artifacts(done):
         artifacts = {artifact.key: artifact for artifact in server.read_artifacts() if artifact.flow_run_id == run.id}
     assert run.parameters["prune"]["ratio"] == 0.25
     assert artifacts["compress-pruning"].data == 100.0
-    assert "| Parameters |" in artifacts["compress-report"].data and "alias `challenger`" in artifacts["compress-report"].data
+    assert "| Parameters |" in artifacts["compress-report"].data
+    assert "alias `challenger`" in artifacts["compress-report"].data
     table = json.loads(artifacts["compress-figures"].data)
     assert {"figure", "dense", "pruned", "change"} == set(table[0])
     assert "Perplexity, python" in [row["figure"] for row in table]
@@ -138,7 +159,8 @@ def test_the_ui_has_parameters_and_artifacts(done):
 def test_the_bundle_is_whole_and_the_report_says_what_was_used_or_skipped(done):
     assert verify_bundle(done.folder / "bundle") == []
     text = done.report.markdown.read_text()
-    assert "Calibration: python (python), 4 x 64 tokens." in text and "first 4 documents of each task" in text
+    assert "Calibration: python (python), 4 x 64 tokens." in text
+    assert "first 4 documents of each task" in text
     if reason := vllm_available():
         assert f"Skipped: benchmark: {reason}" in text
     else:
@@ -149,7 +171,9 @@ def test_the_bundle_is_whole_and_the_report_says_what_was_used_or_skipped(done):
 def test_the_form_shows_descriptions_limits_and_defaults():
     schema = compress.parameters.model_dump()
     ratio = schema["definitions"]["PruneConfig"]["properties"]["ratio"]
-    assert ratio["default"] == 0.25 and ratio["maximum"] == 0.9 and "projection parameters" in ratio["description"]
+    assert ratio["default"] == 0.25
+    assert ratio["maximum"] == 0.9
+    assert "projection parameters" in ratio["description"]
     assert schema["properties"]["model"]["description"].startswith("A folder, a hub id")
 
 
@@ -157,8 +181,8 @@ def test_the_form_shows_descriptions_limits_and_defaults():
     ("change", "message"),
     [
         ({"name": "a/b"}, "registered model's name"),
-        ({"prune": PruneConfig(calibration="missing.jsonl")}, "does not exist"),
-        ({"prune": PruneConfig(calibration="python", num_samples=100_000)}, "ask for at most"),
+        ({"prune": PruneConfig(calibration="missing.jsonl", ffn_multiple=16)}, "does not exist"),
+        ({"prune": PruneConfig(calibration="python", num_samples=100_000, ffn_multiple=16)}, "ask for at most"),
         ({"evaluation": EvalConfig(tasks=("no_such_task",))}, "no_such_task"),
         ({"model": "nowhere"}, "no folder nowhere"),
     ],

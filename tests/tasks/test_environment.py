@@ -7,7 +7,12 @@ from tasks.environment import Workspace
 
 def run(code, cwd, **environment):
     result = subprocess.run(
-        [sys.executable, "-c", code], cwd=cwd, env={**os.environ, **environment}, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=True,
     )
     return result.stdout.split()
 
@@ -33,17 +38,21 @@ def test_prefect_reads_what_the_flow_module_prepared(tmp_path):
     code = """
 import flows.compress
 from prefect.settings import get_current_settings
-settings = get_current_settings()
-print(settings.results.local_storage_path, settings.server.analytics_enabled, settings.server.ephemeral.startup_timeout_seconds)
+now = get_current_settings()
+print(now.results.local_storage_path, now.server.analytics_enabled, now.server.ephemeral.startup_timeout_seconds)
 """
-    clean = dict.fromkeys(("PREFECT_RESULTS_LOCAL_STORAGE_PATH", "PREFECT_SERVER_ANALYTICS_ENABLED", "SLIMGPT_RUNS"), "")
+    clean = dict.fromkeys(
+        ("PREFECT_RESULTS_LOCAL_STORAGE_PATH", "PREFECT_SERVER_ANALYTICS_ENABLED", "SLIMGPT_RUNS"), ""
+    )
     assert run(code, tmp_path, **clean) == [f"{tmp_path}/runs/prefect-results", "False", "120"]
 
 
 def test_the_same_request_has_the_same_folder(tmp_path):
     workspace = Workspace.at(tmp_path)
     folder = workspace.run("m", {"model": "x", "ratio": 0.25})
-    assert folder == workspace.run("m", {"ratio": 0.25, "model": "x"}) != workspace.run("m", {"model": "x", "ratio": 0.3})
+    assert (
+        folder == workspace.run("m", {"ratio": 0.25, "model": "x"}) != workspace.run("m", {"model": "x", "ratio": 0.3})
+    )
     assert folder.model.is_relative_to(tmp_path)
 
 
