@@ -56,6 +56,7 @@ def all_plots(comparison: "Comparison") -> list[Plot]:
 def _plot(name: str, caption: str, draw: Callable[[Any], None]) -> Plot:
     import matplotlib as mpl
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
+    from matplotlib.ticker import MaxNLocator
 
     style: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": name, "font.size": 10, "font.family": "sans-serif"}
     style |= dict.fromkeys(("text.color", "axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), INK)
@@ -67,6 +68,8 @@ def _plot(name: str, caption: str, draw: Callable[[Any], None]) -> Plot:
         axes = figure.subplots()
         axes.patch.set_alpha(0)
         draw(axes)
+        if axes.get_xlabel() == "layer":
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
     return Plot(name, caption, _inline(buffer.getvalue(), name, caption))
 
