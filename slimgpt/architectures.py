@@ -1,4 +1,4 @@
-"""Where a model family keeps what is pruned. Adding a family is one entry in FAMILIES, a file in modeling/ and a test."""
+"""Where a model family keeps what is pruned. A new family is an entry in FAMILIES, a file in modeling/ and a test."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -40,10 +40,6 @@ class Family:
     def slim_type(self) -> str:
         """``model_type`` of the pruned form."""
         return self.slim
-
-    @property
-    def projections(self) -> tuple[str, ...]:
-        return (self.query, self.key, self.value, self.output, self.gate, self.up, self.down)
 
 
 FAMILIES = (
@@ -89,6 +85,7 @@ class LayerShape:
 
     @property
     def heads(self) -> HeadLayout:
+        """How its heads are laid out."""
         return HeadLayout(self.num_heads, self.num_kv_heads, self.head_dim, self.hidden_size)
 
     @property

@@ -1,7 +1,7 @@
 """Reading layers from safetensors shards, writing pruned shards and a journal that survive a crash at any moment.
 
-A folder under construction holds finished shards and journal.jsonl but no config.json and no index, so nothing can take it for a
-model. Those two are written last.
+A folder under construction holds finished shards and journal.jsonl but no config.json and no index, so nothing can take
+it for a model. Those two are written last.
 """
 
 import fcntl
@@ -22,8 +22,18 @@ from torch import Tensor
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 JOURNAL = "journal.jsonl"
-# Everything that came with the dense model and is still true goes along untouched; weights and what describes them do not.
-NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", "config.json", "*.py", "pruning.json")
+# What came with the dense model and is still true goes along untouched; weights and what describes them do not.
+NOT_COPIED = (
+    "*.safetensors",
+    "*.bin",
+    "*.pt",
+    "*.pth",
+    "*.gguf",
+    "*.index.json",
+    "config.json",
+    "*.py",
+    "pruning.json",
+)
 
 
 class Shards:
@@ -50,9 +60,12 @@ class Shards:
             )
         missing = sorted({name for name in self.files.values() if not (folder / name).is_file()})
         if missing:
-            raise ValueError(f"{folder} lacks {len(missing)} of its weight files, {missing[0]} first: download it again")
+            raise ValueError(
+                f"{folder} lacks {len(missing)} of its weight files, {missing[0]} first: download it again"
+            )
 
     def names(self, prefix: str = "") -> list[str]:
+        """Names of the tensors that start with ``prefix``."""
         return [name for name in self.files if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[list[int], torch.dtype]:
@@ -95,6 +108,7 @@ _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "
 
 
 def file_sha256(path: Path) -> str:
+    """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -113,7 +127,9 @@ def write_atomically(path: Path, data: bytes) -> None:
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write one safetensors file atomically and return its sha256."""
     temporary = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"})
+    save_file(
+        {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"}
+    )
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     sha256 = file_sha256(temporary)
@@ -133,8 +149,8 @@ def _sync_folder(folder: Path) -> None:
 class Journal:
     """What is finished, one JSON object a line, each with its own checksum; the first line says what is being made.
 
-    A line is written after its shard is on disk. A torn last line, or a shard whose sha256 is not the recorded one, counts as
-    not done.
+    A line is written after its shard is on disk. A torn last line, or a shard whose sha256 is not the recorded one,
+    counts as not done.
     """
 
     def __init__(self, folder: Path):
@@ -161,6 +177,7 @@ class Journal:
         write_atomically(self.path, b"".join(_line(entry) for entry in entries))
 
     def append(self, entry: dict[str, Any]) -> None:
+        """Add one line and flush it to disk."""
         with self.path.open("ab") as file:
             file.write(_line(entry))
             file.flush()
@@ -186,7 +203,9 @@ def locked(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise BlockingIOError(f"another process is writing to {folder}; wait for it or choose another OUT") from None
+            raise BlockingIOError(
+                f"another process is writing to {folder}; wait for it or choose another OUT"
+            ) from None
         yield
 
 

@@ -1,4 +1,4 @@
-"""What is asked of pruning and of evaluation: frozen dataclasses, checked when they are made. ``ratio`` is the dial."""
+"""What is asked: frozen dataclasses, checked when they are made. ``ratio`` is the dial; the rest has a default."""
 
 import dataclasses
 import hashlib
@@ -11,7 +11,7 @@ MAX_RATIO = 0.9
 
 
 def option(default: Any, description: str, **limits: Any) -> Any:
-    """A config field whose description and limits (``ge``, ``gt``, ``le``, ``lt``) reach the CLI's help and the UI's form."""
+    """A config field whose description and limits (ge, gt, le, lt) reach the CLI's help and the UI's form."""
     return field(default=default, metadata={"description": description, **limits})
 
 
@@ -116,10 +116,13 @@ class PruneConfig:
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON and YAML hold it: tuples are lists."""
+        return {**dataclasses.asdict(self), "layer_ratios": list(self.layer_ratios)}
+
     def fingerprint(self) -> str:
-        """sha256 over every field that can change the result (device and memory settings cannot, beyond rounding)."""
-        asked = dataclasses.asdict(self)
-        return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
+        """sha256 of every field: two runs that differ in any setting are two runs."""
+        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

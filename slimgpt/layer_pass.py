@@ -1,14 +1,15 @@
 """How calibration tokens pass one decoder layer once, with a stop where each pruned map reads its input.
 
 The layer's own forward runs three times with parts of it standing in: attention alone, up to o_proj; gate and up, up to
-down_proj; the residual additions. Each projection is computed once, and norms, masks and residuals stay the model's business,
-so the same code serves every family.
+down_proj; the residual additions. Each projection is computed once, and norms, masks and residuals stay the model's
+business, so the same code serves every family.
 
 Shapes: B = sequences, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width.
 """
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -38,7 +39,7 @@ class _Given(nn.Module):
         super().__init__()
         self.answer = answer
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def forward(self, *_: Any, **__: Any) -> Any:
         return self.answer
 
 
@@ -73,6 +74,12 @@ class LayerPass:
         self._attention = family.attention.replace(".", "__")
         self._mlp = family.mlp.replace(".", "__")
 
+    def linear(self, name: str) -> nn.Linear:
+        """One of the layer's projections."""
+        module = self.layer.get_submodule(name)
+        assert isinstance(module, nn.Linear)
+        return module
+
     def _run(self, x_BTD: Tensor, **parts: nn.Module) -> Tensor:
         with _standing_in(self.layer, **parts):
             out = self.layer(x_BTD, **self._kwargs[x_BTD.shape[0]])
@@ -82,21 +89,21 @@ class LayerPass:
 
     def head_outputs(self, x_BTD: Tensor) -> Tensor:
         """What ``o_proj`` reads: the concatenated head outputs ``[B, T, A]``."""
-        stop = _Stop(self.layer.get_submodule(self.family.output).out_features)
+        stop = _Stop(self.linear(self.family.output).out_features)
         nothing = _Given(x_BTD.new_zeros(1).expand_as(x_BTD))
         self._run(x_BTD, **{self.family.output.replace(".", "__"): stop, self._mlp: nothing})
         return stop.seen
 
     def channel_activations(self, x_BTD: Tensor, attention_BTD: Tensor) -> Tensor:
         """What ``down_proj`` reads, ``act(gate) * up`` ``[B, T, F]``, given the attention block's output."""
-        stop = _Stop(self.layer.get_submodule(self.family.down).out_features)
+        stop = _Stop(self.linear(self.family.down).out_features)
         self._run(x_BTD, **{self._attention: _Given((attention_BTD, None)), self.family.down.replace(".", "__"): stop})
         return stop.seen
 
     def narrow(self, channels_K: Tensor) -> None:
         """Keep only these FFN channels: from now on ``channel_activations`` answers ``[B, T, K]``."""
         for name in (self.family.gate, self.family.up):
-            dense = self.layer.get_submodule(name)
+            dense = self.linear(name)
             slim = nn.Linear(dense.in_features, len(channels_K), bias=dense.bias is not None, device="meta")
             slim.weight = nn.Parameter(dense.weight[channels_K], requires_grad=False)
             if dense.bias is not None:
@@ -119,12 +126,17 @@ class Frame:
         dtype: dtype of the forward passes.
     """
 
-    def __init__(self, config: PretrainedConfig, shards: Shards, family: Family, device: torch.device, dtype: torch.dtype):
+    def __init__(
+        self, config: PretrainedConfig, shards: Shards, family: Family, device: torch.device, dtype: torch.dtype
+    ):
         self.family, self.shards, self.device, self.dtype = family, shards, device, dtype
+        config = deepcopy(config)  # from_config writes the forward dtype into it
         config._attn_implementation = "sdpa"
         with torch.device("meta"):
             self.model = AutoModel.from_config(config, dtype=dtype).eval()
-        self.model.rotary_emb = type(self.model.rotary_emb)(config=config).to(device)  # its buffers are computed, not stored
+        self.model.rotary_emb = type(self.model.rotary_emb)(config=config).to(
+            device
+        )  # its buffers are computed, not stored
         self._layers = list(self.model.layers)
         self._recorders = [_Recorder() for _ in self._layers]
         self.model.layers = nn.ModuleList(self._recorders)
@@ -148,7 +160,7 @@ class Frame:
                 known.setdefault(ids_BT.shape[0], recorder.kwargs)
         self.model.embed_tokens.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
         for recorder in self._recorders:
-            recorder.hidden_states = None
+            del recorder.hidden_states
         return blocks
 
     def layer(self, index: int, tensors: dict[str, Tensor]) -> LayerPass:
@@ -164,7 +176,8 @@ class Frame:
             given = tuple(state[name].shape) if name in state else None
             if given != expected.get(name):
                 raise ValueError(
-                    f"layer {index}: {name} has shape {given} in the weight files; the config asks for {expected.get(name)}"
+                    f"layer {index}: {name} has shape {given} in the weight files; "
+                    f"the config asks for {expected.get(name)}"
                 )
         layer.load_state_dict(state, strict=True, assign=True)
         return LayerPass(layer, self.family, self._kwargs[index])

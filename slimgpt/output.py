@@ -18,8 +18,11 @@ def shard_name(index: int, num_layers: int) -> str:
 
 
 def pruned_config(dense: PretrainedConfig, family: Family, shapes: list[LayerShape]) -> dict[str, Any]:
-    """config.json of the pruned model: the stock architecture where all layers are equal and it allows their widths,
-    else the per-layer form with the code that defines it."""
+    """config.json of the pruned model.
+
+    The stock architecture where all layers are equal and it allows their widths, else the per-layer form, which names
+    the code that defines it.
+    """
     data = dense.to_dict()
     for key in ("per_layer_config", "auto_map", "architectures", "model_type", "_name_or_path"):
         data.pop(key, None)
@@ -44,7 +47,12 @@ def pruned_config(dense: PretrainedConfig, family: Family, shapes: list[LayerSha
 
 
 def publish(
-    out: Path, config: dict[str, Any], family: Family, weight_map: dict[str, str], total_bytes: int, report: dict[str, Any]
+    out: Path,
+    config: dict[str, Any],
+    family: Family,
+    weight_map: dict[str, str],
+    total_bytes: int,
+    report: dict[str, Any],
 ) -> None:
     """Write what turns finished shards into a model: report, code, index and, last of all, config.json."""
     write_atomically(out / REPORT, _json(report))

@@ -1,4 +1,4 @@
-"""What pruning would do, said before it does it: the checks that come first, the widths, the memory and disk it needs."""
+"""What pruning would do, said before it does it: first the checks, then widths, memory and disk."""
 
 import shutil
 from dataclasses import asdict, dataclass, replace
@@ -35,7 +35,7 @@ class Job:
         self.family = family_of(self.model_config)
         self.shards = Shards(model)
         self.shapes = layer_shapes(self.model_config)
-        self.ratios = layer_ratios(config, len(self.shapes))
+        self.ratios = layer_ratios(config, [shape.parameters for shape in self.shapes])
         self.device = _device(config.device)
         self.dtype = self._forward_dtype()
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
@@ -46,7 +46,7 @@ class Job:
 
     def _forward_dtype(self) -> torch.dtype:
         if self.config.dtype != "auto":
-            return getattr(torch, self.config.dtype)
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.config.dtype]
         if self.device.type == "cpu":
             return torch.float32
         return self.shards.shape(f"{self.family.layers}.0.{self.family.query}.weight")[1]
@@ -55,26 +55,35 @@ class Job:
         multiple = self.config.head_multiple
         for i, shape in enumerate(self.shapes):
             if shape.num_heads % multiple:
-                raise ValueError(f"layer {i} has {shape.num_heads} heads; head_multiple {multiple} does not divide them")
+                raise ValueError(
+                    f"layer {i} has {shape.num_heads} heads; head_multiple {multiple} does not divide them"
+                )
 
     def _planned_shapes(self) -> list[LayerShape]:
-        """Widths by layer. Which heads go, and for ``auto`` which kind of unit, only the data can tell: the plan takes the
-        kind that comes closest to the layer's budget. The FFN makes up the difference, so the totals hold."""
+        """Widths by layer.
+
+        For ``auto`` only the data can tell which kind of unit goes: the plan takes the largest that fits. The FFN makes up
+        the difference, so the totals hold.
+        """
         budget, shapes = Budget(self.config), []
         for shape, ratio in zip(self.shapes, self.ratios, strict=True):
             layout = shape.heads
             heads, kv_heads = layout.fill(
-                budget.heads(ratio, layout.parameters, shape.parameters), self.config.head_unit, self.config.head_multiple
+                budget.heads(ratio, layout.parameters, shape.parameters),
+                self.config.head_unit,
+                self.config.head_multiple,
             )
             removed = layout.parameters - layout.cost(heads, kv_heads)
-            width = budget.ffn_width(ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size)
+            width = budget.ffn_width(
+                ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size
+            )
             shapes.append(replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=width))
         reached = 1 - sum(s.parameters for s in shapes) / sum(s.parameters for s in self.shapes)
         if abs(reached - self.config.ratio) > TOLERANCE:
             raise ValueError(
                 f"ratio {self.config.ratio} cannot be met: whole heads and FFN widths in multiples of "
-                f"{self.config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, choose another ratio, or "
-                "prune heads and FFN both"
+                f"{self.config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, "
+                "choose another ratio, or prune heads and FFN both"
             )
         return shapes
 
@@ -104,7 +113,9 @@ class Job:
     def _other_parameters(self) -> int:
         """Parameters that pruning never touches: all but the projections' weights (biases are counted as untouched)."""
         names = [name for part in self.rest_names() for name in part]
-        norms = [n for n in self.shards.names(self.family.layers + ".") if prod(self.shards.shape(n)[0]) and "norm" in n]
+        norms = [
+            n for n in self.shards.names(self.family.layers + ".") if prod(self.shards.shape(n)[0]) and "norm" in n
+        ]
         return sum(prod(self.shards.shape(name)[0]) for name in names + norms)
 
     def parameters(self, shapes: list[LayerShape]) -> int:
@@ -117,7 +128,7 @@ class Job:
         return tokens * shape.intermediate_size * self.dtype.itemsize <= self.config.keep_gib * 2**30
 
     def memory_bytes(self) -> int:
-        """Estimated peak: residual stream and head outputs of the calibration set, one layer, one block's inner activations, H."""
+        """Estimated peak: residual stream and head outputs of all tokens, one layer, one block's activations, H."""
         tokens = self.config.num_samples * self.config.seq_len
         block = min(tokens, max(self.config.block_tokens, self.config.seq_len))
         item, peak = self.dtype.itemsize, 0
@@ -136,6 +147,7 @@ class Job:
 
     @cached_property
     def shards_itemsize(self) -> int:
+        """Bytes per stored weight."""
         return self.shards.shape(f"{self.family.layers}.0.{self.family.query}.weight")[1].itemsize
 
     def disk_bytes(self) -> int:
@@ -196,6 +208,7 @@ class PrunePlan:
     missing: list[str]
 
     def to_dict(self) -> dict[str, Any]:
+        """As JSON holds it."""
         return asdict(self)
 
 

@@ -2,11 +2,12 @@
 
     slimgpt prune smollm2 out --ratio 0.25 --num-samples 32 --seq-len 1024        (about 2 minutes on 2 CPU cores)
 
-Order inside a layer (one forward pass and two Gram matrices): attention up to o_proj -> H -> heads go -> the pruned o_proj is
-applied to the head outputs already at hand -> gate and up -> H -> channels go -> the pruned down_proj is applied to the
-activations at hand.
+Order inside a layer (one forward pass and two Gram matrices): attention up to o_proj -> H -> heads go -> the pruned
+o_proj is applied to the head outputs already at hand -> gate and up -> H -> channels go -> the pruned down_proj is applied
+to the activations at hand.
 
-Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width, K = kept columns.
+Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width,
+K = kept columns.
 """
 
 import platform
@@ -15,7 +16,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -45,8 +46,8 @@ def prune(
 ) -> PruneReport:
     """Prune the model in folder ``model`` into the new folder ``out``, never holding more than one decoder layer.
 
-    A run that was interrupted goes on where it stopped when it is started again with the same arguments; the result is the same,
-    bit for bit.
+    A run that was interrupted goes on where it stopped when it is started again with the same arguments; the result is
+    the same, bit for bit.
 
     Args:
         model: dense (or already pruned) checkpoint with safetensors.
@@ -74,7 +75,7 @@ def prune(
 
 @dataclass(frozen=True)
 class _Kept:
-    """What stays of one map: the kept units of the layer as it came, and the refitted weight in the dtype it is stored in."""
+    """What stays of one map: the kept units of the layer as it came, and the refitted weight in its stored dtype."""
 
     heads: list[int]
     kv_heads: list[int]
@@ -127,7 +128,7 @@ class _Loop:
             done = self.work.finished_layer(i)
         with self._clock("forward"):
             heads_BTA = [layer_pass.head_outputs(x_BTD) for x_BTD in self.blocks_BTD]
-        attention = self._attention(dense, heads_BTA, shape, ratio, done)
+        attention = self._attention(i, dense, heads_BTA, shape, ratio, done)
         heads = shape.heads
         removed = heads.parameters - heads.cost(len(attention.heads), len(attention.kv_heads))
         width = self.budget.ffn_width(
@@ -135,7 +136,7 @@ class _Loop:
         )
         with self._clock("forward"):
             self._apply_attention(layer_pass, attention, heads_BTA)
-        ffn = self._ffn(dense, layer_pass, heads_BTA, shape, width, done)
+        ffn = self._ffn(i, dense, layer_pass, heads_BTA, shape, width, done)
         if not bool(torch.stack([x.isfinite().all() for x in self.blocks_BTD]).all()):
             raise ValueError(f"layer {i} gives NaN or infinite values in {self.dtype}; try --dtype float32")
         if done is not None:
@@ -168,7 +169,13 @@ class _Loop:
         return report
 
     def _attention(
-        self, dense: dict[str, Tensor], heads_BTA: list[Tensor], shape: LayerShape, ratio: float, done: FinishedLayer | None
+        self,
+        i: int,
+        dense: dict[str, Tensor],
+        heads_BTA: list[Tensor],
+        shape: LayerShape,
+        ratio: float,
+        done: FinishedLayer | None,
     ) -> _Kept:
         """Choose the heads that stay and refit ``o_proj``, or take both from an earlier run."""
         layout, name = shape.heads, f"{self.family.output}.weight"
@@ -181,13 +188,13 @@ class _Loop:
         if budget < layout.smallest_unit(self.config.head_unit, self.config.head_multiple):
             return _Kept(all_heads, all_kv, layout.columns(all_heads), weight_DA)
         with self._clock("gram"):
-            gram = obs.Gram(weight_DA.shape[1], self.device)
+            gram = obs.Gram(weight_DA.shape[1], self.device, f"layer {i}, {self.family.output}")
             for x_BTA in heads_BTA:
                 gram.add(x_BTA)
         with self._clock("select"):
             H_AA = gram.finish()
             W_DA = weight_DA.to(self.device, H_AA.dtype)
-            damped = obs.damp(H_AA, self.config.percdamp)
+            damped = obs.damp(H_AA, self.config.percdamp, gram.name)
             steps = remove_heads(
                 obs.silence_dead_columns(W_DA, H_AA),
                 damped,
@@ -222,12 +229,13 @@ class _Loop:
     def _apply_attention(self, layer_pass: LayerPass, kept: _Kept, heads_BTA: list[Tensor]) -> None:
         """Replace each block's head outputs by what the pruned ``o_proj`` makes of them."""
         weight_DK, columns_K = kept.weight_DK.to(self.device, self.dtype), kept.columns_K.to(self.device)
-        bias = layer_pass.layer.get_submodule(self.family.output).bias
+        bias = layer_pass.linear(self.family.output).bias
         for b, x_BTA in enumerate(heads_BTA):
             heads_BTA[b] = functional.linear(x_BTA.index_select(-1, columns_K), weight_DK, bias)
 
     def _ffn(
         self,
+        i: int,
         dense: dict[str, Tensor],
         layer_pass: LayerPass,
         attention_BTD: list[Tensor],
@@ -243,7 +251,7 @@ class _Loop:
         elif width == full:
             kept = _Kept([], [], torch.arange(full), dense[name])
         else:
-            gram = obs.Gram(full, self.device)
+            gram = obs.Gram(full, self.device, f"layer {i}, {self.family.down}")
             for x_BTD, a_BTD in zip(self.blocks_BTD, attention_BTD, strict=True):
                 with self._clock("forward"):
                     x_BTF = layer_pass.channel_activations(x_BTD, a_BTD)
@@ -252,10 +260,10 @@ class _Loop:
                 if self.job.keeps_activations(shape):
                     activations_BTF.append(x_BTF)
             with self._clock("select"):
-                kept = self._choose_channels(dense[name], gram.finish(), full - width)
+                kept = self._choose_channels(dense[name], gram, full - width)
         with self._clock("forward"):
             weight_DK, columns_K = kept.weight_DK.to(self.device, self.dtype), kept.columns_K.to(self.device)
-            bias = layer_pass.layer.get_submodule(self.family.down).bias
+            bias = layer_pass.linear(self.family.down).bias
             narrow = not self.job.keeps_activations(shape)
             if narrow:  # what was not kept is computed again, for the channels that stay
                 layer_pass.narrow(columns_K)
@@ -266,9 +274,10 @@ class _Loop:
                 self.blocks_BTD[b] = layer_pass.output(x_BTD, a_BTD, mlp_BTD)
         return kept
 
-    def _choose_channels(self, weight_DF: Tensor, H_FF: Tensor, count: int) -> _Kept:
+    def _choose_channels(self, weight_DF: Tensor, gram: obs.Gram, count: int) -> _Kept:
+        H_FF = gram.finish()
         W_DF = weight_DF.to(self.device, H_FF.dtype)
-        damped = obs.damp(H_FF, self.config.percdamp)
+        damped = obs.damp(H_FF, self.config.percdamp, gram.name)
         path = remove_channels(
             obs.silence_dead_columns(W_DF, H_FF),
             damped,
@@ -307,7 +316,7 @@ class _Loop:
             report = PruneReport(
                 base_model=job.base_model,
                 model_type=job.model_config.model_type,
-                config=asdict(self.config),
+                config=self.config.to_dict(),
                 calibration=self.calibration.facts,
                 layers=layers,
                 ratio=(before - after) / projections,

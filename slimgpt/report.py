@@ -18,7 +18,7 @@ class LayerReport:
     Attributes:
         kept_heads, kept_kv_heads, kept_channels: indices in the model that was pruned.
         attention_error, ffn_error: ``||WX - W'X||^2 / ||WX||^2`` of o_proj and down_proj over the calibration tokens.
-        attention_damping, ffn_damping: share of the mean diagonal added to H; more than asked means H was ill-conditioned.
+        attention_damping, ffn_damping: share of the mean diagonal added to H; more than asked: H was ill-conditioned.
         ratio: share of the layer's projection parameters removed.
         seconds: wall time.
     """
@@ -80,10 +80,12 @@ class PruneReport:
     versions: dict[str, str] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
+        """As ``pruning.json`` holds it."""
         return dataclasses.asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of ``to_dict``."""
         return cls(**{**data, "layers": [LayerReport(**layer) for layer in data["layers"]]})
 
 

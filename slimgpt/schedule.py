@@ -1,4 +1,4 @@
-"""How many go: the ratio of each layer (Incremental Pruning Ratio, paper section 3.4) and its rounding to whole units."""
+"""How many go: the ratio of each layer (Incremental Pruning Ratio, paper section 3.4) and its rounding to units."""
 
 from dataclasses import dataclass
 from math import log
@@ -6,25 +6,33 @@ from math import log
 from .config import MAX_RATIO, PruneConfig
 
 
-def layer_ratios(config: PruneConfig, num_layers: int) -> list[float]:
-    """The ratio of each decoder layer; their mean is ``config.ratio``. Skipped layers get 0, the others carry their share.
+def layer_ratios(config: PruneConfig, sizes: list[int]) -> list[float]:
+    """The ratio of each decoder layer; together they remove ``config.ratio``.
+
+    Skipped layers get 0, the others carry their share.
+
+    Args:
+        config: schedule, ratio, layers to skip.
+        sizes: parameters of each layer's projections (they differ where the model has been pruned before).
 
     Raises:
         ValueError: when too few layers are left to carry the ratio, or explicit ratios do not fit the model.
     """
+    num_layers = len(sizes)
     if config.schedule == "explicit":
         if len(config.layer_ratios) != num_layers:
             raise ValueError(f"layer_ratios has {len(config.layer_ratios)} entries; the model has {num_layers} layers")
-        mean = sum(config.layer_ratios) / num_layers
+        mean = sum(r * size for r, size in zip(config.layer_ratios, sizes, strict=True)) / sum(sizes)
         if abs(mean - config.ratio) > 1e-3:
-            raise ValueError(f"layer_ratios have mean {mean:.4f}; ratio is {config.ratio}; make them agree")
+            raise ValueError(f"layer_ratios remove {mean:.4f}; ratio is {config.ratio}; make them agree")
         return list(config.layer_ratios)
     active = num_layers - config.skip_first - config.skip_last
     if active < 1:
         raise ValueError(
             f"skip_first {config.skip_first} and skip_last {config.skip_last} leave no layer of {num_layers} to prune"
         )
-    mean = config.ratio * num_layers / active
+    weights = sizes[config.skip_first : num_layers - config.skip_last]
+    mean = config.ratio * sum(sizes) / sum(weights)
     if mean > MAX_RATIO:
         raise ValueError(
             f"{active} of {num_layers} layers would have to lose {mean:.2f} of their parameters to reach ratio "
@@ -34,7 +42,7 @@ def layer_ratios(config: PruneConfig, num_layers: int) -> list[float]:
         curve = [mean] * active
     else:
         rise = [log(i + 1) / log(active) if config.schedule == "log" else i / (active - 1) for i in range(active)]
-        share = sum(rise) / active
+        share = sum(w * r for w, r in zip(weights, rise, strict=True)) / sum(weights)
         first = config.first_ratio_share * mean
         last = (mean - first * (1 - share)) / share
         if last > MAX_RATIO:  # the last layer cannot carry that much: start higher

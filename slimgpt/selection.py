@@ -1,7 +1,7 @@
 """Which units go: batched greedy pruning of heads, dynamic group size for FFN channels.
 
-A selection only orders units and says what each step costs. How many go is a budget's affair (schedule.py), how the rest is
-refitted is obs.refit's. Letters as in obs.py.
+A selection only orders units and says what each step costs. How many go is a budget's affair (schedule.py), how the
+rest is refitted is obs.refit's. Letters as in obs.py.
 """
 
 from collections.abc import Callable, Iterator
@@ -36,7 +36,7 @@ class HeadLayout:
         return self.cost(self.num_heads, self.num_kv_heads)
 
     def cost(self, heads: int, kv_heads: int) -> int:
-        """Weights that ``heads`` query heads (rows of q, columns of o) and ``kv_heads`` kv heads (rows of k, v) hold."""
+        """Weights of ``heads`` query heads (rows of q, columns of o) and ``kv_heads`` kv heads (rows of k and v)."""
         return 2 * (heads + kv_heads) * self.head_dim * self.hidden_size
 
     def columns(self, heads: list[int]) -> Tensor:
@@ -45,7 +45,7 @@ class HeadLayout:
         return (starts + torch.arange(self.head_dim)).flatten()
 
     def fill(self, budget: float, unit: str, multiple: int) -> tuple[int, int]:
-        """Heads and kv heads left when units are removed until ``budget`` parameters are spent, without looking at data."""
+        """Heads and kv heads left when the largest units that fit ``budget`` parameters go, whatever the data say."""
         left = self
         while (choices := [u for u in left._units(unit, multiple) if self.cost(*u) <= budget]) and (
             best := max(choices, key=lambda u: self.cost(*u))
@@ -95,8 +95,8 @@ def remove_heads(
         W_OD: weight of ``o_proj``; dead columns silenced.
         damped: H of the concatenated head outputs.
         layout: heads and kv groups.
-        unit: ``kv_group``, ``query`` (the same number of query heads from every group) or ``auto``, which compares the error
-            per parameter removed. With as many kv heads as heads a kv group is a head.
+        unit: ``kv_group``, ``query`` (the same number of query heads from every group) or ``auto``, which compares the
+            error per parameter removed. With as many kv heads as heads a kv group is a head.
         head_error: ``exact`` or ``paper``.
         multiple: heads and kv heads stay multiples of this.
         budget: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
@@ -179,7 +179,7 @@ class ChannelPath:
 def remove_channels(
     W_OD: Tensor, damped: obs.Damped, count: int, *, group_size_max: int = 1024, group_size_min: int = 8
 ) -> ChannelPath:
-    """Dynamic Group Size (paper section 3.3): remove the ``g`` columns with the smallest ``e_j`` together, re-compute, repeat.
+    """Dynamic Group Size (paper section 3.3): remove the ``g`` columns with the smallest ``e_j`` together, repeat.
 
     Args:
         W_OD: weight of ``down_proj``; dead columns silenced.
@@ -209,7 +209,7 @@ def remove_channels(
 
 
 def group_size(left: int, largest: int, smallest: int) -> int:
-    """The largest power-of-two fraction of ``largest`` that is at most half of what is left, never under ``smallest``."""
+    """``largest``, halved until it is at most half of what is left, but never under ``smallest``."""
     size = largest
     while size > smallest and 2 * size > left:
         size //= 2

@@ -41,7 +41,9 @@ class Work:
         if not entries:
             strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp") and p.name != ".lock")
             if strangers and strangers != [self.journal.path.name]:
-                raise FileExistsError(f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT")
+                raise FileExistsError(
+                    f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
+                )
         elif entries[0] != header:
             raise FileExistsError(f"{out} holds another pruning: {_differences(entries[0], header)}; name another OUT")
         self.entries = self._trusted(entries[1:]) if entries else {}
@@ -49,15 +51,13 @@ class Work:
             self.journal.rewrite([header, *self.entries.values()])
 
     def _header(self, calibration: Calibration) -> dict[str, Any]:
-        config = asdict(self.job.config)
-        config["layer_ratios"] = list(config["layer_ratios"])
         return {
             "format": FORMAT,
             "model": self.job.shards.digest(),
             "calibration": calibration.facts["ids_sha256"],
             "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,
             "torch": torch.__version__,
-            **{f"config.{key}": value for key, value in config.items()},
+            **{f"config.{key}": value for key, value in self.job.config.to_dict().items()},
         }
 
     def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -79,9 +79,11 @@ class Work:
         return len(self.entries) == len(self.job.shapes) + 2 and (self.out / "config.json").is_file()
 
     def report(self) -> PruneReport:
+        """The report of a finished run."""
         return load_report(self.out)
 
     def finished_layer(self, i: int) -> FinishedLayer | None:
+        """What an earlier run left of layer ``i``; None where it has to be pruned."""
         entry = self.entries.get(f"layer {i}")
         if entry is None:
             return None
@@ -93,6 +95,7 @@ class Work:
         )
 
     def finish_layer(self, i: int, tensors: dict[str, Tensor], report: LayerReport) -> None:
+        """Write a layer's shard (names relative to the layer), then its journal line."""
         prefix = f"{self.job.family.layers}.{i}."
         named = {prefix + name: tensor for name, tensor in tensors.items()}
         self._write(f"layer {i}", i + 1, named, report=asdict(report))
@@ -118,6 +121,7 @@ class Work:
         return sum((self.out / entry["file"]).stat().st_size for entry in self.entries.values())
 
     def publish(self, config: dict[str, Any], report: PruneReport) -> None:
+        """Turn the finished shards into a model."""
         copy_companions(self.job.model, self.out)
         weight_map = {name: entry["file"] for entry in self.entries.values() for name in entry["tensors"]}
         total = sum(entry["bytes"] for entry in self.entries.values())
@@ -126,7 +130,9 @@ class Work:
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(f"{key.removeprefix('config.')} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys[:4])
+    return ", ".join(
+        f"{key.removeprefix('config.')} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys[:4]
+    )
 
 
 def _short(value: Any) -> str:

@@ -12,7 +12,7 @@ from transformers.models.llama.modeling_llama import LlamaAttention, LlamaDecode
 
 class SlimLlamaConfig(LlamaConfig):
     model_type = "slim_llama"
-    # The model-wide widths are read by code that only sizes buffers (vLLM's KV cache, generate()); layers never read them.
+    # The model-wide widths are read only by code that sizes buffers (vLLM, generate()); layers never read them.
     allow_global_per_layer_attribute_access = True
 
 
@@ -35,9 +35,7 @@ class SlimLlamaModel(_OwnConfigPerLayer, LlamaModel):
         config.num_hidden_layers = 0
         super().__init__(config)
         config.num_hidden_layers = num_hidden_layers
-        self.layers = nn.ModuleList(
-            LlamaDecoderLayer(config.per_layer_config[i], i) for i in range(num_hidden_layers)
-        )
+        self.layers = nn.ModuleList(LlamaDecoderLayer(config.per_layer_config[i], i) for i in range(num_hidden_layers))
         self.post_init()
 
 

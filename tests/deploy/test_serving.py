@@ -89,6 +89,7 @@ def test_stopping_ends_a_session_that_ignores_terminate():
     assert process.returncode == -signal.SIGTERM
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="/dev/shm is Linux's")
 def test_stopping_by_force_leaves_no_shared_memory():
     """Only multiprocessing's tracker removes a killed process's shared memory, so it must outlive the killing."""
     leader = (

@@ -98,7 +98,7 @@ def test_gram_refuses_nan():
     percdamp=st.sampled_from([0.0, 0.01]),
 )
 def test_ill_conditioned_statistics_never_give_nan(seed, tokens, scale, percdamp):
-    """Fewer tokens than columns, duplicate and dead columns, an outlier of 1e4: damping grows until H can be factored."""
+    """Fewer tokens than columns, duplicate and dead columns, an outlier of 1e4: damping grows until it works."""
     generator = torch.Generator().manual_seed(seed)
     x_TD = torch.randn(tokens, 8, generator=generator, dtype=torch.float64) * scale
     x_TD[:, 3], x_TD[:, 5] = x_TD[:, 2], 0
@@ -119,7 +119,7 @@ def test_raised_damping_is_said(caplog):
 
 def test_an_indefinite_matrix_is_refused_not_replaced():
     with pytest.raises(ValueError, match="stays indefinite"):
-        obs.damp(torch.diag(torch.tensor([1e8, 1.0, -1e12], dtype=torch.float64)).neg().abs() * -1 + 0, 0.01)
+        obs.damp(torch.diag(torch.tensor([1.0, 1.0, -1e9], dtype=torch.float64)), 0.01)
 
 
 def test_relative_error_from_h_is_that_of_the_outputs():

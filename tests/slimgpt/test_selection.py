@@ -75,7 +75,7 @@ def test_grouped_query_units_go_in_brute_force_order(seed, unit):
     assert all(groups.values())
 
 
-@pytest.mark.parametrize(("unit", "multiple"), product(["kv_group", "query", "auto"], [1, 2, 4]))
+@pytest.mark.parametrize(("unit", "multiple"), list(product(["kv_group", "query", "auto"], [1, 2, 4])))
 @pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 4), (8, 2), (8, 1), (12, 4)])
 def test_multiples_and_divisibility_hold_at_every_step(unit, multiple, heads, kv_heads):
     layout = HeadLayout(heads, kv_heads, head_dim=2, hidden_size=8)
@@ -139,7 +139,9 @@ def test_errors_of_the_steps_add_up_to_the_loss_of_the_whole():
     layout = HeadLayout(num_heads=32, num_kv_heads=32, head_dim=1, hidden_size=6)
     W_OD, damped = head_problem(7, layout)
     path = remove_channels(W_OD, damped, 20, group_size_max=8, group_size_min=2)
-    assert sum(path.step_errors) == pytest.approx(loss_without(W_OD, damped, layout, set(path.order.tolist())), rel=1e-6)
+    assert sum(path.step_errors) == pytest.approx(
+        loss_without(W_OD, damped, layout, set(path.order.tolist())), rel=1e-6
+    )
 
 
 def test_dead_columns_go_first_at_no_error():

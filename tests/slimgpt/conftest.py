@@ -1,0 +1,42 @@
+"""One tiny dense model per geometry, written once a session, and a config that prunes it in a second."""
+
+import pydoc_data.topics
+
+import pytest
+
+from slimgpt.config import PruneConfig
+from tests.tiny_models import write_dense
+
+
+@pytest.fixture(scope="session")
+def dense(tmp_path_factory):
+    """Grouped-query: 8 heads on 4 kv heads, head_dim 16 on a hidden size of 64 (so head_dim is not hidden / heads)."""
+    return write_dense(tmp_path_factory.mktemp("dense"), num_hidden_layers=4)
+
+
+@pytest.fixture(scope="session")
+def dense_mha(tmp_path_factory):
+    """Multi-head, output head not tied, two shards."""
+    folder = tmp_path_factory.mktemp("dense_mha")
+    return write_dense(
+        folder, num_key_value_heads=8, head_dim=8, tie_word_embeddings=False, max_shard_size="200KB", seed=1
+    )
+
+
+@pytest.fixture(scope="session")
+def text_file(tmp_path_factory):
+    """Some 100 kB of English, from Python's own documentation."""
+    path = tmp_path_factory.mktemp("text") / "topics.txt"
+    path.write_text("\n\n".join(list(pydoc_data.topics.topics.values())[:20]))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_config(text_file):
+    """PruneConfig for a tiny model; keyword arguments override."""
+
+    def make(**fields):
+        small = {"ratio": 0.3, "ffn_multiple": 4, "num_samples": 8, "seq_len": 64, "block_tokens": 128}
+        return PruneConfig(**{**small, "calibration": str(text_file), **fields})
+
+    return make

@@ -1,0 +1,370 @@
+"""The layer loop end to end on tiny models: against plain least squares on a plain model, and against crashes."""
+
+import hashlib
+import json
+import multiprocessing
+import os
+import random
+import signal
+import sys
+from copy import deepcopy
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaForCausalLM
+
+from slimgpt import obs
+from slimgpt.calibration import calibrate
+from slimgpt.pruner import prune
+from slimgpt.report import load_report
+from slimgpt.selection import HeadLayout
+from slimgpt.source import resolve_model
+
+
+def load(folder):
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def model_files(folder):
+    """sha256 of all that makes the model; the journal and the report hold seconds, which differ."""
+    names = [p for p in sorted(folder.iterdir()) if p.name not in ("journal.jsonl", "pruning.json", ".lock")]
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
+
+
+def inputs_of(model, module, ids_NT):
+    seen = []
+    handle = module.register_forward_pre_hook(lambda _, args: seen.append(args[0].flatten(0, -2)))
+    with torch.inference_mode():
+        model(ids_NT)
+    handle.remove()
+    return torch.cat(seen).double()
+
+
+@pytest.mark.parametrize("unit", ["auto", "kv_group", "query"])
+def test_every_weight_is_the_least_squares_optimum_on_what_the_pruned_layers_before_it_give(
+    dense, tmp_path, tiny_config, unit
+):
+    """The oracle is a plain transformers model whose blocks are replaced one by one: no code of the loop."""
+    config = tiny_config(head_unit=unit, ratio=0.4, first_ratio_share=0.8)
+    report = prune(dense, tmp_path / "out", config)
+    ids_NT = calibrate(dense, config.calibration, num_samples=8, seq_len=64, seed=0).ids_NT
+    hybrid, pruned = load(dense), load(tmp_path / "out")
+    cut_heads = 0
+    for layer, target, facts in zip(hybrid.model.layers, pruned.model.layers, report.layers, strict=True):
+        columns = HeadLayout(8, 4, 16, 64).columns(facts.kept_heads)
+        check_refit(hybrid, layer.self_attn.o_proj, target.self_attn.o_proj, columns, ids_NT, facts.attention_error)
+        kv_rows = HeadLayout(8, 4, 16, 64).columns(facts.kept_kv_heads)
+        assert torch.equal(target.self_attn.q_proj.weight, layer.self_attn.q_proj.weight[columns])
+        assert torch.equal(target.self_attn.v_proj.weight, layer.self_attn.v_proj.weight[kv_rows])
+        layer.self_attn = deepcopy(target.self_attn)
+        channels = torch.tensor(facts.kept_channels)
+        check_refit(hybrid, layer.mlp.down_proj, target.mlp.down_proj, channels, ids_NT, facts.ffn_error)
+        assert torch.equal(target.mlp.gate_proj.weight, layer.mlp.gate_proj.weight[channels])
+        layer.mlp = deepcopy(target.mlp)
+        cut_heads += 8 - facts.num_attention_heads
+    assert cut_heads > 0
+    with torch.inference_mode():
+        assert torch.equal(hybrid(ids_NT).logits, pruned(ids_NT).logits)
+
+
+def check_refit(model, dense_map, pruned_map, kept_K, ids_NT, error):
+    x_TD = inputs_of(model, dense_map, ids_NT)
+    W_OD, H_DD = dense_map.weight.detach().double(), x_TD.T @ x_TD
+    damped_DD = H_DD + 0.01 * H_DD.diagonal().mean() * torch.eye(len(H_DD), dtype=H_DD.dtype)
+    if len(kept_K) == W_OD.shape[1]:
+        assert torch.equal(pruned_map.weight, dense_map.weight)
+        return
+    expected = torch.linalg.solve(damped_DD[kept_K][:, kept_K], (W_OD @ damped_DD[:, kept_K]).T).T
+    got = pruned_map.weight.detach().double()
+    torch.testing.assert_close(got, expected, rtol=1e-3, atol=1e-4)
+    assert error == pytest.approx(obs.relative_error(W_OD, got, H_DD, kept_K), rel=1e-3)
+
+
+@pytest.mark.parametrize("name", ["dense", "dense_mha"])
+def test_ratio_counts_and_report_agree_with_the_reloaded_model(name, request, tmp_path, tiny_config):
+    source = request.getfixturevalue(name)
+    report = prune(source, tmp_path / "out", tiny_config())
+    model = load(tmp_path / "out")
+    assert report.ratio == pytest.approx(0.3, abs=0.005)
+    assert sum(p.numel() for p in model.parameters()) == report.parameters_after
+    assert sum(p.numel() for p in load(source).parameters()) == report.parameters_before
+    for layer, facts in zip(model.model.layers, report.layers, strict=True):
+        assert layer.mlp.down_proj.in_features == facts.intermediate_size == len(facts.kept_channels)
+        assert layer.self_attn.q_proj.out_features == facts.num_attention_heads * layer.self_attn.head_dim
+        assert facts.num_attention_heads % facts.num_key_value_heads == 0
+    assert load_report(tmp_path / "out") == report
+    assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr() or name == "dense_mha"
+
+
+def test_what_came_with_the_dense_model_goes_along_byte_for_byte(dense, tmp_path, tiny_config):
+    prune(dense, tmp_path / "out", tiny_config())
+    for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
+        assert (tmp_path / "out" / name).read_bytes() == (dense / name).read_bytes()
+
+
+def test_ratio_zero_changes_no_weight(dense, tmp_path, tiny_config):
+    prune(dense, tmp_path / "out", tiny_config(ratio=0))
+    before, after = load(dense).state_dict(), load(tmp_path / "out").state_dict()
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_the_stored_dtype_is_kept(tmp_path, tiny_config):
+    from tests.tiny_models import write_dense
+
+    source = write_dense(tmp_path / "bf16", dtype=torch.bfloat16)
+    prune(source, tmp_path / "out", tiny_config())
+    assert load_file(next((tmp_path / "out").glob("model-00002*")))["model.layers.0.mlp.down_proj.weight"].dtype == (
+        torch.bfloat16
+    )
+    assert json.loads((tmp_path / "out" / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_a_pruned_model_can_be_pruned_again(dense, tmp_path, tiny_config):
+    first = prune(dense, tmp_path / "a", tiny_config())
+    second = prune(tmp_path / "a", tmp_path / "b", tiny_config(ratio=0.2))
+    assert second.parameters_before == first.parameters_after
+    assert second.ratio == pytest.approx(0.2, abs=0.005)
+    assert sum(p.numel() for p in load(tmp_path / "b").parameters()) == second.parameters_after
+
+
+def test_equal_layers_give_a_stock_checkpoint(dense_mha, tmp_path, tiny_config):
+    prune(dense_mha, tmp_path / "out", tiny_config(schedule="uniform", ratio=0.5, ffn_multiple=64))
+    model = LlamaForCausalLM.from_pretrained(tmp_path / "out")
+    assert model.config.model_type == "llama"
+    assert model.config.num_attention_heads == 4
+    assert not list((tmp_path / "out").glob("*.py"))
+
+
+def test_equal_layers_that_llama_config_refuses_are_written_per_layer(dense_mha, tmp_path, tiny_config):
+    """64 is no multiple of 6 heads: LlamaConfig would refuse to load it even though head_dim is given."""
+    prune(dense_mha, tmp_path / "out", tiny_config(schedule="uniform", ratio=0.25, ffn_multiple=32))
+    config = load(tmp_path / "out").config
+    assert config.model_type == "slim_llama"
+    assert {layer.num_attention_heads for layer in config.per_layer_config} == {6}
+
+
+def test_recomputed_activations_give_the_same_model_as_kept_ones(dense, tmp_path, tiny_config):
+    kept = prune(dense, tmp_path / "kept", tiny_config())
+    again = prune(dense, tmp_path / "again", tiny_config(keep_gib=0))
+    assert [x.kept_channels for x in kept.layers] == [x.kept_channels for x in again.layers]
+    for name, tensor in load(tmp_path / "kept").state_dict().items():
+        torch.testing.assert_close(load(tmp_path / "again").state_dict()[name], tensor, rtol=1e-4, atol=1e-5)
+
+
+def test_block_size_changes_nothing_but_rounding(dense, tmp_path, tiny_config):
+    """Two sequences at once or all eight: a layer's answer must not be cut to its first sequence."""
+    small = prune(dense, tmp_path / "small", tiny_config(block_tokens=64))
+    large = prune(dense, tmp_path / "large", tiny_config(block_tokens=3 * 64))
+    assert [x.kept_heads for x in small.layers] == [x.kept_heads for x in large.layers]
+    for a, b in zip(small.layers, large.layers, strict=True):
+        assert a.ffn_error == pytest.approx(b.ffn_error, rel=1e-3)
+
+
+def test_the_same_run_twice_is_bit_identical(dense, tmp_path, tiny_config):
+    prune(dense, tmp_path / "a", tiny_config())
+    prune(dense, tmp_path / "b", tiny_config())
+    assert model_files(tmp_path / "a") == model_files(tmp_path / "b")
+
+
+@pytest.mark.parametrize("targets", ["attention", "ffn"])
+def test_only_one_kind_can_be_pruned(dense, tmp_path, tiny_config, targets):
+    report = prune(dense, tmp_path / "out", tiny_config(targets=targets, ratio=0.15))
+    assert report.ratio == pytest.approx(0.15, abs=0.05)
+    for layer in report.layers:
+        assert layer.intermediate_size == 128 or targets == "ffn"
+        assert layer.num_attention_heads == 8 or targets == "attention"
+
+
+# ---------------------------------------------------------------- crashes
+
+
+class CrashError(Exception):
+    """Stands for whatever ends a run between two layers."""
+
+
+def crash_after(layers):
+    def on_layer(report, _):
+        if report.layer == layers - 1:
+            raise CrashError
+
+    return on_layer
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, dense, tiny_config):
+    """An uninterrupted run."""
+    config = tiny_config()
+    out = tmp_path_factory.mktemp("whole") / "out"
+    prune(dense, out, config)
+    return config, out
+
+
+def interrupted(dense, out, config, layers=2):
+    with pytest.raises(CrashError):
+        prune(dense, out, config, on_layer=crash_after(layers))
+
+
+def test_an_interrupted_run_goes_on_and_ends_bit_identical(dense, tmp_path, whole):
+    config, reference = whole
+    interrupted(dense, tmp_path / "out", config)
+    with pytest.raises(ValueError, match="no config.json"):
+        resolve_model(tmp_path / "out")  # nothing takes it for a model
+    report = prune(dense, tmp_path / "out", config)
+    assert report.replayed_layers == 2
+    assert model_files(tmp_path / "out") == model_files(reference)
+
+
+@pytest.mark.parametrize("damage", ["flipped bit", "truncated", "gone", "torn journal", "empty journal line"])
+def test_damage_is_detected_and_the_layer_made_again(dense, tmp_path, whole, damage):
+    config, reference = whole
+    out = tmp_path / "out"
+    interrupted(dense, out, config)
+    shard, journal = out / "model-00003-of-00006.safetensors", out / "journal.jsonl"
+    data = bytearray(shard.read_bytes())
+    if damage == "flipped bit":
+        data[len(data) // 2] ^= 1
+        shard.write_bytes(data)
+    elif damage == "truncated":
+        shard.write_bytes(data[:-100])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "torn journal":
+        journal.write_bytes(journal.read_bytes()[:-40])
+    else:
+        journal.write_bytes(journal.read_bytes() + b'{"part": "layer 2", "fi')
+    report = prune(dense, out, config)
+    assert report.replayed_layers == (2 if damage == "empty journal line" else 1)
+    assert model_files(out) == model_files(reference)
+
+
+def test_a_finished_run_is_not_made_again(dense, tmp_path, whole):
+    config, reference = whole
+    before = {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")}
+    assert prune(dense, reference, config) == load_report(reference)
+    assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")} == before
+
+
+def test_another_config_model_or_calibration_on_the_same_out_is_refused(dense, dense_mha, tmp_path, tiny_config):
+    text = tmp_path / "text.txt"
+    text.write_text("the quick brown fox " * 400)
+    config = tiny_config(calibration=str(text))
+    interrupted(dense, tmp_path / "out", config)
+    before = model_files(tmp_path / "out")
+    with pytest.raises(FileExistsError, match=r"ratio was 0.3, now 0.4"):
+        prune(dense, tmp_path / "out", tiny_config(calibration=str(text), ratio=0.4))
+    with pytest.raises(FileExistsError, match="seed was 0, now 1"):
+        prune(dense, tmp_path / "out", tiny_config(calibration=str(text), seed=1))
+    with pytest.raises(FileExistsError, match="model was"):
+        prune(dense_mha, tmp_path / "out", config)
+    text.write_text("a lazy dog sleeps here " * 400)
+    with pytest.raises(FileExistsError, match="holds another pruning: calibration was"):
+        prune(dense, tmp_path / "out", config)
+    assert model_files(tmp_path / "out") == before
+
+
+def test_a_folder_that_holds_something_else_is_left_alone(dense, tmp_path, tiny_config):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    with pytest.raises(FileExistsError, match="thesis.txt"):
+        prune(dense, tmp_path / "out", tiny_config())
+    assert (tmp_path / "out" / "thesis.txt").read_text() == "mine"
+
+
+def test_a_second_process_on_one_out_is_refused(dense, tmp_path, tiny_config):
+    def second(report, _):
+        with pytest.raises(BlockingIOError, match="another process"):
+            prune(dense, tmp_path / "out", tiny_config())
+        raise CrashError
+
+    with pytest.raises(CrashError):
+        prune(dense, tmp_path / "out", tiny_config(), on_layer=second)
+
+
+def test_kill_9_at_any_moment_loses_nothing(dense, tmp_path, whole):
+    """Twenty kills, each at a random call of a run, on folders in every state; then one run to the end."""
+    config, reference = whole
+    calls = _prune_in_process(dense, tmp_path / "counted", config, kill_at=0)
+    chance = random.Random(0)
+    for kill in range(20):
+        assert _prune_in_process(dense, tmp_path / f"out{kill % 4}", config, kill_at=chance.randint(1, calls)) in (
+            0,
+            -9,
+        )
+    for i in range(4):
+        prune(dense, tmp_path / f"out{i}", config)
+        assert model_files(tmp_path / f"out{i}") == model_files(reference)
+
+
+def _prune_in_process(dense, out, config, *, kill_at):
+    """Prune in a process that kills itself at its ``kill_at``-th call. Its exit code; for 0, how many calls it made."""
+    processes = multiprocessing.get_context("forkserver")
+    processes.set_forkserver_preload(["slimgpt.pruner", "tests.tiny_models"])
+    answer = processes.Queue()
+    process = processes.Process(target=_prune_counting_calls, args=(dense, out, config, kill_at, answer))
+    process.start()
+    calls = answer.get(timeout=300) if kill_at == 0 else None
+    process.join(300)
+    return calls if kill_at == 0 else process.exitcode
+
+
+def _prune_counting_calls(dense, out, config, kill_at, answer):
+    calls = 0
+
+    def count(frame, event, arg):
+        nonlocal calls
+        calls += 1
+        if calls == kill_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    sys.setprofile(count)
+    prune(dense, out, config)
+    sys.setprofile(None)
+    answer.put(calls)
+
+
+# ---------------------------------------------------------------- bad input
+
+
+def test_nan_in_a_weight_stops_the_run_with_the_layers_name(dense, tmp_path, tiny_config):
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(dense, broken)
+    tensors = load_file(broken / "model.safetensors")
+    tensors["model.layers.2.mlp.up_proj.weight"][3, 5] = float("nan")
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="layer 2"):
+        prune(broken, tmp_path / "out", tiny_config())
+    assert not (tmp_path / "out" / "config.json").exists()
+
+
+def test_an_outlier_channel_of_1e4_still_gives_a_finite_model(dense, tmp_path, tiny_config):
+    import shutil
+
+    wild = tmp_path / "wild"
+    shutil.copytree(dense, wild)
+    tensors = load_file(wild / "model.safetensors")
+    tensors["model.layers.1.mlp.up_proj.weight"][7] *= 1e4
+    tensors["model.layers.1.mlp.up_proj.weight"][9] = 0
+    save_file(tensors, wild / "model.safetensors", metadata={"format": "pt"})
+    report = prune(wild, tmp_path / "out", tiny_config(num_samples=1, seq_len=16))  # fewer tokens than columns
+    assert all(bool(p.isfinite().all()) for p in load(tmp_path / "out").parameters())
+    assert 9 not in report.layers[1].kept_channels
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"ratio": 0.3, "ffn_multiple": 128}, "ratio 0.3 cannot be met"),
+        ({"ratio": 0.5, "targets": "attention"}, "cannot be met"),
+        ({"head_multiple": 3}, "layer 0 has 8 heads; head_multiple 3"),
+        ({"num_samples": 10_000, "seq_len": 512}, "ask for at most"),
+        ({"device": "warp"}, "device 'warp' is not usable"),
+    ],
+)
+def test_what_cannot_be_done_is_said_before_anything_is_written(dense, tmp_path, tiny_config, fields, message):
+    with pytest.raises(ValueError, match=message):
+        prune(dense, tmp_path / "out", tiny_config(**fields))
+    assert not (tmp_path / "out").exists()
