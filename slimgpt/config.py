@@ -123,3 +123,37 @@ class PruneConfig:
     def fingerprint(self) -> str:
         """sha256 of every field: two runs that differ in any setting are two runs."""
         return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalConfig:
+    """What is measured.
+
+    Raises:
+        ValueError: on construction, when a field is outside its limits.
+    """
+
+    tasks: tuple[str, ...] = option(
+        ("auto",),
+        "lm-eval tasks: names, auto (the paper's seven where their data is at hand, else continuation), or none.",
+    )
+    limit: int = option(0, "Documents per task, the first ones; 0 is all.", ge=0)
+    batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)
+    perplexity: str = option(
+        "auto", "Text for perplexity: wikitext2, python, a .txt, .raw, .jsonl or .parquet file, auto, or none."
+    )
+    seq_len: int = option(1024, "Tokens per perplexity block.", ge=2)
+    max_blocks: int = option(12, "Perplexity blocks, the first ones; 0 is all.", ge=0)
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "Dtype of the model; auto is float32 on CPU and the checkpoint's own on a GPU."
+    )
+
+    def __post_init__(self) -> None:
+        asked: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
+        items = [asked] if isinstance(asked, str) else asked
+        tasks = tuple(name.strip() for item in items for name in item.split(",") if name.strip())
+        object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
+        check_limits(self)
+        if not self.tasks and self.perplexity == "none":
+            raise ValueError("tasks is empty and perplexity is 'none'; nothing would be measured, name at least one")

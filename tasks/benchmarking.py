@@ -1,0 +1,32 @@
+"""Serve dense and pruned with vLLM and measure them in turn; skipped with one line where vLLM cannot run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from deploy.bench_report import BenchReport
+from deploy.benchmark import BenchConfig, compare
+from tasks.environment import RunFolder
+from tasks.preflight import Preflight
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The benchmark, or why there is none."""
+
+    report: BenchReport | None
+    skipped: str = ""
+
+
+@task(name="benchmark", cache_policy=NO_CACHE, persist_result=False)
+def benchmark(dense: Path, pruned: Path, config: BenchConfig, ready: Preflight, folder: RunFolder) -> Benchmark:
+    """Throughput and latency of both, as ratios with their spread."""
+    logger = get_run_logger()
+    if ready.serving:
+        logger.warning("benchmark skipped: %s", ready.serving)
+        return Benchmark(None, f"benchmark: {ready.serving}")
+    return Benchmark(
+        compare(dense, pruned, config, workdir=folder.bench, on_progress=lambda line: logger.info("%s", line))
+    )

@@ -1,0 +1,107 @@
+"""The environment every entry point needs, and the folders of a run. Imports nothing that reads settings at import.
+
+``prepare()`` comes before ``import prefect``: Prefect reads its settings then. What the user has set is
+never overwritten.
+"""
+
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+RUNS_VARIABLE = "SLIMGPT_RUNS"
+_set_here: dict[str, str] = {}  # values that an earlier prepare() chose, which a later one may change
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Where runs leave their files: one folder, by default ``./runs`` (or ``SLIMGPT_RUNS``)."""
+
+    root: Path
+
+    @classmethod
+    def at(cls, folder: str | Path = "") -> "Workspace":
+        """The workspace in ``folder``, as an absolute path; the default place where ``folder`` is empty."""
+        return cls(Path(folder or os.environ.get(RUNS_VARIABLE, "") or "runs").expanduser().absolute())
+
+    @property
+    def mlflow_database(self) -> Path:
+        """MLflow's SQLite file."""
+        return self.root / "mlflow.db"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        """Where MLflow keeps files when no server does."""
+        return self.root / "mlflow-artifacts"
+
+    @property
+    def fetched(self) -> Path:
+        """Models that were downloaded from a registry, by id."""
+        return self.root / "fetched"
+
+    @property
+    def tracking_uri(self) -> str:
+        """``MLFLOW_TRACKING_URI`` where set, else SQLite in this workspace, as an absolute path."""
+        return os.environ.get("MLFLOW_TRACKING_URI", "") or f"sqlite:///{self.mlflow_database}"
+
+    def run(self, name: str, facts: dict[str, object]) -> "RunFolder":
+        """The folder of one compression: the same for the same facts, so that a second run goes on."""
+        digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode()).hexdigest()
+        return RunFolder(self.root / name / digest[:12])
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The files of one compression."""
+
+    root: Path
+
+    @property
+    def model(self) -> Path:
+        """The pruned checkpoint, as the engine writes and resumes it."""
+        return self.root / "model"
+
+    @property
+    def bundle(self) -> Path:
+        """The bundle that is served, and registered."""
+        return self.root / "bundle"
+
+    @property
+    def bench(self) -> Path:
+        """bench.json and the logs."""
+        return self.root / "bench"
+
+    @property
+    def report(self) -> Path:
+        """The report for people."""
+        return self.root / "report.html"
+
+
+def prepare(runs: str | Path = "") -> Workspace:
+    """Set what Prefect, MLflow, vLLM and Hugging Face read from the environment, and return the workspace.
+
+    Nothing is created, and nothing that the user has set is changed.
+    """
+    workspace = Workspace.at(runs)
+    wanted = {
+        "MLFLOW_TRACKING_URI": f"sqlite:///{workspace.mlflow_database}",  # else a relative one: it would follow the cwd
+        # results ignore PREFECT_HOME and would land in the user's home folder
+        "PREFECT_RESULTS_LOCAL_STORAGE_PATH": str(workspace.root / "prefect-results"),
+        "PREFECT_MEMO_STORE_PATH": str(workspace.root / "prefect-results" / "memo.toml"),
+        "PREFECT_SERVER_ANALYTICS_ENABLED": "false",
+        "PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS": "120",  # 20 is too short on a busy machine's first start
+        "DO_NOT_TRACK": "1",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        "MLFLOW_LOG_UV_FILES": "false",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_PLUGINS": "slimgpt",
+        "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
+        "TOKENIZERS_PARALLELISM": "false",  # forked after use it would warn on each start of a child
+    }
+    for variable, value in wanted.items():
+        if os.environ.get(variable, "") in ("", _set_here.get(variable)):
+            os.environ[variable] = _set_here[variable] = value
+    return workspace

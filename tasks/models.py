@@ -1,0 +1,34 @@
+"""Find the model: a folder, a hub id, the built-in one, or a version in the registry."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from slimgpt.source import resolve_model
+from tasks.environment import Workspace
+from tasks.registry import fetch_model, is_model_uri
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model and where its files are."""
+
+    asked: str
+    folder: Path
+
+
+def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
+    """The local folder of any model a user can name.
+
+    Raises:
+        FileNotFoundError, ValueError: when there is none; the message says what can be named.
+    """
+    return fetch_model(model, workspace) if is_model_uri(model) else resolve_model(model, revision=revision)
+
+
+@task(name="find the model", cache_policy=NO_CACHE, persist_result=False)
+def resolve(model: str, revision: str, workspace: Workspace) -> ResolvedModel:
+    """The local folder of ``model``; fetched or converted on the first use."""
+    return ResolvedModel(model, find_model(model, workspace, revision=revision))

@@ -1,0 +1,82 @@
+"""All that can be refused before any long work: names, servers, texts, disk; and what will be skipped."""
+
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from deploy.availability import vllm_available
+from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.harness_tasks import choose_tasks, load_tasks
+from slimgpt.plan import PrunePlan, plan
+from slimgpt.text import perplexity_text
+from tasks.environment import RunFolder, Workspace
+from tasks.registry import check_name, open_client
+
+
+@dataclass(frozen=True)
+class Preflight:
+    """What is known before the work starts.
+
+    Attributes:
+        serving: empty where vLLM can serve here, else one line: why not, and what would make it work.
+    """
+
+    serving: str
+
+
+@task(name="check the request", cache_policy=NO_CACHE, persist_result=False)
+def check_request(name: str, evaluation: EvalConfig, workspace: Workspace) -> Preflight:
+    """Refuse what cannot work: names, data, folders, a registry that does not answer.
+
+    Raises:
+        ValueError, OSError: one line with the remedy.
+    """
+    check_name(name)
+    check_writable(workspace.root)
+    with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
+        if names := choose_tasks(evaluation.tasks):
+            load_tasks(names, Path(scratch))  # a wrong name or missing data would else be found after the pruning
+    if evaluation.perplexity != "none":
+        perplexity_text(evaluation.perplexity)
+    open_client(workspace)
+    reason = vllm_available()
+    if reason:
+        get_run_logger().warning("serving steps will be skipped: %s", reason)
+    return Preflight(serving=reason)
+
+
+def check_writable(folder: Path) -> None:
+    """Make ``folder`` and try to write to it.
+
+    Raises:
+        OSError: naming the folder and the reason.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(f"{folder} cannot be written to ({error.strerror}); choose another folder") from None
+
+
+@task(name="plan the pruning", cache_policy=NO_CACHE, persist_result=False)
+def plan_pruning(model: Path, config: PruneConfig, folder: RunFolder) -> PrunePlan:
+    """Widths, memory and disk before any weight is read; what is missing stops the flow here.
+
+    Raises:
+        ValueError: one line that names all that is missing.
+    """
+    planned = plan(model, config, folder.model)
+    if planned.missing:
+        raise ValueError("; ".join(planned.missing))
+    get_run_logger().info(
+        "%.1f M parameters become %.1f M; calibration: %s; about %.1f GB of memory",
+        planned.parameters_before / 1e6,
+        planned.parameters_after / 1e6,
+        planned.calibration.get("name"),
+        planned.memory_bytes / 1e9,
+    )
+    return planned

@@ -1,0 +1,192 @@
+"""The MLflow side that needs no Prefect: a client that answers within seconds, and models fetched by URI."""
+
+import contextlib
+import logging
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import urlsplit, urlunsplit
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel
+from mlflow.exceptions import MlflowException
+
+from tasks.environment import Workspace, prepare
+
+ALIAS = "challenger"
+MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
+_URI = re.compile(r"(?P<scheme>models|runs):/+(?P<rest>.+)")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    model_id: str
+
+    @property
+    def uri(self) -> str:
+        """What other tools take: it follows the alias."""
+        return f"models:/{self.name}@{self.alias}"
+
+
+def is_model_uri(model: str) -> bool:
+    """Whether ``model`` names a logged or registered model rather than a folder or a hub id."""
+    return bool(_URI.fullmatch(model))
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` where it can name a registered model.
+
+    Raises:
+        ValueError: when MLflow or a server's URLs could not carry it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name is {name!r}; a registered model's name has letters, digits and . _ - only")
+    return name
+
+
+def default_name(model: str) -> str:
+    """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``."""
+    last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.").removesuffix("-slim") + "-slim"
+
+
+def open_client(workspace: Workspace) -> MlflowClient:
+    """A client of the tracking server (``MLFLOW_TRACKING_URI``) or of the workspace's SQLite file, checked to answer.
+
+    Raises:
+        ConnectionError: when the server does not answer within seconds.
+        OSError: when the SQLite file cannot be opened.
+    """
+    prepare(workspace.root)
+    for chatty in ("mlflow.store.db.utils", "alembic"):  # tables made on the first use are no news
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uri = workspace.tracking_uri
+    if uri.startswith("sqlite:"):
+        try:
+            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise OSError(
+                f"MLflow's database {uri} cannot be made: {error.strerror}; choose another runs folder"
+            ) from None
+    try:
+        with _impatient():
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow, requests, SQLAlchemy: whatever it is, the server cannot be used
+        raise ConnectionError(
+            f"MLflow at {_without_password(uri)} does not answer ({_reason(error, uri)}); "
+            "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"
+        ) from None
+    return client
+
+
+@contextlib.contextmanager
+def _impatient() -> Iterator[None]:
+    """MLflow's own patience is minutes, which suits uploads; whether a server is there is known in seconds."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _without_password(uri: str) -> str:
+    parts = urlsplit(uri)
+    if parts.password is None and parts.username is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def _reason(error: Exception, uri: str) -> str:
+    """The cause in a few words, without user or password: it lies at the end of what requests and SQLAlchemy say."""
+    text, parts = str(error) or type(error).__name__, urlsplit(uri)
+    if found := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
+        return found[0]
+    text = text.splitlines()[0][-160:]
+    for secret in (parts.password, parts.username):
+        if secret:
+            text = text.replace(secret, "***")
+    return text
+
+
+def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
+    """The Hugging Face folder of ``models:/NAME@alias``, ``models:/NAME/3``, ``models:/m-ID`` or ``runs:/ID``.
+
+    Where the artifact store is a folder of this machine, its own folder is returned: nothing is copied. Otherwise the
+    files are downloaded once, under a temporary name until they are whole.
+
+    Raises:
+        ValueError: when the URI is none of these.
+        FileNotFoundError: when there is no such model, version or alias.
+        ConnectionError: when the server does not answer.
+    """
+    workspace = workspace or Workspace.at()
+    found = _URI.fullmatch(uri)
+    if not found or (found["scheme"] == "models" and not re.search(r"@.|/.|^m-", found["rest"])):
+        raise ValueError(f"{uri!r} names no model; use models:/NAME@challenger, models:/NAME/1 or runs:/RUN_ID")
+    client = open_client(workspace)
+    try:
+        model = _logged_model(client, found["scheme"], found["rest"].strip("/"))
+    except MlflowException as error:
+        raise FileNotFoundError(
+            f"{uri}: {str(error).splitlines()[0].rstrip('.')}; see the registry's list of models"
+        ) from None
+    location = model.artifact_location
+    if location.startswith("file:") or location.startswith("/"):
+        folder = Path(location.removeprefix("file://")) / MODEL_PATH
+    else:
+        folder = workspace.fetched / model.model_id
+        if not folder.is_dir():
+            _download(client, model, folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{uri} holds no {MODEL_PATH}/config.json: it was not registered by slimgpt compress")
+    return folder
+
+
+def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
+    if scheme == "runs":
+        run_id, _, name = rest.partition("/")
+        outputs = client.get_run(run_id).outputs
+        models = [client.get_logged_model(model.model_id) for model in (outputs.model_outputs if outputs else [])]
+        models = [model for model in models if not name or model.name == name]
+        if len(models) != 1:
+            raise FileNotFoundError(
+                f"runs:/{rest} has {len(models)} logged models; name one as runs:/RUN_ID/MODEL_NAME"
+            )
+        return models[0]
+    if "@" in rest:
+        version = client.get_model_version_by_alias(*rest.rsplit("@", 1))
+    elif "/" in rest:
+        version = client.get_model_version(*rest.rsplit("/", 1))
+    else:
+        return client.get_logged_model(rest)
+    model_id = version.model_id or version.source.removeprefix("models:/")
+    return client.get_logged_model(model_id)
+
+
+def _download(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{model.model_id}-"))
+    try:
+        uri = f"models:/{model.model_id}/{MODEL_PATH}"
+        download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri)
+        (temporary / MODEL_PATH).rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

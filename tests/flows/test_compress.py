@@ -1,0 +1,201 @@
+"""The whole way on a tiny random model: real Prefect, real MLflow on SQLite, and real vLLM where it can run."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from mlflow import MlflowClient
+from mlflow.pyfunc import load_model
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from deploy.availability import vllm_available
+from deploy.benchmark import BenchConfig
+from deploy.bundle import verify_bundle
+from flows.compress import compress
+from slimgpt.config import EvalConfig, PruneConfig
+from tasks.environment import Workspace
+from tasks.registry import fetch_model
+from tests.tiny_models import write_dense
+
+pytestmark = pytest.mark.slow
+LAYERS = 3
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("compress")
+
+
+@pytest.fixture(scope="module")
+def parameters(place):
+    # head_dim 32 is the smallest that vLLM's CPU kernels take
+    dense = write_dense(
+        place / "tiny",
+        num_hidden_layers=LAYERS,
+        hidden_size=128,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        intermediate_size=256,
+    )
+    return {
+        "model": str(dense),
+        "runs": str(place / "runs"),
+        "prune": PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=16),
+        "evaluation": EvalConfig(tasks=("continuation",), limit=4, perplexity="python", seq_len=64, max_blocks=2),
+        "bench": BenchConfig(
+            num_prompts=4,
+            input_len=16,
+            output_len=8,
+            pairs=1,
+            num_warmups=1,
+            enforce_eager=True,
+            show_drift=False,
+            kvcache_gib=1,
+            dtype="float32",
+        ),
+    }
+
+
+@pytest.fixture(scope="module")
+def done(prefect_server, parameters):
+    return compress(**parameters)
+
+
+@pytest.fixture(scope="module")
+def client(done, place):
+    return MlflowClient(f"sqlite:///{place}/runs/mlflow.db")
+
+
+def test_the_version_is_registered_and_challenger(done, client):
+    version = client.get_model_version_by_alias("tiny-slim", "challenger")
+    assert (str(version.version), version.status, version.run_id) == ("1", "READY", done.version.run_id)
+    assert version.tags["base_model"] == "tiny"
+    assert float(version.tags["ratio"]) == pytest.approx(0.25, abs=0.005)
+    assert float(version.tags["perplexity"]) > 1
+    assert "tiny without" in version.description
+    if not vllm_available():
+        assert float(version.tags["speedup"]) > 0
+
+
+def test_one_run_holds_parameters_metrics_data_and_files(done, client):
+    run = client.get_run(done.version.run_id)
+    assert run.info.status == "FINISHED"
+    assert run.data.params["prune.ratio"] == "0.25"
+    assert run.data.params["evaluation.limit"] == "4"
+    assert run.data.params["model"] == "tiny"  # not the path of this machine
+    for layer in ("layer/ffn_error", "layer/num_attention_heads"):
+        assert [point.step for point in client.get_metric_history(run.info.run_id, layer)] == list(range(LAYERS))
+    report = done.report.comparison
+    assert run.data.metrics["pruned/python/perplexity"] == pytest.approx(report.pruned["python/perplexity"])
+    assert run.data.metrics["pruning/parameters_after"] == report.pruning.parameters_after
+    used = {(item.tags[0].value, item.dataset.name): item.dataset.digest for item in run.inputs.dataset_inputs}
+    assert report.pruning.calibration["sha256"].startswith(used["calibration", "python"])
+    assert {context for context, _ in used} == {"calibration", "evaluation"}
+    assert [model.model_id for model in run.outputs.model_outputs] == [done.version.model_id]
+    files = {file.path for file in client.list_artifacts(run.info.run_id)}
+    expected = {"report.html", "report.md", "pruning.json", "evaluation-dense.json", "evaluation-pruned.json", "plots"}
+    assert files == expected | (set() if vllm_available() else {"bench.json"})
+    assert {"plots/widths.svg", "plots/errors.svg"} <= {
+        file.path for file in client.list_artifacts(run.info.run_id, "plots")
+    }
+
+
+def test_the_fetched_model_is_the_bundles_model_byte_for_byte_and_writes(done, place):
+    workspace = Workspace.at(place / "runs")
+    folder = fetch_model("models:/tiny-slim@challenger", workspace)
+    for uri in ("models:/tiny-slim/1", f"runs:/{done.version.run_id}", f"models:/{done.version.model_id}"):
+        assert fetch_model(uri, workspace) == folder
+    assert _sums(folder) == _sums(done.folder / "bundle" / "model")
+    model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
+    assert sum(p.numel() for p in model.parameters()) == done.report.comparison.pruning.parameters_after
+    prompt = AutoTokenizer.from_pretrained(folder)("def", return_tensors="pt")
+    assert model.generate(**prompt, max_new_tokens=4, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
+
+
+def test_mlflows_own_loader_predicts_what_transformers_generates(done, place, client, monkeypatch):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", client.tracking_uri)
+    loaded = load_model("models:/tiny-slim@challenger")
+    texts = loaded.predict([{"prompt": "The for statement"}, {"prompt": "A"}], params={"max_new_tokens": 6})
+    folder = fetch_model("models:/tiny-slim@challenger", Workspace.at(place / "runs"))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    ids = tokenizer("The for statement", return_tensors="pt")
+    new = model.generate(**ids, max_new_tokens=6, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    assert len(texts) == 2
+    assert texts[0] == tokenizer.decode(new, skip_special_tokens=True)
+
+
+def test_nothing_registered_is_a_pickle_or_names_a_folder_of_this_machine(done, place):
+    files = [path for path in (place / "runs" / "mlflow-artifacts").rglob("*") if path.is_file()]
+    assert any(path.name == "MLmodel" for path in files)
+    assert not [path for path in files if path.suffix in (".pkl", ".pickle", ".bin", ".pt", ".pth")]
+    leaks = [
+        path
+        for path in files
+        if any(str(folder).encode() in path.read_bytes() for folder in (place, Path.cwd(), Path.home()))
+    ]
+    assert leaks == []
+
+
+def test_the_ui_has_parameters_and_artifacts(done):
+    from prefect.client.orchestration import get_client
+    from prefect.client.schemas.sorting import FlowRunSort
+
+    with get_client(sync_client=True) as server:
+        run = server.read_flow_runs(sort=FlowRunSort.START_TIME_DESC, limit=1)[0]
+        artifacts = {artifact.key: artifact for artifact in server.read_artifacts() if artifact.flow_run_id == run.id}
+    assert run.parameters["prune"]["ratio"] == 0.25
+    assert artifacts["compress-pruning"].data == 100.0
+    assert "| Parameters |" in artifacts["compress-report"].data
+    assert "alias `challenger`" in artifacts["compress-report"].data
+    table = json.loads(artifacts["compress-figures"].data)
+    assert {"figure", "dense", "pruned", "change"} == set(table[0])
+    assert "Perplexity, python" in [row["figure"] for row in table]
+
+
+def test_the_bundle_is_whole_and_the_report_says_what_was_used_or_skipped(done):
+    assert verify_bundle(done.folder / "bundle") == []
+    text = done.report.markdown.read_text()
+    assert "Calibration: python (python), 4 x 64 tokens." in text
+    assert "first 4 documents of each task" in text
+    if reason := vllm_available():
+        assert f"Skipped: benchmark: {reason}" in text
+    else:
+        assert "| Throughput, new tokens |" in text
+        assert json.loads((done.folder / "bench" / "bench.json").read_text())["dense"][0]["failed"] == 0
+
+
+def test_the_form_shows_descriptions_limits_and_defaults():
+    schema = compress.parameters.model_dump()
+    ratio = schema["definitions"]["PruneConfig"]["properties"]["ratio"]
+    assert ratio["default"] == 0.25
+    assert ratio["maximum"] == 0.9
+    assert "projection parameters" in ratio["description"]
+    assert schema["properties"]["model"]["description"].startswith("A folder, a hub id")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"name": "a/b"}, "registered model's name"),
+        ({"prune": PruneConfig(calibration="missing.jsonl", ffn_multiple=16)}, "does not exist"),
+        ({"prune": PruneConfig(calibration="python", num_samples=100_000, ffn_multiple=16)}, "ask for at most"),
+        ({"evaluation": EvalConfig(tasks=("no_such_task",))}, "no_such_task"),
+        ({"model": "nowhere"}, "no folder nowhere"),
+    ],
+)
+def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path, change, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        compress(**{**parameters, "runs": str(tmp_path), **change})
+    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".html")]
+
+
+def _sums(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in folder.rglob("*")
+        if path.is_file()
+    }
