@@ -7,6 +7,9 @@ business, so the same code serves every family.
 Shapes: B = sequences, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width.
 """
 
+import ctypes
+import platform
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -183,5 +186,8 @@ class Frame:
         return LayerPass(layer, self.family, self._kwargs[index])
 
     def release(self, index: int) -> None:
-        """Free the weights of layer ``index``."""
+        """Free the weights of layer ``index``, and hand freed memory back to the system."""
         self._layers[index].to("meta")
+        if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
+            # glibc keeps what was freed in pieces of layer size: without this, memory grows by a layer every layer
+            ctypes.CDLL(None).malloc_trim(0)

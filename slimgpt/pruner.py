@@ -42,6 +42,7 @@ def prune(
     out: str | Path,
     config: PruneConfig,
     *,
+    calibration: Calibration | None = None,
     on_layer: Callable[[LayerReport, int], None] | None = None,
 ) -> PruneReport:
     """Prune the model in folder ``model`` into the new folder ``out``, never holding more than one decoder layer.
@@ -53,6 +54,7 @@ def prune(
         model: dense (or already pruned) checkpoint with safetensors.
         out: where the pruned checkpoint goes.
         config: what is asked.
+        calibration: token ids to use instead of those that ``config.calibration`` names.
         on_layer: called after each layer with its report and the number of layers.
 
     Raises:
@@ -64,7 +66,7 @@ def prune(
     job = Job(Path(model), config)
     out = Path(out)
     job.check_space(out)
-    calibration = job.calibration()
+    calibration = calibration or job.calibration()
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), torch.inference_mode():
         work = Work(out, job, calibration)
