@@ -15,7 +15,9 @@ from deploy.benchmark import BenchConfig
 from deploy.bundle import verify_bundle
 from flows.compress import compress
 from slimgpt.config import EvalConfig, PruneConfig
-from tasks.environment import Workspace
+from slimgpt.harness import EvalResult
+from tasks.environment import RunFolder, Workspace
+from tasks.registration import RegistrationInput, register
 from tasks.registry import fetch_model
 from tests.tiny_models import write_dense
 
@@ -191,6 +193,31 @@ def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path,
     with pytest.raises((ValueError, OSError), match=message):
         compress(**{**parameters, "runs": str(tmp_path), **change})
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".html")]
+
+
+def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, client):
+    asked = _registration(done, place / "no-such-folder")
+    with pytest.raises(FileNotFoundError):
+        register(asked, Workspace.at(place / "runs"))
+    assert len(client.search_model_versions("name='tiny-slim'")) == 1
+    assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == done.version.run_id
+    newest = client.search_runs([client.get_experiment_by_name("slimgpt").experiment_id], max_results=1)[0]
+    assert newest.info.status == "FAILED"
+
+
+def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):
+    second = register(_registration(done, done.folder / "bundle" / "model"), Workspace.at(place / "runs"))
+    assert second.version == "2"
+    assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == second.run_id != done.version.run_id
+    assert fetch_model("models:/tiny-slim/1", Workspace.at(place / "runs")).is_dir()
+
+
+def _registration(done, model: Path) -> RegistrationInput:
+    dense, pruned = (
+        EvalResult.from_dict(json.loads((done.folder / f"evaluation-{side}.json").read_text()))
+        for side in ("dense", "pruned")
+    )
+    return RegistrationInput(model, {"again": True}, dense, pruned, done.report, RunFolder(done.folder))
 
 
 def _sums(folder: Path) -> dict[str, str]:
