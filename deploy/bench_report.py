@@ -66,9 +66,11 @@ class BenchReport:
         return flat
 
     def to_dict(self) -> dict[str, Any]:
+        """As ``bench.json`` holds it."""
         return asdict(self)
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> "BenchReport":
+        """The inverse of ``to_dict``."""
         ratios = {name: Ratio(**ratio) for name, ratio in data["ratios"].items()}
         return cls(**{**{field.name: data[field.name] for field in dataclasses.fields(cls)}, "ratios": ratios})

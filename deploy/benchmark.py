@@ -21,7 +21,6 @@ from typing import Any, Literal
 
 from deploy.availability import serves_on_cpu, vllm_version
 from deploy.bench_report import COUNTS, METRICS, BenchReport, Ratio
-from deploy.files import write_atomically
 from deploy.serving import (
     RunningServer,
     ServeConfig,
@@ -33,6 +32,7 @@ from deploy.serving import (
     stop_session,
 )
 from slimgpt.config import check_limits, option
+from slimgpt.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,7 +83,7 @@ def compare(
         check_servable(model)
         _check_length(model, config)
     workdir.mkdir(parents=True, exist_ok=True)
-    tell = on_progress or (lambda line: None)
+    tell = on_progress or (lambda _: None)
     runs: dict[str, list[dict[str, float]]] = {"dense": [], "pruned": []}
     servers: dict[str, RunningServer] = {}
     with ExitStack() as stack:

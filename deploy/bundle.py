@@ -21,7 +21,7 @@ import yaml
 
 from deploy import vllm_entry
 from deploy.bundle_files import CONTAINERFILE, CONTAINERFILE_CPU, SERVE_SH, model_card
-from deploy.files import sha256_of, write_atomically
+from slimgpt.files import file_sha256, write_atomically
 
 FORMAT = "slimgpt-bundle-1"
 # Formats that run code when loaded.
@@ -88,7 +88,7 @@ def verify_bundle(folder: Path) -> list[str]:
             problems.append(f"{name}: missing")
         elif path.stat().st_size != expected["bytes"]:
             problems.append(f"{name}: {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
-        elif sha256_of(path) != expected["sha256"]:
+        elif file_sha256(path) != expected["sha256"]:
             problems.append(f"{name}: content differs from the manifest (sha256)")
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
     unknown = present - {"MANIFEST.json"} - set(manifest["files"])
@@ -97,7 +97,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def _settings(name: str) -> dict[str, Any]:
-    """vLLM's options, by their long names. The start script's arguments win over them."""
+    """Options of vLLM, by their long names. The start script's arguments win over them."""
     return {"served-model-name": name, "host": "127.0.0.1", "port": 8000, "dtype": "auto", "generation-config": "auto"}
 
 
@@ -147,7 +147,7 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
     return {
-        path.relative_to(folder).as_posix(): {"sha256": sha256_of(path), "bytes": path.stat().st_size}
+        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
@@ -163,13 +163,13 @@ def _link_or_copy(source: Path, target: Path) -> None:
 def _move_into_place(partial: Path, out: Path) -> None:
     """Rename ``partial`` to ``out``; an older bundle there leaves only when the new one has taken its place."""
     if not out.exists() or not any(out.iterdir()):
-        os.replace(partial, out)  # POSIX renames onto an empty folder
+        partial.replace(out)  # POSIX renames onto an empty folder
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))
-    os.replace(out, old)
+    out.replace(old)
     try:
-        os.replace(partial, out)
+        partial.replace(out)
     except OSError:
-        os.replace(old, out)
+        old.replace(out)
         raise
     shutil.rmtree(old)

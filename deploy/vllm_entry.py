@@ -55,6 +55,7 @@ def die_with_parent() -> None:
 
 
 def main() -> None:
+    """Run vLLM's command line with this process's arguments."""
     importlib.import_module("vllm.entrypoints.cli.main").main()
 
 

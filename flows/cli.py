@@ -110,8 +110,8 @@ def evaluate(
         out: Also write all results as JSON to this file.
     """
     config = config_from(EvalConfig(), given(options))
-    from deploy.files import write_atomically
     from flows import show
+    from slimgpt.files import write_atomically
     from slimgpt.harness import evaluate as run
 
     if out is not None and not out.absolute().parent.is_dir():

@@ -19,6 +19,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from .files import commit, file_sha256, write_atomically
+
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 JOURNAL = "journal.jsonl"
@@ -107,43 +109,15 @@ class Shards:
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
-def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Write under a temporary name, flush to disk, rename: the file is whole or absent."""
-    temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    _sync_folder(path.parent)
-
-
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write one safetensors file atomically and return its sha256."""
     temporary = path.with_name(path.name + ".tmp")
     save_file(
         {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"}
     )
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
     sha256 = file_sha256(temporary)
-    temporary.replace(path)
-    _sync_folder(path.parent)
+    commit(temporary, path)
     return sha256
-
-
-def _sync_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 class Journal:

@@ -8,7 +8,8 @@ from transformers import PretrainedConfig
 
 from . import modeling
 from .architectures import Family, LayerShape
-from .checkpoint import INDEX, write_atomically
+from .checkpoint import INDEX
+from .files import write_atomically
 from .report import REPORT
 
 

@@ -3,8 +3,8 @@
     slimgpt prune smollm2 out --ratio 0.25 --num-samples 32 --seq-len 1024        (about 2 minutes on 2 CPU cores)
 
 Order inside a layer (one forward pass and two Gram matrices): attention up to o_proj -> H -> heads go -> the pruned
-o_proj is applied to the head outputs already at hand -> gate and up -> H -> channels go -> the pruned down_proj is applied
-to the activations at hand.
+o_proj is applied to the head outputs already at hand -> gate and up -> H -> channels go -> the pruned down_proj is
+applied to the activations at hand.
 
 Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width,
 K = kept columns.

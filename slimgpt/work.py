@@ -10,7 +10,8 @@ from torch import Tensor
 
 from . import output
 from .calibration import Calibration
-from .checkpoint import Journal, copy_companions, file_sha256, write_shard
+from .checkpoint import Journal, copy_companions, write_shard
+from .files import file_sha256
 from .plan import Job
 from .report import LayerReport, PruneReport, load_report
 

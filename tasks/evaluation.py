@@ -7,8 +7,8 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from deploy.files import write_atomically
 from slimgpt.config import EvalConfig
+from slimgpt.files import write_atomically
 from slimgpt.harness import EvalResult, evaluate
 from tasks.environment import RunFolder
 

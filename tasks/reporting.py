@@ -7,9 +7,9 @@ from prefect import task
 from prefect.artifacts import create_link_artifact, create_markdown_artifact, create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
-from deploy.files import write_atomically
 from deploy.plots import all_plots
 from deploy.report import Comparison, rows, to_html, to_markdown
+from slimgpt.files import write_atomically
 from slimgpt.harness import EvalResult
 from slimgpt.report import PruneReport
 from tasks.benchmarking import Benchmark

@@ -4,10 +4,10 @@ import json
 import shutil
 from pathlib import Path
 
-import tiny_models
 import torch
 
 from slimgpt.modeling import SlimLlamaConfig, SlimLlamaForCausalLM, slim_llama
+from tests import tiny_models
 
 # heads, kv heads, FFN width: fewer kv heads, fewer queries per kv head, multi-query, an untouched layer
 WIDTHS = [(6, 2, 96), (4, 4, 128), (3, 1, 64), (8, 4, 256)]

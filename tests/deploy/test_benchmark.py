@@ -7,11 +7,11 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from slim_checkpoint import write_dense, write_slim
 
 from deploy.availability import vllm_available
 from deploy.bench_report import METRICS, BenchReport
 from deploy.benchmark import BenchConfig, compare
+from tests.deploy.slim_checkpoint import write_dense, write_slim
 
 pytestmark = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
 

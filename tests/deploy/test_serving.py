@@ -8,7 +8,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from slim_checkpoint import write_dense
 
 from deploy.availability import vllm_available
 from deploy.serving import (
@@ -20,6 +19,7 @@ from deploy.serving import (
     session_members,
     stop_session,
 )
+from tests.deploy.slim_checkpoint import write_dense
 
 needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
 

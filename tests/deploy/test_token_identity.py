@@ -17,12 +17,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
-from slim_checkpoint import write_slim
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deploy.availability import vllm_available
 from deploy.bundle import verify_bundle, write_bundle
 from deploy.serving import check_port, session_members, stop_session
+from tests.deploy.slim_checkpoint import write_slim
 
 pytestmark = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 from lm_eval.tasks import TaskManager
-from tiny_models import write_dense
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimgpt import python_text
 from slimgpt.harness import EvalConfig, EvalResult, evaluate, flatten
 from slimgpt.harness_tasks import LOCAL_TASKS, PAPER_TASKS, choose_tasks, continuation_rows, load_tasks
+from tests.tiny_models import write_dense
 
 # One or two rows of each data set, in the fields of their Hugging Face versions.
 ROWS = {

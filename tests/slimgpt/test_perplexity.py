@@ -5,11 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from tiny_models import VOCAB_SIZE, write_dense
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimgpt.perplexity import perplexity
 from slimgpt.text import TextSource, perplexity_text
+from tests.tiny_models import VOCAB_SIZE, write_dense
 
 
 @pytest.fixture(scope="module")
