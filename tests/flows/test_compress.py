@@ -208,7 +208,7 @@ def test_the_registered_version_is_served_by_one_command(done, place):
     command += ["--port", str(port), "--enforce-eager", "--kvcache-gib", "1", "--dtype", "float32"]
     log = place / "serve.log"
     with log.open("wb") as output:
-        own = dict(start_new_session=True, stdout=output, stderr=subprocess.STDOUT)
+        own = {"start_new_session": True, "stdout": output, "stderr": subprocess.STDOUT}
         server = subprocess.Popen([*command, "--", "--max-num-seqs", "2"], **own)
     try:
         while True:  # pytest's own time limit bounds it
