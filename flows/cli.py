@@ -197,6 +197,7 @@ def serve(
     """
     config = config_from(ServeConfig(port=8000), {**given(options), "extra": more})
     from deploy.serving import check_port, check_servable, child_environment, serve_command
+    from deploy.vllm_entry import PARENT_PID
     from flows import show
 
     folder = _find(model, "", runs)
@@ -206,6 +207,7 @@ def serve(
     show.line(f"serving {folder} as {served} on http://{config.host}:{port}/v1 (interrupt to stop)")
     command = serve_command(folder.absolute(), config, port=port, served_name=served)
     environment = child_environment(config)
+    del environment[PARENT_PID]  # it becomes this process, and does not have it as a parent to die with
     # vLLM takes this process's place: signals, exit code and terminal are its own.
     os.execve(command[0], command, environment)
 

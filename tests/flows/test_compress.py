@@ -1,8 +1,13 @@
 """The whole way on a tiny random model: real Prefect, real MLflow on SQLite, and real vLLM where it can run."""
 
+import contextlib
 import hashlib
 import json
+import subprocess
+import sys
+import time
 from pathlib import Path
+from urllib.request import Request, urlopen
 
 import pytest
 import torch
@@ -13,9 +18,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deploy.availability import vllm_available
 from deploy.benchmark import BenchConfig
 from deploy.bundle import verify_bundle
+from deploy.serving import check_port, stop_session
 from flows.compress import compress
 from slimgpt.config import EvalConfig, PruneConfig
-from tasks.environment import Workspace
+from slimgpt.harness import EvalResult
+from tasks.environment import RunFolder, Workspace
+from tasks.registration import RegistrationInput, register
 from tasks.registry import fetch_model
 from tests.tiny_models import write_dense
 
@@ -191,6 +199,55 @@ def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path,
     with pytest.raises((ValueError, OSError), match=message):
         compress(**{**parameters, "runs": str(tmp_path), **change})
     assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".html")]
+
+
+@pytest.mark.skipif(bool(vllm_available()), reason=f"vLLM cannot run here: {vllm_available()}")
+def test_the_registered_version_is_served_by_one_command(done, place):
+    port = check_port("127.0.0.1", 0)
+    command = [sys.executable, "-m", "flows.cli", "serve", done.version.uri, "--runs", str(place / "runs")]
+    command += ["--port", str(port), "--enforce-eager", "--kvcache-gib", "1", "--dtype", "float32"]
+    log = place / "serve.log"
+    with log.open("wb") as output:
+        own = {"start_new_session": True, "stdout": output, "stderr": subprocess.STDOUT}
+        server = subprocess.Popen([*command, "--", "--max-num-seqs", "2"], **own)
+    try:
+        while True:  # pytest's own time limit bounds it
+            assert server.poll() is None, log.read_text()[-2000:]
+            with contextlib.suppress(OSError), urlopen(f"http://127.0.0.1:{port}/health", timeout=5):
+                break
+            time.sleep(0.5)
+        asked = {"model": done.version.uri, "prompt": "def", "max_tokens": 4, "temperature": 0}
+        request = Request(f"http://127.0.0.1:{port}/v1/completions", json.dumps(asked).encode())
+        request.add_header("Content-Type", "application/json")
+        with urlopen(request, timeout=60) as answer:
+            assert json.load(answer)["usage"]["completion_tokens"] > 0
+    finally:
+        stop_session(server)
+
+
+def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, client):
+    asked = _registration(done, place / "no-such-folder")
+    with pytest.raises(FileNotFoundError):
+        register(asked, Workspace.at(place / "runs"))
+    assert len(client.search_model_versions("name='tiny-slim'")) == 1
+    assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == done.version.run_id
+    newest = client.search_runs([client.get_experiment_by_name("slimgpt").experiment_id], max_results=1)[0]
+    assert newest.info.status == "FAILED"
+
+
+def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):
+    second = register(_registration(done, done.folder / "bundle" / "model"), Workspace.at(place / "runs"))
+    assert second.version == "2"
+    assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == second.run_id != done.version.run_id
+    assert fetch_model("models:/tiny-slim/1", Workspace.at(place / "runs")).is_dir()
+
+
+def _registration(done, model: Path) -> RegistrationInput:
+    dense, pruned = (
+        EvalResult.from_dict(json.loads((done.folder / f"evaluation-{side}.json").read_text()))
+        for side in ("dense", "pruned")
+    )
+    return RegistrationInput(model, {"again": True}, dense, pruned, done.report, RunFolder(done.folder))
 
 
 def _sums(folder: Path) -> dict[str, str]:
