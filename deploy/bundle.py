@@ -21,6 +21,7 @@ import yaml
 
 from deploy import vllm_entry
 from deploy.bundle_files import CONTAINERFILE, CONTAINERFILE_CPU, SERVE_SH, model_card
+from slimgpt.checkpoint import JOURNAL
 from slimgpt.files import file_sha256, write_atomically
 
 FORMAT = "slimgpt-bundle-1"
@@ -102,13 +103,15 @@ def _settings(name: str) -> dict[str, Any]:
 
 
 def _checkpoint_files(model: Path) -> list[Path]:
-    """Every file of a checkpoint but hidden ones; checked to be whole and free of pickles."""
+    """Every file of a checkpoint but hidden ones and the journal of its making; whole and free of pickles."""
     if not (model / "config.json").is_file():
         raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
     files = [
         path
         for path in sorted(model.rglob("*"))
-        if path.is_file() and not any(part.startswith(".") for part in path.relative_to(model).parts)
+        if path.is_file()
+        and path.name != JOURNAL
+        and not any(part.startswith(".") for part in path.relative_to(model).parts)
     ]
     if pickles := [path for path in files if path.suffix.lower() in PICKLES]:
         raise ValueError(

@@ -173,14 +173,17 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         BlockingIOError: when another process holds it.
     """
-    with (folder / ".lock").open("w") as file:
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself, so that no lock file is left in it
+    try:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise BlockingIOError(
                 f"another process is writing to {folder}; wait for it or choose another OUT"
             ) from None
         yield
+    finally:
+        os.close(handle)
 
 
 def copy_companions(source: Path, out: Path) -> None:

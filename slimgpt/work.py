@@ -40,7 +40,7 @@ class Work:
         header = self._header(calibration)
         entries = self.journal.read()
         if not entries:
-            strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp") and p.name != ".lock")
+            strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
             if strangers and strangers != [self.journal.path.name]:
                 raise FileExistsError(
                     f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
