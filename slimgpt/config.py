@@ -72,6 +72,11 @@ class PruneConfig:
         "auto",
         "Grouped-query attention: remove whole kv groups, one query head from every group, or whichever costs less.",
     )
+    head_budget: Literal["price", "ratio"] = option(
+        "price",
+        "price: heads go only where a parameter of theirs costs less error than one of the FFN; ratio: the paper's, "
+        "every layer's heads lose the layer's ratio.",
+    )
     head_error: Literal["exact", "paper"] = option(
         "exact", "A head's score: the exact error of removing it, or the paper's eq. 5."
     )

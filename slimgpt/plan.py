@@ -62,8 +62,8 @@ class Job:
     def _planned_shapes(self) -> list[LayerShape]:
         """Widths by layer.
 
-        For ``auto`` only the data can tell which kind of unit goes: the plan takes the largest that fits. The FFN makes
-        up the difference, so the totals hold.
+        Only the data can tell which heads are worth their price, and for ``auto`` which kind of unit goes: the plan
+        takes the largest that fits. The FFN makes up the difference, so the totals hold.
         """
         budget, shapes = Budget(self.config), []
         for shape, ratio in zip(self.shapes, self.ratios, strict=True):

@@ -17,6 +17,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from math import inf
 from pathlib import Path
 
 import torch
@@ -85,6 +86,7 @@ class _Kept:
     weight_DK: Tensor
     error: float = 0.0
     damping: float = 0.0
+    marginal_error: float = 0.0
 
 
 class _Loop:
@@ -93,6 +95,9 @@ class _Loop:
         self.calibration = calibration
         self.device, self.dtype = job.device, job.dtype
         self.budget = Budget(job.config)
+        # What a parameter costs in the FFN of the layer before, whose output adds to the same residual stream: heads
+        # that cost more stay. Nothing is known before the first FFN, so its layer keeps its heads.
+        self.price = 0.0 if job.config.head_budget == "price" and job.config.targets == "all" else inf
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -162,11 +167,14 @@ class _Loop:
                 ffn_error=ffn.error,
                 attention_damping=attention.damping,
                 ffn_damping=ffn.damping,
+                ffn_price=ffn.marginal_error / shape.channel_parameters,
                 ratio=1 - after.parameters / shape.parameters,
                 seconds=time.perf_counter() - start,
             )
             with self._clock("write"):
                 self.work.finish_layer(i, self._slice(dense, shape.heads, attention, ffn), report)
+        if self.price < inf and report.ffn_price > 0:
+            self.price = report.ffn_price
         self.frame.release(i)
         return report
 
@@ -187,7 +195,9 @@ class _Loop:
             columns_K = layout.columns(done.report.kept_heads)
             return _Kept(done.report.kept_heads, done.report.kept_kv_heads, columns_K, done.tensors[name])
         budget = self.budget.heads(ratio, layout.parameters, shape.parameters)
-        if budget < layout.smallest_unit(self.config.head_unit, self.config.head_multiple):
+        needed = self.budget.forced(ratio, shape.parameters, shape.channel_parameters, shape.intermediate_size)
+        too_small = budget < layout.smallest_unit(self.config.head_unit, self.config.head_multiple)
+        if too_small or (self.price <= 0 and needed <= 0):
             return _Kept(all_heads, all_kv, layout.columns(all_heads), weight_DA)
         with self._clock("gram"):
             gram = obs.Gram(weight_DA.shape[1], self.device, f"layer {i}, {self.family.output}")
@@ -205,6 +215,8 @@ class _Loop:
                 head_error=self.config.head_error,
                 multiple=self.config.head_multiple,
                 budget=budget,
+                price=self.price,
+                needed=needed,
             )
             gone = {h for step in steps for h in step.heads}
             gone_kv = {kv for step in steps for kv in step.kv_heads}
@@ -289,7 +301,8 @@ class _Loop:
         )
         stays_F = torch.ones(W_DF.shape[1], dtype=torch.bool, device=H_FF.device)
         stays_F[path.order] = False
-        return self._refit(W_DF, H_FF, damped, stays_F.nonzero().flatten(), weight_DF.dtype, [], [])
+        kept = self._refit(W_DF, H_FF, damped, stays_F.nonzero().flatten(), weight_DF.dtype, [], [])
+        return replace(kept, marginal_error=path.marginal_error())
 
     def _slice(self, dense: dict[str, Tensor], layout: HeadLayout, attention: _Kept, ffn: _Kept) -> dict[str, Tensor]:
         """The pruned layer's tensors: what is gone is sliced away, never just zeroed."""

@@ -67,6 +67,10 @@ class Budget:
             return max(0.0, ratio * layer_parameters + self.carry)
         return ratio * attention_parameters
 
+    def forced(self, ratio: float, layer_parameters: int, channel_parameters: int, width: int) -> float:
+        """Parameters that heads must give up whatever they cost, since the FFN alone cannot make up for them."""
+        return ratio * layer_parameters + self.carry - (width - self.config.ffn_multiple) * channel_parameters
+
     def ffn_width(self, ratio: float, layer_parameters: int, removed: int, channel_parameters: int, width: int) -> int:
         """The FFN width that brings the layer closest to its target, a multiple of ``ffn_multiple`` or the dense width.
 

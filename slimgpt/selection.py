@@ -88,6 +88,8 @@ def remove_heads(
     head_error: str = "exact",
     multiple: int = 1,
     budget: float = inf,
+    price: float = inf,
+    needed: float = 0,
 ) -> list[HeadStep]:
     """Batched Greedy Pruning (paper section 3.2): remove the unit with the smallest error, update W and P, repeat.
 
@@ -100,6 +102,8 @@ def remove_heads(
         head_error: ``exact`` or ``paper``.
         multiple: heads and kv heads stay multiples of this.
         budget: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
+        price: error per parameter that a unit may cost at most, such as what the FFN's parameters cost.
+        needed: parameters that must go whatever their price.
 
     Returns:
         The removals in order. Errors are re-computed after each, since heads are not independent.
@@ -118,6 +122,8 @@ def remove_heads(
             if parameters > budget:
                 continue
             error = float(errors_of([heads])[0])
+            if needed <= 0 and error > price * parameters:
+                continue
             if best is None or error / parameters < best.error / best.parameters:
                 best = HeadStep(tuple(sorted(heads)), tuple(sorted(kv_heads)), parameters, error)
         if best is None:
@@ -127,6 +133,7 @@ def remove_heads(
         mask[gone] = False
         W_OD, P_DD = obs.eliminate(W_OD, P_DD, gone, mask.nonzero().flatten())
         budget -= best.parameters
+        needed -= best.parameters
         groups = {
             kv: [h for h in heads if h not in best.heads] for kv, heads in groups.items() if kv not in best.kv_heads
         }
@@ -174,6 +181,15 @@ class ChannelPath:
     order: Tensor
     step_sizes: list[int]
     step_errors: list[float]
+
+    def marginal_error(self, channels: int = 64) -> float:
+        """Error per channel of the last removals, at least ``channels`` of them: what going further would cost."""
+        count, error = 0, 0.0
+        for size, step_error in zip(reversed(self.step_sizes), reversed(self.step_errors), strict=True):
+            count, error = count + size, error + step_error
+            if count >= channels:
+                break
+        return error / max(count, 1)
 
 
 def remove_channels(

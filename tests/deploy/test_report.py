@@ -24,6 +24,7 @@ def layer(i):
         ffn_error=0.02,
         attention_damping=0.01,
         ffn_damping=0.01,
+        ffn_price=1e-6,
         ratio=0.25,
         seconds=1.0,
     )

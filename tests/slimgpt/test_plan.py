@@ -8,7 +8,7 @@ from slimgpt.pruner import prune
 
 @pytest.mark.parametrize("unit", ["kv_group", "query"])
 def test_planned_widths_are_the_widths_that_come_out(dense, tmp_path, tiny_config, unit):
-    config = tiny_config(head_unit=unit)
+    config = tiny_config(head_unit=unit, head_budget="ratio")
     planned = plan(dense, config, tmp_path / "out")
     assert planned.missing == []
     report = prune(dense, tmp_path / "out", config)

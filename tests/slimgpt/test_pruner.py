@@ -5,6 +5,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 from copy import deepcopy
@@ -46,7 +47,7 @@ def test_every_weight_is_the_least_squares_optimum_on_what_the_pruned_layers_bef
     dense, tmp_path, tiny_config, unit
 ):
     """The oracle is a plain transformers model whose blocks are replaced one by one: no code of the loop."""
-    config = tiny_config(head_unit=unit, ratio=0.4, first_ratio_share=0.8)
+    config = tiny_config(head_unit=unit, head_budget="ratio", ratio=0.4, first_ratio_share=0.8)
     report = prune(dense, tmp_path / "out", config)
     ids_NT = calibrate(dense, config.calibration, num_samples=8, seq_len=64, seed=0).ids_NT
     hybrid, pruned = load(dense), load(tmp_path / "out")
@@ -130,7 +131,8 @@ def test_a_pruned_model_can_be_pruned_again(dense, tmp_path, tiny_config):
 
 
 def test_equal_layers_give_a_stock_checkpoint(dense_mha, tmp_path, tiny_config):
-    prune(dense_mha, tmp_path / "out", tiny_config(schedule="uniform", ratio=0.5, ffn_multiple=64))
+    config = tiny_config(schedule="uniform", ratio=0.5, ffn_multiple=64, head_budget="ratio")
+    prune(dense_mha, tmp_path / "out", config)
     model = LlamaForCausalLM.from_pretrained(tmp_path / "out")
     assert model.config.model_type == "llama"
     assert model.config.num_attention_heads == 4
@@ -139,7 +141,8 @@ def test_equal_layers_give_a_stock_checkpoint(dense_mha, tmp_path, tiny_config):
 
 def test_equal_layers_that_llama_config_refuses_are_written_per_layer(dense_mha, tmp_path, tiny_config):
     """64 is no multiple of 6 heads: LlamaConfig would refuse to load it even though head_dim is given."""
-    prune(dense_mha, tmp_path / "out", tiny_config(schedule="uniform", ratio=0.25, ffn_multiple=32))
+    config = tiny_config(schedule="uniform", ratio=0.25, ffn_multiple=32, head_budget="ratio")
+    prune(dense_mha, tmp_path / "out", config)
     config = load(tmp_path / "out").config
     assert config.model_type == "slim_llama"
     assert {layer.num_attention_heads for layer in config.per_layer_config} == {6}
@@ -175,6 +178,31 @@ def test_only_one_kind_can_be_pruned(dense, tmp_path, tiny_config, targets):
     for layer in report.layers:
         assert layer.intermediate_size == 128 or targets == "ffn"
         assert layer.num_attention_heads == 8 or targets == "attention"
+
+
+def test_heads_go_where_they_cost_less_than_the_ffn_and_stay_where_they_cost_more(dense, tmp_path, tiny_config):
+    """The price of a head is what the FFN of the layer before paid for a parameter; the ratio is met either way."""
+    cheap, dear = tmp_path / "cheap", tmp_path / "dear"
+    for folder, scale in ((cheap, 1e-3), (dear, 1e3)):
+        shutil.copytree(dense, folder)
+        tensors = load_file(folder / "model.safetensors")
+        for name in tensors:
+            if "o_proj" in name:
+                tensors[name] *= scale
+        save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    config = tiny_config(ratio=0.2)
+    few, many = prune(cheap, tmp_path / "cheap_out", config), prune(dear, tmp_path / "dear_out", config)
+    assert all(layer.num_attention_heads == 8 for layer in many.layers)
+    assert few.layers[0].num_attention_heads == 8  # nothing to compare with yet
+    assert any(layer.num_attention_heads < 8 for layer in few.layers[1:])
+    assert few.ratio == pytest.approx(0.2, abs=0.005)
+    assert many.ratio == pytest.approx(0.2, abs=0.005)
+
+
+def test_heads_go_at_any_price_where_the_ffn_cannot_give_enough(dense, tmp_path, tiny_config):
+    report = prune(dense, tmp_path / "out", tiny_config(ratio=0.7, schedule="uniform"))
+    assert report.ratio == pytest.approx(0.7, abs=0.005)
+    assert all(layer.num_attention_heads < 8 for layer in report.layers)
 
 
 # ---------------------------------------------------------------- crashes
@@ -328,8 +356,6 @@ def _prune_counting_calls(dense, out, config, kill_at, answer):
 
 
 def test_nan_in_a_weight_stops_the_run_with_the_layers_name(dense, tmp_path, tiny_config):
-    import shutil
-
     broken = tmp_path / "broken"
     shutil.copytree(dense, broken)
     tensors = load_file(broken / "model.safetensors")
@@ -341,8 +367,6 @@ def test_nan_in_a_weight_stops_the_run_with_the_layers_name(dense, tmp_path, tin
 
 
 def test_an_outlier_channel_of_1e4_still_gives_a_finite_model(dense, tmp_path, tiny_config):
-    import shutil
-
     wild = tmp_path / "wild"
     shutil.copytree(dense, wild)
     tensors = load_file(wild / "model.safetensors")

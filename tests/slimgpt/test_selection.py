@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimgpt import obs
-from slimgpt.selection import HeadLayout, group_size, remove_channels, remove_heads
+from slimgpt.selection import ChannelPath, HeadLayout, group_size, remove_channels, remove_heads
 
 from .test_obs import least_squares_error
 
@@ -101,6 +101,23 @@ def test_a_budget_is_never_exceeded_and_a_unit_that_does_not_fit_is_not_taken():
     assert layout.smallest_unit("auto", 1) == query
     assert layout.smallest_unit("kv_group", 1) == whole
     assert HeadLayout(2, 1, 2, 6).smallest_unit("kv_group", 1) == inf
+
+
+def test_a_unit_over_the_price_stays_unless_it_is_needed():
+    layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=2, hidden_size=6)
+    W_OD, damped = head_problem(5, layout)
+    free = remove_heads(W_OD, damped, layout)
+    price = (free[0].error + free[1].error) / 2 / free[0].parameters
+    assert remove_heads(W_OD, damped, layout, price=price) == free[:1]
+    assert remove_heads(W_OD, damped, layout, price=0) == []
+    assert remove_heads(W_OD, damped, layout, price=0, needed=layout.cost(1, 1) + 1) == free[:2]
+
+
+def test_the_marginal_error_is_that_of_the_last_channels():
+    path = ChannelPath(torch.arange(112), [64, 32, 16], [1.0, 2.0, 4.0])
+    assert path.marginal_error(16) == 4 / 16
+    assert path.marginal_error(17) == 6 / 48
+    assert path.marginal_error(1000) == 7 / 112
 
 
 def test_the_papers_score_is_used_when_asked_for():
