@@ -96,8 +96,12 @@ def load_report(folder: str | Path) -> PruneReport:
 
     Raises:
         FileNotFoundError: when the folder holds none, so it is no finished output of ``slimgpt prune``.
+        ValueError: when it is damaged or of another version of slimgpt.
     """
     path = Path(folder) / REPORT
     if not path.is_file():
         raise FileNotFoundError(f"{folder} has no {REPORT}: it is not a finished output of slimgpt prune")
-    return PruneReport.from_dict(json.loads(path.read_text()))
+    try:
+        return PruneReport.from_dict(json.loads(path.read_text()))
+    except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged or of another version of slimgpt ({error}); prune again") from None

@@ -1,5 +1,7 @@
 """The dry run says what then happens."""
 
+import subprocess
+
 import pytest
 
 from slimgpt.plan import plan
@@ -44,3 +46,19 @@ def test_the_memory_estimate_follows_tokens_and_not_depth(dense, tmp_path, tiny_
     many = plan(dense, tiny_config(num_samples=8)).memory_bytes
     deep = plan(write_dense(tmp_path / "deep", num_hidden_layers=8), tiny_config(num_samples=8)).memory_bytes
     assert few < many == deep
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(dense, tmp_path, tiny_config):
+    """A real file system of 200 kB; the pruned model takes some 500."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system needs root here: {mounted.stderr.strip()}")
+    try:
+        assert "GB free; the pruned model needs" in plan(dense, tiny_config(), disk / "out").missing[0]
+        with pytest.raises(OSError, match="GB free; the pruned model needs"):
+            prune(dense, disk / "out", tiny_config())
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

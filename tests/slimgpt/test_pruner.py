@@ -392,3 +392,11 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(dense, tmp_path,
     with pytest.raises(ValueError, match=message):
         prune(dense, tmp_path / "out", tiny_config(**fields))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_report_is_named(whole, tmp_path):
+    _, reference = whole
+    for text in ("{", "{}", (reference / "pruning.json").read_text().replace('"ffn_error"', '"ffn_loss"')):
+        (tmp_path / "pruning.json").write_text(text)
+        with pytest.raises(ValueError, match="damaged or of another version"):
+            load_report(tmp_path)
