@@ -33,7 +33,7 @@ def layer_ratios(config: PruneConfig, sizes: list[int]) -> list[float]:
         )
     weights = sizes[config.skip_first : num_layers - config.skip_last]
     mean = config.ratio * sum(sizes) / sum(weights)
-    if mean > MAX_RATIO:
+    if mean > MAX_RATIO + 1e-9:  # more than rounding
         raise ValueError(
             f"{active} of {num_layers} layers would have to lose {mean:.2f} of their parameters to reach ratio "
             f"{config.ratio}; the limit is {MAX_RATIO}: skip fewer layers or lower the ratio"
