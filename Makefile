@@ -31,7 +31,7 @@ test: install ## the whole test suite, a real flow and a real vLLM server includ
 	$(BIN)/python -m pytest
 
 demo: install ## prune, evaluate, register, serve and measure the built-in model
-	$(BIN)/slimgpt compress
+	$(BIN)/slimgpt compress $(ARGS)
 
 clean: ## remove .venv and caches; results under runs/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache

@@ -295,6 +295,8 @@ def _fail(message: str, code: int = USER_ERROR) -> NoReturn:
 def main() -> None:
     """Run the command line. A user's mistake ends in one line and exit code 2, a fault of ours in a traceback."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    for ours in ("slimgpt", "deploy"):  # raised damping, a server that takes its time: worth a line
+        logging.getLogger(ours).setLevel(logging.INFO)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant: an object instead of a name
     try:
         app(sys.argv[1:], exit_on_error=False, print_error=False)
