@@ -194,11 +194,12 @@ class _Loop:
         if done is not None:
             columns_K = layout.columns(done.report.kept_heads)
             return _Kept(done.report.kept_heads, done.report.kept_kv_heads, columns_K, done.tensors[name])
+        untouched = _Kept(all_heads, all_kv, layout.columns(all_heads), weight_DA)
         budget = self.budget.heads(ratio, layout.parameters, shape.parameters)
         needed = self.budget.forced(ratio, shape.parameters, shape.channel_parameters, shape.intermediate_size)
         too_small = budget < layout.smallest_unit(self.config.head_unit, self.config.head_multiple)
         if too_small or (self.price <= 0 and needed <= 0):
-            return _Kept(all_heads, all_kv, layout.columns(all_heads), weight_DA)
+            return untouched
         with self._clock("gram"):
             gram = obs.Gram(weight_DA.shape[1], self.device, f"layer {i}, {self.family.output}")
             for x_BTA in heads_BTA:
@@ -218,6 +219,8 @@ class _Loop:
                 price=self.price,
                 needed=needed,
             )
+            if not steps:
+                return untouched
             gone = {h for step in steps for h in step.heads}
             gone_kv = {kv for step in steps for kv in step.kv_heads}
             kept = [h for h in all_heads if h not in gone]

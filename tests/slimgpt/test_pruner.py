@@ -193,6 +193,9 @@ def test_heads_go_where_they_cost_less_than_the_ffn_and_stay_where_they_cost_mor
     config = tiny_config(ratio=0.2)
     few, many = prune(cheap, tmp_path / "cheap_out", config), prune(dear, tmp_path / "dear_out", config)
     assert all(layer.num_attention_heads == 8 for layer in many.layers)
+    before, after = load(dear), load(tmp_path / "dear_out")
+    for a, b in zip(before.model.layers, after.model.layers, strict=True):  # looked at and left alone: not refitted
+        assert torch.equal(a.self_attn.o_proj.weight, b.self_attn.o_proj.weight)
     assert few.layers[0].num_attention_heads == 8  # nothing to compare with yet
     assert any(layer.num_attention_heads < 8 for layer in few.layers[1:])
     assert few.ratio == pytest.approx(0.2, abs=0.005)
