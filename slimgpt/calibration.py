@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .origins import read_config
 from .text import TextSource, calibration_text
+
+PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
 
 
 @dataclass(frozen=True)
@@ -26,27 +29,39 @@ class Calibration:
 
 
 def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len: int, seed: int) -> Calibration:
-    """Draw ``num_samples`` blocks of ``seq_len`` tokens: documents in random order, joined by EOS, cut without overlap.
+    """Draw ``num_samples`` blocks of ``seq_len`` tokens: documents in random order, each closed by EOS, no overlap.
+
+    Documents much longer than a block are drawn in passages, so that the seed picks what is seen of a long text file,
+    too. Text is text: ``<|endoftext|>``, ``<s>`` or ``<filename>`` in a document are read as the characters they are,
+    never as the tokenizer's special tokens. Only EOS is added, and nothing where the tokenizer has none.
 
     Args:
         tokenizer: of transformers.
         text: documents.
         num_samples: blocks wanted.
         seq_len: tokens in a block.
-        seed: of the order of documents.
+        seed: of the order.
 
     Raises:
         ValueError: when the text has fewer tokens than asked for.
     """
-    order = list(range(len(text.documents)))
-    random.Random(seed).shuffle(order)
+    length = PASSAGE_BLOCKS * seq_len
+    passages = [
+        (document[start : start + length], start + length >= len(document))
+        for document in text.documents
+        for start in range(0, len(document), length)
+    ]
+    random.Random(seed).shuffle(passages)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     wanted = num_samples * seq_len
     ids: list[int] = []
-    for start in range(0, len(order), 64):  # in batches: tokenizers run them in parallel
-        batch = [text.documents[i] for i in order[start : start + 64]]
-        for document in tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]:
-            ids += document + end
+    for start in range(0, len(passages), 64):  # in batches: tokenizers run them in parallel
+        batch = passages[start : start + 64]
+        encoded = tokenizer(
+            [passage for passage, _ in batch], add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        for passage_ids, (_, last) in zip(encoded["input_ids"], batch, strict=True):
+            ids += passage_ids + (end if last else [])
         if len(ids) >= wanted:
             break
     if len(ids) < wanted:
@@ -72,10 +87,34 @@ def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed:
     """The token blocks of ``source`` for the model in folder ``model``.
 
     Raises:
-        ValueError: when the source is empty or too short.
-        FileNotFoundError: when it does not exist.
+        ValueError: when the source is empty or too short, the sequences are longer than the model reads, or its
+            tokenizer is missing, damaged or another model's.
+        FileNotFoundError: when the source does not exist.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model)
-    return token_blocks(tokenizer, calibration_text(source), num_samples=num_samples, seq_len=seq_len, seed=seed)
+    config = read_config(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # tokenizers' and transformers' errors share no class
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"{model} has no tokenizer that loads without code of its own ({reason}); "
+            "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the model it was made from"
+        ) from None
+    blocks = token_blocks(tokenizer, calibration_text(source), num_samples=num_samples, seq_len=seq_len, seed=seed)
+    if seq_len > (limit := _positions(config)):
+        raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
+    largest = int(blocks.ids_NT.max())
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"{model}: its tokenizer gives the token {largest}, its embeddings end at {config.vocab_size - 1}; "
+            "the tokenizer is of another model, copy the right one"
+        )
+    return blocks
+
+
+def _positions(config: Any) -> int:
+    """Tokens the model reads at once; the config of a stretched rotary embedding may name the length before that."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return int(config.max_position_embeddings * max(1.0, rope.get("factor", 1.0)))

@@ -12,58 +12,54 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from .files import commit, file_sha256, write_atomically
+from .weight_files import INDEX, header, weight_files, weight_map
 
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 JOURNAL = "journal.jsonl"
-# What came with the dense model and is still true goes along untouched; weights and what describes them do not.
+TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a tokenizer
+# What came with the dense model and is still true goes along untouched. Not so: weights in any format, what describes
+# them or how they were made, code (the pruned architecture brings its own), and figures of the dense model.
 NOT_COPIED = (
-    "*.safetensors",
-    "*.bin",
-    "*.pt",
-    "*.pth",
-    "*.gguf",
-    "*.index.json",
-    "config.json",
-    "*.py",
-    "pruning.json",
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.index.json"),
+    *("config.json", "params.json", "pruning.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
 )
+_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Checkpoints of old store it for every layer; transformers computes it from the config, and so does this package.
+_COMPUTED = ".rotary_emb.inv_freq"
 
 
 class Shards:
-    """The tensors of a checkpoint folder, read one by one; nothing is loaded before it is asked for.
+    """The tensors of a checkpoint folder, read one by one; only headers are read before a tensor is asked for.
 
     Raises:
-        ValueError: when the folder holds no safetensors weights, or an index that names missing files.
+        ValueError: when the folder holds no safetensors weights, a damaged file or index, or quantised weights.
     """
 
     def __init__(self, folder: Path):
         self.folder = folder
-        index = folder / INDEX
-        if index.is_file():
-            self.files: dict[str, str] = json.loads(index.read_text())["weight_map"]
-        elif (folder / SINGLE).is_file():
-            with safe_open(folder / SINGLE, framework="pt") as file:
-                self.files = dict.fromkeys(file.keys(), SINGLE)
-        else:
-            pickles = sorted(p.name for p in folder.glob("*.bin"))
-            found = f"only pickles ({pickles[0]}, ...), which can run code when read" if pickles else "none"
+        self.files: dict[str, str] = {}
+        self._places: dict[str, tuple[list[int], torch.dtype, int]] = {}
+        index = weight_map(folder)
+        for file_name in weight_files(folder):
+            for name, (shape, dtype, offset) in header(folder / file_name).items():
+                if index.get(name, file_name) != file_name or name.endswith(_COMPUTED):
+                    continue
+                if dtype not in _DTYPES:
+                    raise ValueError(
+                        f"{folder / file_name} holds {name} as {dtype}, so the model is quantised; "
+                        "prune the full-precision model it was made from, then quantise the result"
+                    )
+                self.files[name], self._places[name] = file_name, (shape, _DTYPES[dtype], offset)
+        lost = [name for name in index if name not in self.files and not name.endswith(_COMPUTED)]
+        if lost:
             raise ValueError(
-                f"{folder} holds no safetensors weights: {found}. Save the model with transformers 5's "
-                "save_pretrained, or download the safetensors files"
-            )
-        missing = sorted({name for name in self.files.values() if not (folder / name).is_file()})
-        if missing:
-            raise ValueError(
-                f"{folder} lacks {len(missing)} of its weight files, {missing[0]} first: download it again"
+                f"{folder / index[lost[0]]} lacks {lost[0]}, which {INDEX} says it holds: download it again"
             )
 
     def names(self, prefix: str = "") -> list[str]:
@@ -71,10 +67,13 @@ class Shards:
         return [name for name in self.files if name.startswith(prefix)]
 
     def shape(self, name: str) -> tuple[list[int], torch.dtype]:
-        """Shape and dtype of one tensor, from the header alone."""
-        with safe_open(self.folder / self.files[name], framework="pt") as file:
-            part = file.get_slice(name)
-            return part.get_shape(), _DTYPES[part.get_dtype()]
+        """Shape and dtype of one tensor, from the header alone.
+
+        Raises:
+            ValueError: naming the tensor that the checkpoint lacks.
+        """
+        self._require([name])
+        return self._places[name][:2]
 
     def load(self, names: list[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
         """Read these tensors, each file opened once.
@@ -82,16 +81,38 @@ class Shards:
         Raises:
             ValueError: naming the tensor that the checkpoint lacks.
         """
-        absent = [name for name in names if name not in self.files]
-        if absent:
-            raise ValueError(f"{self.folder} has no tensor {absent[0]}")
+        self._require(names)
         tensors = {}
         for file_name in dict.fromkeys(self.files[name] for name in names):
-            with safe_open(self.folder / file_name, framework="pt", device=str(device)) as file:
+            with (self.folder / file_name).open("rb") as file:
                 for name in names:
                     if self.files[name] == file_name:
-                        tensors[name] = file.get_tensor(name)
+                        tensors[name] = self._read(file, name).to(device)
         return tensors
+
+    def _read(self, file: BinaryIO, name: str) -> Tensor:
+        """One tensor, read and not mapped: a private map of a file larger than memory is refused by the system."""
+        shape, dtype, offset = self._places[name]
+        tensor = torch.empty(shape, dtype=dtype)
+        data = tensor.flatten().view(torch.uint8).numpy()
+        file.seek(offset)
+        if file.readinto(data) != data.nbytes:  # type: ignore[attr-defined]
+            raise ValueError(f"{self.folder / self.files[name]} has become shorter while it was read")
+        return tensor
+
+    def _require(self, names: list[str]) -> None:
+        absent = next((name for name in names if name not in self.files), None)
+        if absent is None:
+            return
+        # Saved from the bare model (layers.0...) or from inside a wrapper (module.model.layers.0...).
+        other = next((n for n in self.files if absent.endswith("." + n) or n.endswith("." + absent)), None)
+        hint = ""
+        if other:
+            hint = (
+                f", but {other}: it was saved from a part of the model or from a wrapper around it; "
+                "save the whole AutoModelForCausalLM with save_pretrained"
+            )
+        raise ValueError(f"{self.folder} has no tensor {absent}{hint}")
 
     @property
     def bytes(self) -> int:
@@ -104,9 +125,6 @@ class Shards:
         for name in sorted(set(self.files.values())):
             total.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
         return total.hexdigest()
-
-
-_DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
@@ -187,9 +205,19 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def copy_companions(source: Path, out: Path) -> None:
-    """Copy tokenizer files, chat template, generation config, licence and the like, byte for byte."""
-    for path in sorted(source.iterdir()):
-        if path.is_file() and not path.name.startswith(".") and not any(path.match(pattern) for pattern in NOT_COPIED):
-            temporary = out / (path.name + ".tmp")
-            shutil.copyfile(path, temporary)
-            temporary.replace(out / path.name)
+    """Copy tokenizer files, chat templates, generation config, licence and the like, byte for byte.
+
+    Only a tokenizer's pointer to code of its own (auto_map) is left out, as the code is.
+    """
+    here = [path for path in source.iterdir() if not any(path.match(pattern) for pattern in NOT_COPIED)]
+    for path in sorted([*here, *(source / TEMPLATES).glob("*.jinja")]):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        target = out / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
+        if path.name == "tokenizer_config.json" and "auto_map" in (settings := json.loads(path.read_bytes())):
+            del settings["auto_map"]
+            write_atomically(target, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

@@ -1,8 +1,16 @@
 """Files that are whole or absent, and their checksums."""
 
+import errno
 import hashlib
 import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from safetensors import SafetensorError
+
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -29,7 +37,40 @@ def commit(temporary: Path, path: Path) -> None:
         os.close(handle)
 
 
+@contextmanager
+def writing(what: str, folder: Path, kept: str = "") -> Iterator[None]:
+    """Say in one line what could not be written to ``folder``, and how to go on.
+
+    Args:
+        what: is being written.
+        folder: where to; it need not be there yet.
+        kept: what the next run finds.
+
+    Raises:
+        OSError: naming the folder, what it lacked room for, and the remedy; another failure as it is.
+    """
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+            raise
+        reason = getattr(error, "strerror", None) or str(error)
+        there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+        raise OSError(
+            f"{what} could not be written to {folder}: {reason} ({shutil.disk_usage(there).free / 1e6:.1f} MB free); "
+            f"make room there and run the same command again{f': {kept}' if kept else ''}"
+        ) from error
+
+
 def file_sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def folder_sha256(folder: Path) -> str:
+    """Hex sha256 over the names and contents of all files in a folder and below it."""
+    total = hashlib.sha256()
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        total.update(f"{path.relative_to(folder).as_posix()} {file_sha256(path)}\n".encode())
+    return total.hexdigest()

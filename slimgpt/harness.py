@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from .architectures import attention_kernel
 from .config import EvalConfig
 from .harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
 from .perplexity import PerplexityResult, perplexity
@@ -108,10 +109,15 @@ def evaluate(
         if model is None:
             say(f"loading {folder.name}")
             dtype = ("float32" if device == "cpu" else "auto") if config.dtype == "auto" else config.dtype
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False).to(device)
+            kernel = attention_kernel(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
+            ).to(device)
         measured = _perplexity(model, tokenizer, text, config, say) if text else None
         results = _run_tasks(model, tokenizer, tasks, config, folder.name, Path(scratch), say) if tasks else {}
     metrics = {_name(f"{measured.text}/perplexity"): measured.perplexity} if measured else {}
+    if measured and measured.stderr is not None:
+        metrics[_name(f"{measured.text}/perplexity_stderr")] = measured.stderr
     texts = (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),) if text else ()
     return EvalResult(
         model=folder.name,

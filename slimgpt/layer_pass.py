@@ -7,9 +7,6 @@ business, so the same code serves every family.
 Shapes: B = sequences, T = tokens, D = hidden size, A = heads * head_dim, F = FFN width.
 """
 
-import ctypes
-import platform
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
@@ -19,8 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
-from .architectures import Family
+from .architectures import Family, attention_kernel
 from .checkpoint import Shards
+from .usage import return_freed_memory
 
 
 class _Stop(nn.Module):
@@ -105,13 +103,25 @@ class LayerPass:
 
     def narrow(self, channels_K: Tensor) -> None:
         """Keep only these FFN channels: from now on ``channel_activations`` answers ``[B, T, K]``."""
-        for name in (self.family.gate, self.family.up):
+        for name, units in self.family.rows.items():
+            if "channel" not in units:
+                continue
             dense = self.linear(name)
-            slim = nn.Linear(dense.in_features, len(channels_K), bias=dense.bias is not None, device="meta")
-            slim.weight = nn.Parameter(dense.weight[channels_K], requires_grad=False)
+            wide = dense.out_features // len(units)
+            rows = torch.cat([channels_K + block * wide for block in range(len(units))])
+            slim = nn.Linear(dense.in_features, len(rows), bias=dense.bias is not None, device="meta")
+            slim.weight = nn.Parameter(dense.weight[rows], requires_grad=False)
             if dense.bias is not None:
-                slim.bias = nn.Parameter(dense.bias[channels_K], requires_grad=False)
+                slim.bias = nn.Parameter(dense.bias[rows], requires_grad=False)
             self.layer.set_submodule(name, slim)
+
+    def norm_gain(self, name: str, y_BTD: Tensor) -> float:
+        """By how much a norm between a map and the residual stream changes the energy of the map's output."""
+        if not name:
+            return 1.0
+        before = float(y_BTD.float().square().sum())
+        after = float(self.layer.get_submodule(name)(y_BTD).float().square().sum())
+        return after / before if before > 0 else 1.0
 
     def output(self, x_BTD: Tensor, attention_BTD: Tensor, mlp_BTD: Tensor) -> Tensor:
         """The layer's output ``[B, T, D]``, given what its two blocks add."""
@@ -134,17 +144,24 @@ class Frame:
     ):
         self.family, self.shards, self.device, self.dtype = family, shards, device, dtype
         config = deepcopy(config)  # from_config writes the forward dtype into it
-        config._attn_implementation = "sdpa"
+        config._attn_implementation = attention_kernel(config)
         with torch.device("meta"):
             self.model = AutoModel.from_config(config, dtype=dtype).eval()
-        self.model.rotary_emb = type(self.model.rotary_emb)(config=config).to(
-            device
-        )  # its buffers are computed, not stored
+        self._compute_buffers()
         self._layers = list(self.model.layers)
         self._recorders = [_Recorder() for _ in self._layers]
         self.model.layers = nn.ModuleList(self._recorders)
         self.model.norm = nn.Identity()
         self._kwargs: list[dict[int, dict[str, Any]]] = [{} for _ in self._layers]
+
+    def _compute_buffers(self) -> None:
+        """Give values to what is computed and not stored: rotary frequencies, scales of embeddings."""
+        for module in self.model.modules():
+            buffers = [name for name, buffer in module.named_buffers(recurse=False) if buffer.is_meta]
+            for name in buffers:
+                setattr(module, name, torch.empty_like(module.get_buffer(name), device=self.device))
+            if buffers:
+                self.model._init_weights(module)  # the module's parameters stay on meta, where this does nothing
 
     def embed(self, ids_NT: Tensor, block: int) -> list[Tensor]:
         """Hidden states before the first layer, as blocks of ``block`` sequences ``[B, T, D]``.
@@ -188,6 +205,4 @@ class Frame:
     def release(self, index: int) -> None:
         """Free the weights of layer ``index``, and hand freed memory back to the system."""
         self._layers[index].to("meta")
-        if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":
-            # glibc keeps what was freed in pieces of layer size: without this, memory grows by a layer every layer
-            ctypes.CDLL(None).malloc_trim(0)
+        return_freed_memory()

@@ -7,6 +7,7 @@ scored, and what is left over at the end is dropped. No special tokens are added
 # Shapes: B = blocks in a batch, T = seq_len, V = vocabulary.
 
 import math
+import statistics
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -29,6 +30,7 @@ class PerplexityResult:
         text: the text's name; ``origin`` and ``sha256`` as in TextSource.
         origin: where the text was from.
         sha256: of the whole text, the part that ``blocks`` leaves out included.
+        block_nats: each block's mean negative log-likelihood per token.
     """
 
     perplexity: float
@@ -38,10 +40,31 @@ class PerplexityResult:
     text: str
     origin: str
     sha256: str
+    block_nats: list[float]
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the perplexity over the blocks (delta method); None of one block."""
+        if self.blocks < 2:
+            return None
+        return self.perplexity * statistics.stdev(self.block_nats) / math.sqrt(self.blocks)
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
         return asdict(self)
+
+
+def ratio_interval(dense: PerplexityResult, pruned: PerplexityResult) -> tuple[float, float] | None:
+    """95 % confidence interval of pruned over dense perplexity, from the differences of the same blocks.
+
+    None where there is one block, or the two were not measured on the same blocks (two tokenizers).
+    """
+    asked = [(result.sha256, result.blocks, result.seq_len) for result in (dense, pruned)]
+    if dense.blocks < 2 or asked[0] != asked[1]:
+        return None
+    differences = [p - d for d, p in zip(dense.block_nats, pruned.block_nats, strict=True)]
+    mean, half = statistics.mean(differences), 1.96 * statistics.stdev(differences) / math.sqrt(dense.blocks)
+    return math.exp(mean - half), math.exp(mean + half)
 
 
 def perplexity(
@@ -87,27 +110,28 @@ def perplexity(
 
     was_training = model.training
     model.eval()
-    nats = 0.0  # a Python float: the sum over millions of tokens keeps double precision
+    block_nats: list[float] = []  # Python floats: the sum over millions of tokens keeps double precision
     with torch.inference_mode():
         for start in range(0, blocks, batch_size):
             batch_BT = ids_BT[start : start + batch_size].to(model.device)
             logits_BTV = model(input_ids=batch_BT, use_cache=False).logits
             for logits_TV, ids_T in zip(logits_BTV, batch_BT, strict=True):  # one block's float32 logits at a time
-                nats += functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="sum").item()
+                nats = functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="sum").item()
+                block_nats.append(nats / (seq_len - 1))
             if on_progress:
                 on_progress(min(start + batch_size, blocks), blocks)
     model.train(was_training)
 
-    tokens = blocks * (seq_len - 1)
-    if math.isnan(nats):
+    mean = statistics.fmean(block_nats)  # all blocks have the same number of tokens
+    if math.isnan(mean):
         raise ValueError(f"the model's logits on {text.name} hold NaN; its weights are broken or its dtype overflows")
-    mean = nats / tokens
     return PerplexityResult(
         perplexity=math.exp(mean) if mean < 700 else math.inf,
-        tokens=tokens,
+        tokens=blocks * (seq_len - 1),
         blocks=blocks,
         seq_len=seq_len,
         text=text.name,
         origin=text.origin,
         sha256=text.sha256,
+        block_nats=block_nats,
     )

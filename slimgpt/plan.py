@@ -1,5 +1,6 @@
 """What pruning would do, said before it does it: first the checks, then widths, memory and disk."""
 
+import logging
 import shutil
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -8,16 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig
 
+from . import cost
+from .activations import Place, choose_place
 from .architectures import LayerShape, family_of, layer_shapes
 from .calibration import Calibration, calibrate
-from .checkpoint import Shards
 from .config import PruneConfig
+from .origins import open_shards, read_config
 from .schedule import Budget, layer_ratios
 
+logger = logging.getLogger(__name__)
+
 TOLERANCE = 0.005  # the ratio is met within half a percentage point
-IMPORTS_BYTES = 700 << 20  # resident memory of the process before it touches the model
 
 
 class Job:
@@ -28,28 +31,41 @@ class Job:
     """
 
     def __init__(self, model: Path, config: PruneConfig):
-        self.model, self.config = model, config
+        self.model = model
         if not (model / "config.json").is_file():
             raise FileNotFoundError(f"{model} has no config.json: name a model folder")
-        self.model_config = AutoConfig.from_pretrained(model)
+        self.model_config = read_config(model)
         self.family = family_of(self.model_config)
-        self.shards = Shards(model)
+        self.config = self._prunable(config)
+        self.shards = open_shards(model)
         self.shapes = layer_shapes(self.model_config)
-        self.ratios = layer_ratios(config, [shape.parameters for shape in self.shapes])
+        self.ratios = layer_ratios(self.config, [shape.parameters for shape in self.shapes])
         self.device = _device(config.device)
         self.dtype = self._forward_dtype()
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
         if Path(self.base_model).is_dir():
             self.base_model = model.name  # a path of this machine says nothing to others
         self._check_multiples()
-        self.planned = self._planned_shapes()
+        self.planned = planned_shapes(self.config, self.shapes)
+
+    def _prunable(self, config: PruneConfig) -> PruneConfig:
+        """The config for what the family allows."""
+        if self.family.prunes_heads or config.targets == "ffn":
+            return config
+        reason = (
+            f"{self.family.model_type}: removing a head would rescale the others (its q and k norms span all heads)"
+        )
+        if config.targets == "attention":
+            raise ValueError(f"{reason}; use targets ffn")
+        logger.warning("%s: only its FFN is pruned", reason)
+        return replace(config, targets="ffn")
 
     def _forward_dtype(self) -> torch.dtype:
         if self.config.dtype != "auto":
             return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.config.dtype]
         if self.device.type == "cpu":
             return torch.float32
-        return self.shards.shape(f"{self.family.layers}.0.{self.family.query}.weight")[1]
+        return self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
 
     def _check_multiples(self) -> None:
         multiple = self.config.head_multiple
@@ -58,34 +74,6 @@ class Job:
                 raise ValueError(
                     f"layer {i} has {shape.num_heads} heads; head_multiple {multiple} does not divide them"
                 )
-
-    def _planned_shapes(self) -> list[LayerShape]:
-        """Widths by layer.
-
-        Only the data can tell which heads are worth their price, and for ``auto`` which kind of unit goes: the plan
-        takes the largest that fits. The FFN makes up the difference, so the totals hold.
-        """
-        budget, shapes = Budget(self.config), []
-        for shape, ratio in zip(self.shapes, self.ratios, strict=True):
-            layout = shape.heads
-            heads, kv_heads = layout.fill(
-                budget.heads(ratio, layout.parameters, shape.parameters),
-                self.config.head_unit,
-                self.config.head_multiple,
-            )
-            removed = layout.parameters - layout.cost(heads, kv_heads)
-            width = budget.ffn_width(
-                ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size
-            )
-            shapes.append(replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=width))
-        reached = 1 - sum(s.parameters for s in shapes) / sum(s.parameters for s in self.shapes)
-        if abs(reached - self.config.ratio) > TOLERANCE:
-            raise ValueError(
-                f"ratio {self.config.ratio} cannot be met: whole heads and FFN widths in multiples of "
-                f"{self.config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, "
-                "choose another ratio, or prune heads and FFN both"
-            )
-        return shapes
 
     def calibration(self) -> Calibration:
         """Read and tokenise the calibration text.
@@ -99,8 +87,17 @@ class Job:
     def layer_tensors(self, i: int) -> dict[str, torch.Tensor]:
         """The weights of decoder layer ``i`` on CPU, in the stored dtype, names relative to the layer."""
         prefix = f"{self.family.layers}.{i}."
-        tensors = self.shards.load(self.shards.names(prefix))
+        tensors = self.shards.load(self.layer_names(i))
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    def layer_names(self, i: int) -> list[str]:
+        """Names of the tensors of decoder layer ``i``; old checkpoints also store what transformers computes."""
+        names = self.shards.names(f"{self.family.layers}.{i}.")
+        return [name for name in names if not name.endswith("rotary_emb.inv_freq")]
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.shards.names())
 
     def rest_names(self) -> tuple[list[str], list[str]]:
         """Names of the tensors before and after the decoder layers; a tied output head is none."""
@@ -111,48 +108,56 @@ class Job:
 
     @cached_property
     def _other_parameters(self) -> int:
-        """Parameters that pruning never touches: all but the projections' weights (biases are counted as untouched)."""
+        """Parameters that pruning never touches: all but the projections."""
         names = [name for part in self.rest_names() for name in part]
-        norms = [
-            n for n in self.shards.names(self.family.layers + ".") if prod(self.shards.shape(n)[0]) and "norm" in n
-        ]
-        return sum(prod(self.shards.shape(name)[0]) for name in names + norms)
+        rows = {f"{projection}.weight" for projection in self.family.rows} | {f"{p}.bias" for p in self.family.rows}
+        columns = {f"{self.family.output}.weight", f"{self.family.down}.weight"}
+        for i in range(len(self.shapes)):
+            prefix = f"{self.family.layers}.{i}."
+            names += [name for name in self.layer_names(i) if name.removeprefix(prefix) not in rows | columns]
+        return sum(prod(self.shards.shape(name)[0]) for name in names)
 
     def parameters(self, shapes: list[LayerShape]) -> int:
         """Parameters of the whole model with these layer shapes."""
-        return self._other_parameters + sum(shape.parameters for shape in shapes)
+        biases = [units for p, units in self.family.rows.items() if f"{self.family.layers}.0.{p}.bias" in self._names]
+        return self._other_parameters + sum(
+            shape.parameters + sum(shape.width(unit) for units in biases for unit in units) for shape in shapes
+        )
 
-    def keeps_activations(self, shape: LayerShape) -> bool:
-        """Whether one layer's channel activations of the whole calibration set fit the memory set aside for them."""
-        tokens = self.config.num_samples * self.config.seq_len
-        return tokens * shape.intermediate_size * self.dtype.itemsize <= self.config.keep_gib * 2**30
+    def setting(self, place: Place = "device", processes: int = 1) -> cost.Setting:
+        """What the cost of pruning depends on beside the widths; ``place`` is where activations wait."""
+        c = self.config
+        return cost.Setting(
+            samples=c.num_samples,
+            seq_len=c.seq_len,
+            block_tokens=c.block_tokens,
+            item=self.dtype.itemsize,
+            stored=self.shards_itemsize,
+            keep=int(c.keep_gib * 2**30),
+            cpu=self.device.type == "cpu",
+            place=place,
+            processes=processes,
+        )
 
-    def memory_bytes(self) -> int:
-        """Estimated peak: residual stream and head outputs of all tokens, one layer, one block's activations, H."""
-        tokens = self.config.num_samples * self.config.seq_len
-        block = min(tokens, max(self.config.block_tokens, self.config.seq_len))
-        item, peak = self.dtype.itemsize, 0
-        for shape in self.shapes:
-            hidden, wide = shape.hidden_size, shape.intermediate_size
-            heads = shape.num_heads * shape.head_dim
-            stream = tokens * (hidden + max(hidden, heads)) * item
-            kept = tokens * wide * item if self.keeps_activations(shape) else 0
-            layer = shape.parameters * (item + self.shards_itemsize)
-            inner = block * (3 * wide * item + 4 * hidden * item + (4 * wide if item < 4 else 0))
-            solve = wide * wide * (4 + 5 * 8) + heads * heads * 4
-            peak = max(peak, stream + kept + layer + max(inner, solve))
-        embeddings = sum(prod(self.shards.shape(n)[0]) for n in self.rest_names()[0]) * (item + self.shards_itemsize)
-        base = IMPORTS_BYTES if self.device.type == "cpu" else 0
-        return base + max(peak, embeddings + tokens * self.shapes[0].hidden_size * item)
+    def cost(self, place: Place = "device", processes: int = 1) -> cost.Cost:
+        """Operations, bytes, peak memory and disk."""
+        embedding = sum(prod(self.shards.shape(name)[0]) for name in self.rest_names()[0])
+        return cost.estimate(
+            self.shapes,
+            self.planned,
+            self.setting(place, processes),
+            embedding=embedding,
+            parameters=self.parameters(self.planned),
+        )
+
+    def weight_bytes(self) -> int:
+        """Size of the pruned weight files."""
+        return self.parameters(self.planned) * self.shards_itemsize
 
     @cached_property
     def shards_itemsize(self) -> int:
         """Bytes per stored weight."""
-        return self.shards.shape(f"{self.family.layers}.0.{self.family.query}.weight")[1].itemsize
-
-    def disk_bytes(self) -> int:
-        """Size of the pruned weight files."""
-        return self.parameters(self.planned) * self.shards_itemsize
+        return self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1].itemsize
 
     def check_space(self, out: Path) -> None:
         """Refuse to start where the disk cannot hold the result.
@@ -164,9 +169,38 @@ class Job:
         if not there.is_dir():
             raise FileExistsError(f"{there} is a file; OUT must be a folder")
         already = sum(p.stat().st_size for p in out.glob("*.safetensors")) if out.is_dir() else 0
-        free, need = shutil.disk_usage(there).free, int(1.02 * self.disk_bytes()) + (16 << 20) - already
+        free, need = shutil.disk_usage(there).free, int(1.02 * self.weight_bytes()) + (16 << 20) - already
         if free < need:
             raise OSError(f"the disk of {out} has {free / 1e9:.2f} GB free; the pruned model needs {need / 1e9:.2f} GB")
+
+
+def planned_shapes(config: PruneConfig, dense: list[LayerShape]) -> list[LayerShape]:
+    """Widths by layer.
+
+    Only the data can tell which heads are worth their price, and for ``auto`` which kind of unit goes: the plan takes
+    the largest that fits. The FFN makes up the difference, so the totals hold.
+
+    Raises:
+        ValueError: for a ratio that these options cannot reach.
+    """
+    budget, shapes = Budget(config), []
+    ratios = layer_ratios(config, [shape.parameters for shape in dense])
+    for shape, ratio in zip(dense, ratios, strict=True):
+        layout = shape.heads
+        heads, kv_heads = layout.fill(
+            budget.heads(ratio, layout.parameters, shape.parameters), config.head_unit, config.head_multiple
+        )
+        removed = layout.parameters - layout.cost(heads, kv_heads)
+        width = budget.ffn_width(ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size)
+        shapes.append(replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=width))
+    reached = 1 - sum(s.parameters for s in shapes) / sum(s.parameters for s in dense)
+    if abs(reached - config.ratio) > TOLERANCE:
+        raise ValueError(
+            f"ratio {config.ratio} cannot be met: whole heads and FFN widths in multiples of "
+            f"{config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, "
+            "choose another ratio, or prune heads and FFN both"
+        )
+    return shapes
 
 
 def _device(name: str) -> torch.device:
@@ -187,7 +221,9 @@ class PrunePlan:
 
     Attributes:
         layers: per layer the dense and the planned widths and the ratio.
-        memory_bytes, disk_bytes: estimated peak memory and size of the pruned weight files.
+        memory_bytes, disk_bytes: estimated peak memory, and disk that the run needs.
+        seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
+            reading the calibration text is not part of it.
         missing: one line each; empty when pruning could start.
     """
 
@@ -204,6 +240,7 @@ class PrunePlan:
     calibration: dict[str, Any]
     memory_bytes: int
     disk_bytes: int
+    seconds: float
     layers: list[dict[str, Any]]
     missing: list[str]
 
@@ -230,6 +267,7 @@ def plan(model: str | Path, config: PruneConfig, out: str | Path | None = None) 
         except OSError as error:
             missing.append(str(error))
     before, after = job.parameters(job.shapes), job.parameters(job.planned)
+    costs = job.cost(choose_place(config.activations, job.device, job.cost().device))
     return PrunePlan(
         model=job.base_model,
         model_type=job.model_config.model_type,
@@ -240,10 +278,11 @@ def plan(model: str | Path, config: PruneConfig, out: str | Path | None = None) 
         parameters_before=before,
         parameters_after=after,
         bytes_before=job.shards.bytes,
-        bytes_after=job.disk_bytes(),
+        bytes_after=job.weight_bytes(),
         calibration=facts,
-        memory_bytes=job.memory_bytes(),
-        disk_bytes=job.disk_bytes(),
+        memory_bytes=costs.memory,
+        disk_bytes=costs.disk,
+        seconds=sum(cost.measure_rates(job.device, job.dtype).seconds(costs).values()),
         layers=[
             {"layer": i, "ratio": r, "dense": d.overrides, "planned": p.overrides}
             for i, (r, d, p) in enumerate(zip(job.ratios, job.shapes, job.planned, strict=True))

@@ -10,31 +10,30 @@ Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, A 
 K = kept columns.
 """
 
-import platform
-import resource
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 
 import torch
 import transformers
 from torch import Tensor
-from torch.nn import functional
 
 from . import obs, output
+from .activations import Blocks, choose_place, make_blocks
 from .architectures import LayerShape
 from .calibration import Calibration
 from .checkpoint import locked
 from .config import PruneConfig
+from .kept import Kept, agree, all_heads, choose_channels, choose_heads, sliced
 from .layer_pass import Frame, LayerPass
 from .plan import Job
+from .ranks import Ranks
 from .report import LayerReport, PruneReport
 from .schedule import Budget
-from .selection import HeadLayout, remove_channels, remove_heads
+from .usage import Clock, device_name, peak_memory
 from .work import FinishedLayer, Work
 
 
@@ -49,106 +48,140 @@ def prune(
     """Prune the model in folder ``model`` into the new folder ``out``, never holding more than one decoder layer.
 
     A run that was interrupted goes on where it stopped when it is started again with the same arguments; the result is
-    the same, bit for bit.
+    the same, bit for bit. Called by every process of an initialised ``torch.distributed`` group (on GPUs after
+    ``torch.cuda.set_device``), it shares the calibration sequences out among them; the first process writes.
 
     Args:
         model: dense (or already pruned) checkpoint with safetensors.
         out: where the pruned checkpoint goes.
         config: what is asked.
         calibration: token ids to use instead of those that ``config.calibration`` names.
-        on_layer: called after each layer with its report and the number of layers.
+        on_layer: called after each layer, on every process, with its report and the number of layers.
 
     Raises:
         ValueError: for a model or a config that cannot be pruned, before long work; NaN in a layer, with its name.
         FileExistsError: when ``out`` holds something else, or a run that differs; the message names what differs.
         BlockingIOError: when another process writes to ``out``.
+        ConnectionError: when another process of the group is gone.
         OSError: when the disk is too small.
     """
-    job = Job(Path(model), config)
-    out = Path(out)
-    job.check_space(out)
-    calibration = calibration or job.calibration()
-    out.mkdir(parents=True, exist_ok=True)
-    with locked(out), torch.inference_mode():
-        work = Work(out, job, calibration)
-        if work.finished:
-            return work.report()
-        return _Loop(job, calibration, work).run(on_layer)
+    ranks, out = Ranks(), Path(out)
+    with ranks.together():
+        job = Job(Path(model), config)
+    work: Work | None = None  # the first rank's alone
+    with ExitStack() as held, torch.inference_mode():
 
+        def begin() -> tuple[Calibration, PruneReport | None]:
+            nonlocal work
+            job.check_space(out)
+            looked_at = calibration or job.calibration()
+            if len(looked_at.ids_NT) < ranks.count:
+                raise ValueError(
+                    f"{len(looked_at.ids_NT)} calibration sequences cannot be shared out among {ranks.count} "
+                    f"processes; ask for at least {ranks.count} (num_samples), or start fewer processes"
+                )
+            out.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(out))
+            work = Work(out, job, looked_at, ranks.count)
+            return looked_at, work.report() if work.finished else None
 
-@dataclass(frozen=True)
-class _Kept:
-    """What stays of one map: the kept units of the layer as it came, and the refitted weight in its stored dtype."""
-
-    heads: list[int]
-    kv_heads: list[int]
-    columns_K: Tensor
-    weight_DK: Tensor
-    error: float = 0.0
-    damping: float = 0.0
-    marginal_error: float = 0.0
+        calibration, report = ranks.from_first(begin)
+        return report or _Loop(job, calibration, out, work, ranks).run(on_layer)
 
 
 class _Loop:
-    def __init__(self, job: Job, calibration: Calibration, work: Work):
-        self.job, self.config, self.family, self.work = job, job.config, job.family, work
-        self.calibration = calibration
+    def __init__(self, job: Job, calibration: Calibration, out: Path, work: Work | None, ranks: Ranks):
+        self.job, self.config, self.family, self.ranks = job, job.config, job.family, ranks
+        self.calibration, self.out, self._work = calibration, out, work
         self.device, self.dtype = job.device, job.dtype
         self.budget = Budget(job.config)
         # What a parameter costs in the FFN of the layer before, whose output adds to the same residual stream: heads
         # that cost more stay. Nothing is known before the first FFN, so its layer keeps its heads.
         self.price = 0.0 if job.config.head_budget == "price" and job.config.targets == "all" else inf
-        self.seconds: dict[str, float] = defaultdict(float)
+        self.clock = Clock(self.device)
 
-    @contextmanager
-    def _clock(self, phase: str) -> Iterator[None]:
-        start = time.perf_counter()
-        yield
-        if self.device.type == "cuda":  # once per phase of a layer, so that kernels are not billed to the next phase
-            torch.cuda.synchronize(self.device)
-        self.seconds[phase] += time.perf_counter() - start
+    @property
+    def work(self) -> Work:
+        """OUT, which only the first rank reads and writes."""
+        assert self._work is not None, "only the first rank has it"
+        return self._work
 
     def run(self, on_layer: Callable[[LayerReport, int], None] | None) -> PruneReport:
         start = time.perf_counter()
         job, n = self.job, len(self.job.shapes)
-        if self.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self.device)
-        block = max(1, self.config.block_tokens // self.config.seq_len)
-        self.frame = Frame(job.model_config, job.shards, self.family, self.device, self.dtype)
-        with self._clock("forward"):
-            self.blocks_BTD = self.frame.embed(self.calibration.ids_NT, block)
+        self.replayed = self.ranks.from_first(lambda: self.work.finished_layers)
+        with self.ranks.together():
+            if self.device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(self.device)
+            self.frame = Frame(job.model_config, job.shards, self.family, self.device, self.dtype)
+            with self.clock("forward"):
+                self._embed()
         reports = []
         for i in range(n):
             report = self._layer(i)
             reports.append(report)
-            if on_layer is not None:
-                on_layer(report, n)
-        return self._publish(reports, time.perf_counter() - start)
+            with self.ranks.together():
+                if on_layer is not None:
+                    on_layer(report, n)
+        usage = self.ranks.gather((peak_memory(self.device), self.clock.seconds()))
+        return self.ranks.from_first(lambda: self._publish(reports, time.perf_counter() - start, usage))
+
+    def _embed(self) -> None:
+        """Make room for this rank's activations, and fill it with what the first layer reads."""
+        job, T = self.job, self.config.seq_len
+        ids_NT = self.ranks.share(self.calibration.ids_NT)
+        size = min(len(ids_NT), max(1, self.config.block_tokens // T))
+        self.place = choose_place(self.config.activations, self.device, job.cost(processes=self.ranks.count).device)
+        widest = max(max(shape.hidden_size, shape.num_heads * shape.head_dim) for shape in job.shapes)
+
+        def room(width: int) -> Blocks:
+            block_bytes = size * ids_NT.shape[1] * width * self.dtype.itemsize
+            return make_blocks(self.place, -(-len(ids_NT) // size), block_bytes, self.device, self.out)
+
+        if self.place == "disk":
+            self.out.mkdir(parents=True, exist_ok=True)  # other machines may have no such folder yet
+        self.stream_BTD, self.inner_BT = room(job.shapes[0].hidden_size), room(widest)
+        if self.place == "disk" and self.ranks.first:
+            job.check_space(self.out)  # again: what activations took is no longer free
+        for b, x_BTD in enumerate(self.frame.embed(ids_NT, size)):
+            self.stream_BTD[b] = x_BTD
 
     def _layer(self, i: int) -> LayerReport:
-        """Prune layer ``i``, or replay what an earlier run decided: the same arithmetic either way."""
+        """Prune layer ``i``, or replay what an earlier run decided: the same arithmetic either way.
+
+        ``inner_BT`` holds each block's head outputs, later what attention adds to the residual stream.
+        """
         start = time.perf_counter()
-        shape, ratio = self.job.shapes[i], self.job.ratios[i]
-        with self._clock("read"):
-            dense = self.job.layer_tensors(i)
-            layer_pass = self.frame.layer(i, dense)
-            done = self.work.finished_layer(i)
-        with self._clock("forward"):
-            heads_BTA = [layer_pass.head_outputs(x_BTD) for x_BTD in self.blocks_BTD]
-        attention = self._attention(i, dense, heads_BTA, shape, ratio, done)
+        shape, ratio, replay = self.job.shapes[i], self.job.ratios[i], i < self.replayed
+        with self.ranks.together():
+            with self.clock("read"):
+                dense = self.job.layer_tensors(i)
+                layer_pass = self.frame.layer(i, dense)
+                done = self.work.finished_layer(i) if replay and self.ranks.first else None
+            gram, price = None if replay else self._attention_gram(i, shape, ratio), self.price
+            for b, x_BTD in enumerate(self.stream_BTD):
+                with self.clock("forward"):
+                    x_BTA = self.inner_BT[b] = layer_pass.head_outputs(x_BTD)
+                if gram is not None:
+                    with self.clock("gram"):
+                        gram.add(x_BTA)
+                    if b == 0 and self.family.attention_norm:  # the price is one in the residual stream, past the norm
+                        some_BTD = layer_pass.linear(self.family.output)(x_BTA)
+                        price /= layer_pass.norm_gain(self.family.attention_norm, some_BTD)
+        if gram is not None:
+            with self.clock("gram"):
+                self.ranks.add(gram.H_DD)
+        attention = agree(self.ranks, self.device, lambda: self._attention(dense, shape, ratio, gram, done, price))
         heads = shape.heads
         removed = heads.parameters - heads.cost(len(attention.heads), len(attention.kv_heads))
         width = self.budget.ffn_width(
             ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size
         )
-        with self._clock("forward"):
-            self._apply_attention(layer_pass, attention, heads_BTA)
-        ffn = self._ffn(i, dense, layer_pass, heads_BTA, shape, width, done)
-        if not bool(torch.stack([x.isfinite().all() for x in self.blocks_BTD]).all()):
-            raise ValueError(f"layer {i} gives NaN or infinite values in {self.dtype}; try --dtype float32")
-        if done is not None:
-            report = done.report
-        else:
+        ffn = self._ffn(i, dense, layer_pass, attention, shape, width, done, replay)
+
+        def finish() -> LayerReport:
+            if done is not None:
+                return done.report
             after = replace(
                 shape, num_heads=len(attention.heads), num_kv_heads=len(attention.kv_heads), intermediate_size=width
             )
@@ -171,195 +204,146 @@ class _Loop:
                 ratio=1 - after.parameters / shape.parameters,
                 seconds=time.perf_counter() - start,
             )
-            with self._clock("write"):
-                self.work.finish_layer(i, self._slice(dense, shape.heads, attention, ffn), report)
+            with self.clock("write"):
+                self.work.finish_layer(i, sliced(dense, self.family, shape, attention, ffn), report)
+            return report
+
+        report = self.ranks.from_first(finish)
         if self.price < inf and report.ffn_price > 0:
             self.price = report.ffn_price
         self.frame.release(i)
         return report
 
+    def _attention_gram(self, i: int, shape: LayerShape, ratio: float) -> obs.Gram | None:
+        """An empty H for ``o_proj``; None where all heads stay whatever it would say."""
+        layout = shape.heads
+        budget = self.budget.heads(ratio, layout.parameters, shape.parameters)
+        if budget < layout.smallest_unit(self.config.head_unit, self.config.head_multiple):
+            return None
+        if self.price <= 0 and self._needed(shape, ratio) <= 0:
+            return None
+        return obs.Gram(layout.num_heads * layout.head_dim, self.device, f"layer {i}, {self.family.output}")
+
+    def _needed(self, shape: LayerShape, ratio: float) -> float:
+        """Parameters that heads must give up whatever they cost."""
+        return self.budget.forced(ratio, shape.parameters, shape.channel_parameters, shape.intermediate_size)
+
     def _attention(
         self,
-        i: int,
         dense: dict[str, Tensor],
-        heads_BTA: list[Tensor],
         shape: LayerShape,
         ratio: float,
+        gram: obs.Gram | None,
         done: FinishedLayer | None,
-    ) -> _Kept:
+        price: float,
+    ) -> Kept:
         """Choose the heads that stay and refit ``o_proj``, or take both from an earlier run."""
         layout, name = shape.heads, f"{self.family.output}.weight"
         weight_DA = dense[name]
-        all_heads, all_kv = list(range(layout.num_heads)), list(range(layout.num_kv_heads))
         if done is not None:
             columns_K = layout.columns(done.report.kept_heads)
-            return _Kept(done.report.kept_heads, done.report.kept_kv_heads, columns_K, done.tensors[name])
-        untouched = _Kept(all_heads, all_kv, layout.columns(all_heads), weight_DA)
-        budget = self.budget.heads(ratio, layout.parameters, shape.parameters)
-        needed = self.budget.forced(ratio, shape.parameters, shape.channel_parameters, shape.intermediate_size)
-        too_small = budget < layout.smallest_unit(self.config.head_unit, self.config.head_multiple)
-        if too_small or (self.price <= 0 and needed <= 0):
-            return untouched
-        with self._clock("gram"):
-            gram = obs.Gram(weight_DA.shape[1], self.device, f"layer {i}, {self.family.output}")
-            for x_BTA in heads_BTA:
-                gram.add(x_BTA)
-        with self._clock("select"):
-            H_AA = gram.finish()
-            W_DA = weight_DA.to(self.device, H_AA.dtype)
-            damped = obs.damp(H_AA, self.config.percdamp, gram.name)
-            steps = remove_heads(
-                obs.silence_dead_columns(W_DA, H_AA),
-                damped,
+            return Kept(done.report.kept_heads, done.report.kept_kv_heads, columns_K, done.tensors[name])
+        if gram is None:
+            return all_heads(weight_DA, layout)
+        with self.clock("select"):
+            return choose_heads(
+                weight_DA,
+                gram,
                 layout,
-                unit=self.config.head_unit,
-                head_error=self.config.head_error,
-                multiple=self.config.head_multiple,
-                budget=budget,
-                price=self.price,
-                needed=needed,
+                self.config,
+                budget=self.budget.heads(ratio, layout.parameters, shape.parameters),
+                price=price,
+                needed=self._needed(shape, ratio),
             )
-            if not steps:
-                return untouched
-            gone = {h for step in steps for h in step.heads}
-            gone_kv = {kv for step in steps for kv in step.kv_heads}
-            kept = [h for h in all_heads if h not in gone]
-            kept_kv = [kv for kv in all_kv if kv not in gone_kv]
-            return self._refit(W_DA, H_AA, damped, layout.columns(kept), weight_DA.dtype, kept, kept_kv)
-
-    def _refit(
-        self,
-        W_DF: Tensor,
-        H_FF: Tensor,
-        damped: obs.Damped,
-        columns_K: Tensor,
-        dtype: torch.dtype,
-        heads: list[int],
-        kv_heads: list[int],
-    ) -> _Kept:
-        """Solve for the kept columns and round to the stored dtype; the error is that of the rounded weight."""
-        columns_K = columns_K.to(H_FF.device)
-        weight_DK = obs.refit(W_DF, damped.H_DD, columns_K).to(dtype)
-        error = obs.relative_error(W_DF, weight_DK.to(W_DF.dtype), H_FF, columns_K)
-        return _Kept(heads, kv_heads, columns_K.cpu(), weight_DK.cpu(), error, damped.damping)
-
-    def _apply_attention(self, layer_pass: LayerPass, kept: _Kept, heads_BTA: list[Tensor]) -> None:
-        """Replace each block's head outputs by what the pruned ``o_proj`` makes of them."""
-        weight_DK, columns_K = kept.weight_DK.to(self.device, self.dtype), kept.columns_K.to(self.device)
-        bias = layer_pass.linear(self.family.output).bias
-        for b, x_BTA in enumerate(heads_BTA):
-            heads_BTA[b] = functional.linear(x_BTA.index_select(-1, columns_K), weight_DK, bias)
 
     def _ffn(
         self,
         i: int,
         dense: dict[str, Tensor],
         layer_pass: LayerPass,
-        attention_BTD: list[Tensor],
+        attention: Kept,
         shape: LayerShape,
         width: int,
         done: FinishedLayer | None,
-    ) -> _Kept:
+        replay: bool,
+    ) -> Kept:
         """Choose the channels that stay, refit ``down_proj`` and move every block past the layer."""
-        name, full = f"{self.family.down}.weight", shape.intermediate_size
+        name, full, keeps = f"{self.family.down}.weight", shape.intermediate_size, self.job.setting().keeps(shape)
+        apply_attention = attention.applied(layer_pass.linear(self.family.output), self.device, self.dtype)
         activations_BTF: list[Tensor] = []
-        if done is not None:
-            kept = _Kept([], [], torch.tensor(done.report.kept_channels), done.tensors[name])
-        elif width == full:
-            kept = _Kept([], [], torch.arange(full), dense[name])
-        else:
+        gram = None
+        if not replay and width < full:
             gram = obs.Gram(full, self.device, f"layer {i}, {self.family.down}")
-            for x_BTD, a_BTD in zip(self.blocks_BTD, attention_BTD, strict=True):
-                with self._clock("forward"):
-                    x_BTF = layer_pass.channel_activations(x_BTD, a_BTD)
-                with self._clock("gram"):
-                    gram.add(x_BTF)
-                if self.job.keeps_activations(shape):
-                    activations_BTF.append(x_BTF)
-            with self._clock("select"):
-                kept = self._choose_channels(dense[name], gram, full - width)
-        with self._clock("forward"):
-            weight_DK, columns_K = kept.weight_DK.to(self.device, self.dtype), kept.columns_K.to(self.device)
-            bias = layer_pass.linear(self.family.down).bias
-            narrow = not self.job.keeps_activations(shape)
-            if narrow:  # what was not kept is computed again, for the channels that stay
-                layer_pass.narrow(columns_K)
-            for b, (x_BTD, a_BTD) in enumerate(zip(self.blocks_BTD, attention_BTD, strict=True)):
+            with self.ranks.together():
+                for b, (x_BTD, x_BTA) in enumerate(zip(self.stream_BTD, self.inner_BT, strict=True)):
+                    with self.clock("forward"):
+                        a_BTD = self.inner_BT[b] = apply_attention(x_BTA)
+                        x_BTF = layer_pass.channel_activations(x_BTD, a_BTD)
+                    with self.clock("gram"):
+                        gram.add(x_BTF)
+                    if keeps:
+                        activations_BTF.append(x_BTF)
+            with self.clock("gram"):
+                self.ranks.add(gram.H_DD)
+
+        def decide() -> Kept:
+            if done is not None:
+                return Kept([], [], torch.tensor(done.report.kept_channels), done.tensors[name])
+            if gram is None:
+                return Kept([], [], torch.arange(full), dense[name])
+            with self.clock("select"):
+                return choose_channels(dense[name], gram, full - width, self.config)
+
+        kept = agree(self.ranks, self.device, decide)
+        with self.ranks.together(), self.clock("forward"):
+            if not keeps:  # what was not kept is computed again, for the channels that stay
+                layer_pass.narrow(kept.columns_K.to(self.device))
+            down = layer_pass.linear(self.family.down)
+            apply_down = kept.applied(down, self.device, self.dtype, narrow=not keeps)
+            finite = []
+            for b, (x_BTD, x_BT) in enumerate(zip(self.stream_BTD, self.inner_BT, strict=True)):
+                a_BTD = x_BT if gram is not None else apply_attention(x_BT)
                 x_BTF = activations_BTF[b] if activations_BTF else layer_pass.channel_activations(x_BTD, a_BTD)
-                x_BTK = x_BTF if narrow else x_BTF.index_select(-1, columns_K)
-                mlp_BTD = functional.linear(x_BTK, weight_DK, bias)
-                self.blocks_BTD[b] = layer_pass.output(x_BTD, a_BTD, mlp_BTD)
-        return kept
+                mlp_BTD = apply_down(x_BTF)
+                if b == 0:
+                    gain = layer_pass.norm_gain(self.family.mlp_norm, mlp_BTD)
+                out_BTD = self.stream_BTD[b] = layer_pass.output(x_BTD, a_BTD, mlp_BTD)
+                finite.append(out_BTD.isfinite().all())
+            if not bool(torch.stack(finite).all()):
+                raise ValueError(f"layer {i} gives NaN or infinite values in {self.dtype}; try --dtype float32")
+        return replace(kept, marginal_error=kept.marginal_error * gain)
 
-    def _choose_channels(self, weight_DF: Tensor, gram: obs.Gram, count: int) -> _Kept:
-        H_FF = gram.finish()
-        W_DF = weight_DF.to(self.device, H_FF.dtype)
-        damped = obs.damp(H_FF, self.config.percdamp, gram.name)
-        path = remove_channels(
-            obs.silence_dead_columns(W_DF, H_FF),
-            damped,
-            count,
-            group_size_max=self.config.group_size_max,
-            group_size_min=self.config.group_size_min,
-        )
-        stays_F = torch.ones(W_DF.shape[1], dtype=torch.bool, device=H_FF.device)
-        stays_F[path.order] = False
-        kept = self._refit(W_DF, H_FF, damped, stays_F.nonzero().flatten(), weight_DF.dtype, [], [])
-        return replace(kept, marginal_error=path.marginal_error())
-
-    def _slice(self, dense: dict[str, Tensor], layout: HeadLayout, attention: _Kept, ffn: _Kept) -> dict[str, Tensor]:
-        """The pruned layer's tensors: what is gone is sliced away, never just zeroed."""
-        family = self.family
-        rows = {
-            family.query: layout.columns(attention.heads),
-            family.key: layout.columns(attention.kv_heads),
-            family.value: layout.columns(attention.kv_heads),
-            family.gate: ffn.columns_K,
-            family.up: ffn.columns_K,
-        }
-        pruned = {
-            name: tensor.index_select(0, rows[name.rpartition(".")[0]]) if name.rpartition(".")[0] in rows else tensor
-            for name, tensor in dense.items()
-        }
-        pruned[f"{family.output}.weight"] = attention.weight_DK
-        pruned[f"{family.down}.weight"] = ffn.weight_DK
-        return pruned
-
-    def _publish(self, layers: list[LayerReport], seconds: float) -> PruneReport:
+    def _publish(
+        self, layers: list[LayerReport], seconds: float, usage: list[tuple[int, dict[str, float]]]
+    ) -> PruneReport:
+        """Turn OUT into a model. ``usage`` holds peak memory and seconds by phase of each rank."""
         job, shapes = self.job, [layer.shape_of(shape) for layer, shape in zip(layers, self.job.shapes, strict=True)]
-        with self._clock("write"):
+        with self.clock("write"):
             self.work.finish_rest()
-            before, after = job.parameters(job.shapes), job.parameters(shapes)
-            projections = sum(shape.parameters for shape in job.shapes)
-            report = PruneReport(
-                base_model=job.base_model,
-                model_type=job.model_config.model_type,
-                config=self.config.to_dict(),
-                calibration=self.calibration.facts,
-                layers=layers,
-                ratio=(before - after) / projections,
-                model_ratio=(before - after) / before,
-                parameters_before=before,
-                parameters_after=after,
-                bytes_before=job.shards.bytes,
-                bytes_after=self.work.bytes,
-                seconds=seconds,
-                peak_memory_bytes=_peak_memory(self.device),
-                device=_device_name(self.device),
-                replayed_layers=self.work.replayed,
-                seconds_by_phase=dict(self.seconds),
-                versions={"torch": torch.__version__, "transformers": transformers.__version__},
-            )
-            self.work.publish(output.pruned_config(job.model_config, self.family, shapes), report)
+        usage = [(peak_memory(self.device), self.clock.seconds()), *usage[1:]]
+        before, after = job.parameters(job.shapes), job.parameters(shapes)
+        projections = sum(shape.parameters for shape in job.shapes)
+        phases = {name: max(of_rank.get(name, 0.0) for _, of_rank in usage) for name in usage[0][1]}
+        report = PruneReport(
+            base_model=job.base_model,
+            model_type=job.model_config.model_type,
+            config=self.config.to_dict(),
+            calibration=self.calibration.facts,
+            layers=layers,
+            ratio=(before - after) / projections,
+            model_ratio=(before - after) / before,
+            parameters_before=before,
+            parameters_after=after,
+            bytes_before=job.shards.bytes,
+            bytes_after=self.work.bytes,
+            seconds=seconds,
+            peak_memory_bytes=max(peak for peak, _ in usage),
+            device=device_name(self.device),
+            ranks=self.ranks.count,
+            activations=self.place,
+            replayed_layers=self.replayed,
+            seconds_by_phase=phases,
+            versions={"torch": torch.__version__, "transformers": transformers.__version__},
+        )
+        self.work.publish(output.pruned_config(job.model_config, self.family, shapes), report)
         return report
-
-
-def _peak_memory(device: torch.device) -> int:
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def _device_name(device: torch.device) -> str:
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"

@@ -60,7 +60,10 @@ class PruneReport:
         ratio: share of the decoder projections' parameters removed.
         model_ratio: share of all parameters removed, embeddings and norms included.
         seconds: wall time of this process; layers replayed after a crash are in ``replayed_layers``.
-        peak_memory_bytes: highest resident memory of the process; on a GPU, highest allocated device memory.
+        peak_memory_bytes: highest resident memory of the process; on a GPU, highest allocated device memory. Of several
+            processes the highest, like ``seconds_by_phase``.
+        ranks: processes, each with a device of its own.
+        activations: where they were kept: device, host or disk.
     """
 
     base_model: str
@@ -77,6 +80,8 @@ class PruneReport:
     seconds: float
     peak_memory_bytes: int
     device: str
+    ranks: int = 1
+    activations: str = "device"
     replayed_layers: int = 0
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

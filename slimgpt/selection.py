@@ -4,14 +4,16 @@ A selection only orders units and says what each step costs. How many go is a bu
 rest is refitted is obs.refit's. Letters as in obs.py.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import gcd, inf
+from math import gcd, inf, isfinite
 
 import torch
 from torch import Tensor
 
 from . import obs
+
+BREAKDOWN = "too ill-conditioned to compare units: raise percdamp (0.01 suits most models)"
 
 
 @dataclass(frozen=True)
@@ -47,7 +49,7 @@ class HeadLayout:
     def fill(self, budget: float, unit: str, multiple: int) -> tuple[int, int]:
         """Heads and kv heads left when the largest units that fit ``budget`` parameters go, whatever the data say."""
         left = self
-        while (choices := [u for u in left._units(unit, multiple) if self.cost(*u) <= budget]) and (
+        while (choices := [u for u in left.units(unit, multiple) if self.cost(*u) <= budget]) and (
             best := max(choices, key=lambda u: self.cost(*u))
         ):
             budget -= self.cost(*best)
@@ -56,9 +58,9 @@ class HeadLayout:
 
     def smallest_unit(self, unit: str, multiple: int) -> float:
         """Parameters of the smallest unit that may go; infinite where none may."""
-        return min((self.cost(*u) for u in self._units(unit, multiple)), default=inf)
+        return min((self.cost(*u) for u in self.units(unit, multiple)), default=inf)
 
-    def _units(self, unit: str, multiple: int) -> list[tuple[int, int]]:
+    def units(self, unit: str, multiple: int) -> list[tuple[int, int]]:
         """The kinds of unit that may go now, as (query heads, kv heads). One unit of each kind always stays."""
         per_group, units = self.num_heads // self.num_kv_heads, []
         if unit != "query" and self.num_kv_heads > multiple and self.num_kv_heads % multiple == 0:
@@ -81,7 +83,7 @@ class HeadStep:
 
 def remove_heads(
     W_OD: Tensor,
-    damped: obs.Damped,
+    P_DD: Tensor,
     layout: HeadLayout,
     *,
     unit: str = "auto",
@@ -90,12 +92,15 @@ def remove_heads(
     budget: float = inf,
     price: float = inf,
     needed: float = 0,
+    name: str = "H",
 ) -> list[HeadStep]:
     """Batched Greedy Pruning (paper section 3.2): remove the unit with the smallest error, update W and P, repeat.
 
+    A removal depends on the one before, so the CPU waits for a GPU once per step.
+
     Args:
         W_OD: weight of ``o_proj``; dead columns silenced.
-        damped: H of the concatenated head outputs.
+        P_DD: inverse of the damped H of the concatenated head outputs.
         layout: heads and kv groups.
         unit: ``kv_group``, ``query`` (the same number of query heads from every group) or ``auto``, which compares the
             error per parameter removed. With as many kv heads as heads a kv group is a head.
@@ -104,34 +109,40 @@ def remove_heads(
         budget: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
         price: error per parameter that a unit may cost at most, such as what the FFN's parameters cost.
         needed: parameters that must go whatever their price.
+        name: what is pruned, for messages.
 
     Returns:
         The removals in order. Errors are re-computed after each, since heads are not independent.
+
+    Raises:
+        ValueError: when H is so ill-conditioned that errors are no numbers any more.
     """
-    score = obs.group_errors if head_error == "exact" else obs.group_errors_paper
-    P_DD = damped.inverse()
+    elimination = obs.Elimination(W_OD, P_DD, capacity=P_DD.shape[0])
+    score = elimination.group_errors if head_error == "exact" else elimination.group_errors_paper
+    columns_NH = torch.arange(P_DD.shape[0], device=P_DD.device).view(layout.num_heads, layout.head_dim)
     per_group = layout.num_heads // layout.num_kv_heads
     groups = {kv: list(range(kv * per_group, (kv + 1) * per_group)) for kv in range(layout.num_kv_heads)}
     steps: list[HeadStep] = []
     while True:
-        alive = [h for heads in groups.values() for h in heads]
-        errors_of = _Scorer(score, W_OD, P_DD, layout, {h: i for i, h in enumerate(alive)})
+        alive_GM = torch.tensor(list(groups.values()), device=P_DD.device)
+        left = replace(layout, num_heads=alive_GM.numel(), num_kv_heads=len(groups))
+        units = [sizes for sizes in left.units(unit, multiple) if layout.cost(*sizes) <= budget]
+        cheapest = [_cheapest_unit(alive_GM, *sizes, columns_NH, score) for sizes in units]
         best = None
-        for heads, kv_heads in _candidates(groups, unit, multiple, errors_of):
+        for row in torch.cat(cheapest).cpu().split([len(x) for x in cheapest]) if units else ():  # one copy brings all
+            error, *chosen = row.tolist()
+            if not isfinite(error):
+                raise ValueError(f"{name}: {BREAKDOWN}")
+            heads = tuple(sorted(map(int, chosen)))
+            kv_heads = tuple(kv for kv, members in groups.items() if set(heads).issuperset(members))
             parameters = layout.cost(len(heads), len(kv_heads))
-            if parameters > budget:
-                continue
-            error = float(errors_of([heads])[0])
             if needed <= 0 and error > price * parameters:
                 continue
             if best is None or error / parameters < best.error / best.parameters:
-                best = HeadStep(tuple(sorted(heads)), tuple(sorted(kv_heads)), parameters, error)
+                best = HeadStep(heads, kv_heads, parameters, error)
         if best is None:
             return steps
-        gone = errors_of.columns(list(best.heads))
-        mask = torch.ones(P_DD.shape[0], dtype=torch.bool, device=P_DD.device)
-        mask[gone] = False
-        W_OD, P_DD = obs.eliminate(W_OD, P_DD, gone, mask.nonzero().flatten())
+        elimination.remove(columns_NH[list(best.heads)].flatten())
         budget -= best.parameters
         needed -= best.parameters
         groups = {
@@ -140,38 +151,19 @@ def remove_heads(
         steps.append(best)
 
 
-@dataclass(frozen=True)
-class _Scorer:
-    """Errors of removing sets of heads, while W and P hold only the columns of the living heads."""
-
-    score: Callable[[Tensor, Tensor, Tensor], Tensor]
-    W_OD: Tensor
-    P_DD: Tensor
-    layout: HeadLayout
-    place: dict[int, int]
-
-    def columns(self, heads: list[int]) -> Tensor:
-        return self.layout.columns([self.place[h] for h in heads]).to(self.W_OD.device)
-
-    def __call__(self, sets: list[list[int]]) -> Tensor:
-        return self.score(self.W_OD, self.P_DD, torch.stack([self.columns(heads) for heads in sets]))
-
-
-def _candidates(
-    groups: dict[int, list[int]], unit: str, multiple: int, errors_of: _Scorer
-) -> Iterator[tuple[list[int], list[int]]]:
-    """The cheapest unit of each kind that is allowed now, as (query heads, kv heads)."""
-    per_group = len(next(iter(groups.values())))
-    if unit != "query" and len(groups) > multiple and len(groups) % multiple == 0:
-        names = list(groups)
-        errors = errors_of([groups[kv] for kv in names])
-        cheapest = [names[i] for i in errors.argsort(stable=True)[:multiple].tolist()]
-        yield [h for kv in cheapest for h in groups[kv]], cheapest
-    take = multiple // gcd(len(groups), multiple)
-    if unit != "kv_group" and per_group > take:
-        errors = errors_of([[h] for heads in groups.values() for h in heads]).view(len(groups), per_group)
-        order = errors.argsort(dim=1, stable=True)[:, :take].tolist()
-        yield [heads[i] for heads, row in zip(groups.values(), order, strict=True) for i in row], []
+def _cheapest_unit(
+    alive_GM: Tensor, heads: int, kv_heads: int, columns_NH: Tensor, score: Callable[[Tensor], Tensor]
+) -> Tensor:
+    """Error of the cheapest unit of this size, then its query heads: whole numbers are exact as floats."""
+    if kv_heads:
+        errors_G = score(columns_NH[alive_GM].flatten(1))
+        chosen = alive_GM[errors_G.argsort(stable=True)[:kv_heads]].flatten()
+    else:
+        errors_GM = score(columns_NH[alive_GM.flatten()]).view(alive_GM.shape)
+        order_GM = errors_GM.argsort(dim=1, stable=True)[:, : heads // len(alive_GM)]
+        chosen = alive_GM.gather(1, order_GM).flatten()
+    error = score(columns_NH[chosen].flatten()[None])
+    return torch.cat([error, chosen.to(error.dtype)])
 
 
 @dataclass(frozen=True)
@@ -193,35 +185,45 @@ class ChannelPath:
 
 
 def remove_channels(
-    W_OD: Tensor, damped: obs.Damped, count: int, *, group_size_max: int = 1024, group_size_min: int = 8
+    W_OD: Tensor,
+    P_DD: Tensor,
+    count: int,
+    *,
+    group_size_max: int = 1024,
+    group_size_min: int = 8,
+    name: str = "H",
 ) -> ChannelPath:
     """Dynamic Group Size (paper section 3.3): remove the ``g`` columns with the smallest ``e_j`` together, repeat.
 
+    The CPU waits for a GPU once, at the end.
+
     Args:
         W_OD: weight of ``down_proj``; dead columns silenced.
-        damped: H of the channel activations.
+        P_DD: inverse of the damped H of the channel activations.
         count: channels to remove.
         group_size_max: channels per step while the target is far.
         group_size_min: channels per step at the end.
+        name: what is pruned, for messages.
+
+    Raises:
+        ValueError: when H is so ill-conditioned that errors are no numbers any more.
     """
-    P_DD = damped.inverse()
-    alive_D = torch.arange(W_OD.shape[1], device=W_OD.device)
+    elimination = obs.Elimination(W_OD, P_DD, capacity=count)
     order: list[Tensor] = []
-    sizes: list[int] = []
-    errors: list[float] = []
+    errors: list[Tensor] = []
     left = count
     while left > 0:
         size = group_size(left, group_size_max, group_size_min)
-        ranking_D = obs.column_errors(W_OD, P_DD).argsort(stable=True)
-        gone_S, rest_K = ranking_D[:size], ranking_D[size:].sort().values
-        errors.append(float(obs.group_errors(W_OD, P_DD, gone_S[None])[0]))
-        order.append(alive_D[gone_S])
-        sizes.append(size)
-        if left > size:  # the last update would be thrown away: refit starts from the original W
-            W_OD, P_DD = obs.eliminate(W_OD, P_DD, gone_S, rest_K)
-        alive_D = alive_D[rest_K]
+        gone_S = elimination.column_errors().argsort(stable=True)[:size]
+        # the last update would be thrown away: refit starts from the original W
+        errors.append(elimination.remove(gone_S) if left > size else elimination.group_errors(gone_S[None])[0])
+        order.append(gone_S)
         left -= size
-    return ChannelPath(torch.cat(order) if order else alive_D[:0], sizes, errors)
+    step_errors = torch.stack(errors).tolist() if errors else []
+    if not all(map(isfinite, step_errors)):
+        raise ValueError(f"{name}: {BREAKDOWN}")
+    gone_R = torch.cat(order) if order else torch.empty(0, dtype=torch.long, device=W_OD.device)
+    return ChannelPath(gone_R, [len(gone) for gone in order], step_errors)
 
 
 def group_size(left: int, largest: int, smallest: int) -> int:

@@ -5,9 +5,16 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from .hub import asking
+from .weight_files import SINGLE, conversion, refuse_adapter, weight_map
+
 BUILT_IN = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
-_PATTERNS = ["*.safetensors", "*.json", "*.txt", "*.model", "*.jinja", "LICENSE*", "NOTICE*", "USE_POLICY*"]
+# What a model's folder needs besides its weights. The hub's patterns let * match a slash too.
+_COMPANIONS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
+# A pruned model on the hub carries its classes, which a bundle of it needs; nothing here runs them.
+_COMPANIONS += ["slim_*.py", "per_layer.py"]
+_ELSEWHERE = [f"*/{pattern}" for pattern in _COMPANIONS if pattern != "*.jinja"]
 
 
 def cache_folder() -> Path:
@@ -24,38 +31,58 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
         revision: hub commit or tag; empty for the newest.
 
     Raises:
-        FileNotFoundError: when there is no such folder and the hub does not have it or cannot be reached.
-        ValueError: when the folder is not a model.
+        FileNotFoundError: when there is no such folder and the hub does not give it; the message says why.
+        ValueError: when the folder is not a model, or the hub's has no safetensors weights.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ValueError(f"{folder} has no config.json: it is not a model folder, or an unfinished one")
-        return folder
+        return _with_config(folder)
     if str(model) == BUILT_IN:
         return _built_in()
     if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
         raise FileNotFoundError(f"no folder {model}; name a model folder, a hub id (org/name) or {BUILT_IN}")
-    return _from_hub(str(model), revision)
+    try:
+        return _from_hub(str(model), revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no folder {model}, and {error}") from None
+
+
+def model_name(folder: Path) -> str:
+    """``org/name@commit`` for a model out of the hub's cache, else the folder's name: a path says nothing to others."""
+    *_, repo, kind, commit = ("", "", *folder.resolve().parts)
+    if kind == "snapshots" and repo.startswith("models--"):
+        return f"{repo.removeprefix('models--').replace('--', '/')}@{commit}"
+    return commit
+
+
+def _with_config(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        refuse_adapter(folder)
+        raise ValueError(f"{folder} has no config.json: it is not a model folder, or an unfinished one")
+    return folder
 
 
 def _from_hub(model: str, revision: str) -> Path:
+    """The model's snapshot in the hub's cache; its folder is named after the commit. Fetches only what is needed."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    try:
-        return Path(snapshot_download(model, revision=revision or None, allow_patterns=_PATTERNS, etag_timeout=10))
-    except GatedRepoError:
-        raise FileNotFoundError(
-            f"{model} is gated: accept its licence on its page, then set HF_TOKEN to a token of yours"
-        ) from None
-    except RepositoryNotFoundError:
-        raise FileNotFoundError(f"the hub has no model {model}, or it is private and HF_TOKEN is not set") from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        reason = str(error).splitlines()[0][:160]
-        raise FileNotFoundError(
-            f"no folder {model}, and the hub cannot be reached ({reason}); name a local model folder or {BUILT_IN}"
-        ) from None
+    with asking(model, revision) as offline:
+        folder = Path(
+            snapshot_download(
+                model,
+                revision=revision or None,
+                allow_patterns=_COMPANIONS,
+                ignore_patterns=_ELSEWHERE,
+                local_files_only=offline,
+            )
+        )
+    weights = sorted(set(weight_map(_with_config(folder)).values())) or [SINGLE]
+    with asking(model, revision):
+        snapshot_download(model, revision=folder.name, allow_patterns=weights, local_files_only=offline)
+    if not (folder / weights[0]).is_file():
+        command = conversion(model, model.rpartition("/")[2], folder.name)
+        raise ValueError(f"{model} has no safetensors weights on the hub; where it has pickles (*.bin): {command}")
+    return folder
 
 
 def _built_in() -> Path:

@@ -5,26 +5,54 @@ Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw a
 """
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal
 
 from . import python_text
-from .hub import hub_unreachable
+from .hub import asking, hub_unreachable
 
 DATA_VARIABLE = "SLIMGPT_DATA"
 Origin = Literal["file", "local data", "hub", "python"]
-SUFFIXES = (".jsonl", ".txt", ".raw", ".parquet")
-
-# Pinned: a data set on the hub can change under its name, and its configurations have been renamed before.
-C4_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
-C4_FIRST_SHARD = "en/c4-train.00000-of-01024.json.gz"
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".txt", ".raw", ".parquet")
 C4_DOCUMENTS = 20_000  # of the shard's 356,317: about 9 M tokens, enough for 4096 sequences of 2048
-WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+
+
+@dataclass(frozen=True)
+class _OnHub:
+    """A file of a data set: pinned, since a data set can change under its name, and fetched as it is.
+
+    Names of configurations and loading scripts have changed and vanished before; a file of a commit cannot.
+    """
+
+    name: str
+    local: str
+    repo: str
+    revision: str
+    path: str
+
+
+_C4_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
+_C4 = _OnHub("c4", "c4/train.jsonl", "allenai/c4", _C4_REVISION, "en/c4-train.00000-of-01024.json.gz")
+_WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+_WIKITEXT_TRAIN = _OnHub(
+    "wikitext",
+    "wikitext-2-raw/wiki.train-head.raw",
+    "Salesforce/wikitext",
+    _WIKITEXT_REVISION,
+    "wikitext-2-raw-v1/train-00000-of-00001.parquet",
+)
+_WIKITEXT_TEST = _OnHub(
+    "wikitext2",
+    "wikitext-2-raw/wiki.test.raw",
+    "Salesforce/wikitext",
+    _WIKITEXT_REVISION,
+    "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,44 +75,33 @@ class TextSource:
         return f"{self.name} ({self.origin}, sha256 {self.sha256[:12]})"
 
 
-def calibration_text(source: str = "auto", *, revision: str = C4_REVISION) -> TextSource:
+def calibration_text(source: str = "auto") -> TextSource:
     """The text that calibration sequences are drawn from.
 
     Args:
-        source: a .jsonl, .parquet (field ``text``), .txt or .raw file; "c4" or "wikitext" (local data, else the hub);
-            "python"; or "auto": C4 where it can be had, else "python".
-        revision: commit of the C4 data set on the hub.
+        source: a .jsonl (also .gz, .zst), .parquet (field ``text``), .txt or .raw file, or a folder of such files;
+            "c4" or "wikitext" (local data, else the hub); "python"; or "auto": C4 where it can be had, else "python".
 
     Raises:
         FileNotFoundError: there is no such file, or a data set that is neither local nor on a reachable hub.
-        ValueError: a file of another kind, an empty one, or rows without a ``text`` field.
+        ValueError: a file of another kind, an empty or damaged one, or rows without a ``text`` field.
     """
-    if source == "python" or (source == "auto" and _local("c4/train.jsonl") is None and hub_unreachable()):
+    if source == "python" or (source == "auto" and not _at_hand(_C4)):
         return _source("python", python_text.calibration_documents(), "python")
     if source in ("auto", "c4"):
-        local = _local("c4/train.jsonl")
-        if local:
-            return _source("c4", _read(local), "local data")
-        return _source("c4", _from_hub(_hub_c4, "c4", "c4/train.jsonl", revision), "hub")
+        return _data_set(_C4)
     if source == "wikitext":
-        path = "wikitext-2-raw/wiki.train-head.raw"
-        local = _local(path)
-        if local:
-            return _source("wikitext", _read(local), "local data")
-        return _source(
-            "wikitext", _from_hub(partial(_hub_wikitext, "train"), "wikitext", path, WIKITEXT_REVISION), "hub"
-        )
-    return _file(source, "calibration", "c4, wikitext, python or auto")
+        return _data_set(_WIKITEXT_TRAIN)
+    return _named(source, "calibration", "c4, wikitext, python or auto")
 
 
-def perplexity_text(name: str = "auto", *, revision: str = WIKITEXT_REVISION) -> TextSource:
+def perplexity_text(name: str = "auto") -> TextSource:
     """The text that perplexity is measured on, as one stream.
 
     Args:
         name: "wikitext2" (the raw test split: local data, else the hub); "python" (the part that calibration does not
-            see); a file as for ``calibration_text``, whose documents are joined by blank lines; or "auto": WikiText-2
-            where it can be had, else "python".
-        revision: commit of the WikiText data set on the hub.
+            see); a file or folder as for ``calibration_text``, whose documents are joined by blank lines; or "auto":
+            WikiText-2 where it can be had, else "python".
 
     Returns:
         a TextSource with exactly one document.
@@ -92,15 +109,11 @@ def perplexity_text(name: str = "auto", *, revision: str = WIKITEXT_REVISION) ->
     Raises:
         FileNotFoundError, ValueError: as for ``calibration_text``.
     """
-    path = "wikitext-2-raw/wiki.test.raw"
-    local = _local(path)
-    if name == "python" or (name == "auto" and local is None and hub_unreachable()):
+    if name == "python" or (name == "auto" and not _at_hand(_WIKITEXT_TEST)):
         return _source("python", ["\n\n".join(python_text.held_out_documents())], "python")
     if name in ("auto", "wikitext2"):
-        if local:
-            return _source("wikitext2", _read(local), "local data")
-        return _source("wikitext2", _from_hub(partial(_hub_wikitext, "test"), "wikitext2", path, revision), "hub")
-    named = _file(name, "perplexity", "wikitext2, python or auto")
+        return _data_set(_WIKITEXT_TEST)
+    named = _named(name, "perplexity", "wikitext2, python or auto")
     return _source(named.name, ["\n\n".join(named.documents)], "file")
 
 
@@ -121,17 +134,34 @@ def _local(path: str) -> Path | None:
     return folder / path if folder and (folder / path).is_file() else None
 
 
-def _from_hub(read: Callable[[str], list[str]], name: str, path: str, revision: str) -> list[str]:
-    reason = hub_unreachable()
-    if not reason:
-        try:
-            return read(revision)
-        except Exception as error:  # the hub's, datasets' and HTTP's errors share no class
-            reason = f"the hub does not give it ({type(error).__name__}: {str(error).partition(chr(10))[0]})"
-    raise FileNotFoundError(
-        f"{name} is not at hand: {reason}, and {DATA_VARIABLE} names no folder that holds {path}; "
-        f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that Python carries)"
-    )
+def _at_hand(data: _OnHub) -> bool:
+    if _local(data.local):
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(data.repo, data.path, revision=data.revision, repo_type="dataset")
+    return isinstance(cached, str) or not hub_unreachable()
+
+
+def _data_set(data: _OnHub) -> TextSource:
+    if local := _local(data.local):
+        return _source(data.name, _read(local), "local data")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with asking(data.repo, data.revision) as offline:
+            path = Path(
+                hf_hub_download(
+                    data.repo, data.path, repo_type="dataset", revision=data.revision, local_files_only=offline
+                )
+            )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{data.name} is not at hand: {error}, and {DATA_VARIABLE} names no folder that holds {data.local}; "
+            f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that Python carries)"
+        ) from None
+    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path, C4_DOCUMENTS)
+    return _source(data.name, rows if data is _C4 else [join_wikitext_rows(rows)], "hub")
 
 
 def _source(name: str, documents: list[str], origin: Origin) -> TextSource:
@@ -139,86 +169,98 @@ def _source(name: str, documents: list[str], origin: Origin) -> TextSource:
     return TextSource(name=name, documents=documents, sha256=digest, origin=origin)
 
 
-def _file(source: str, purpose: str, names: str) -> TextSource:
-    path = Path(source)
-    if path.suffix not in SUFFIXES:
-        raise ValueError(f"{purpose} text is {source!r}; it must be a {', '.join(SUFFIXES)} file, or {names}")
+def _named(source: str, purpose: str, names: str) -> TextSource:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+        if not files:
+            raise ValueError(f"{purpose} text {source!r} is a folder without a {', '.join(SUFFIXES)} file")
+        return _source(path.resolve().name, [text for file in files for text in _read(file)], "file")
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(
+            f"{purpose} text is {source!r}; it must be a {', '.join(SUFFIXES)} file, a folder of such files, or {names}"
+        )
     if not path.is_file():
         raise FileNotFoundError(f"{purpose} text {source!r} does not exist; name a file that does, or {names}")
     return _source(path.name, _read(path), "file")
 
 
 def _read(path: Path) -> list[str]:
-    """The documents of a file, blank ones left out. Text files are one document, byte for byte."""
-    try:
-        if path.suffix == ".parquet":
-            documents = _read_parquet(path)
-        elif path.suffix == ".jsonl":
-            documents = _read_jsonl(path)
-        else:
-            documents = [path.read_bytes().decode()]
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text (byte {error.start}); convert it first") from error
+    """The documents of a file, blank ones left out. Text files are one document, as it stands but for a leading BOM."""
+    if path.suffix == ".parquet":
+        documents = _read_parquet(path)
+    elif path.suffix in (".txt", ".raw"):
+        documents = [_decoded(path.read_bytes(), repr(str(path)))]
+    else:
+        documents = _read_jsonl(path)
     documents = [text for text in documents if text.strip()]
     if not documents:
         raise ValueError(f"{str(path)!r} holds no text; name a file that does")
     return documents
 
 
-def _read_jsonl(path: Path) -> list[str]:
-    documents = []
-    with path.open(encoding="utf-8") as lines:
-        for number, line in enumerate(lines, 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(
-                    f"{str(path)!r} line {number} is not JSON ({error.msg}); a .jsonl file holds one object a line"
-                ) from error
-            text = row.get("text") if isinstance(row, dict) else None
-            if not isinstance(text, str):
-                has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-                raise ValueError(f"{str(path)!r} line {number} has no field 'text' (it has: {has}); rename the field")
-            documents.append(text)
-    return documents
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8-sig")  # some editors begin a file with a BOM, which is no text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def _read_jsonl(path: Path, limit: int | None = None) -> list[str]:
+    """The ``text`` of every line, of the first ``limit`` ones where it is given."""
+    try:
+        with _opened(path) as lines:
+            return [
+                _text_of(line, f"{str(path)!r} line {number}")
+                for number, line in enumerate(islice(lines, limit), 1)
+                if line.strip()
+            ]
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}; copy or download it again") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".jsonl":
+        return path.open("rb")
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+
+
+def _text_of(line: bytes, place: str) -> str:
+    try:
+        row = json.loads(_decoded(line, place))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object a line") from None
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{place} has no field 'text' that is a string (it has: {has}); rename the field")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place} holds half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from None
+    return text
 
 
 def _read_parquet(path: Path) -> list[str]:
-    import pyarrow as pa  # comes with datasets; a fifth of a second to import
+    import pyarrow as pa  # a fifth of a second to import
     from pyarrow import parquet
 
     try:
-        table = parquet.ParquetFile(path)
+        with parquet.ParquetFile(path) as table:
+            columns = table.schema_arrow.names
+            if "text" not in columns:
+                raise ValueError(
+                    f"{str(path)!r} has no column 'text' (it has: {', '.join(columns)}); rename the column"
+                )
+            rows = table.read(columns=["text"]).column("text").to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-    with table:
-        columns = table.schema_arrow.names
-        if "text" not in columns:
-            raise ValueError(f"{str(path)!r} has no column 'text' (it has: {', '.join(columns)}); rename the column")
-        rows = table.read(columns=["text"]).column("text").to_pylist()
     wrong = next((row for row in rows if row is not None and not isinstance(row, str)), None)
     if wrong is not None:
         raise ValueError(f"{str(path)!r} has a column 'text' of {type(wrong).__name__}; it must hold strings")
     return [row for row in rows if row is not None]
-
-
-def _hub_c4(revision: str) -> list[str]:
-    from datasets import load_dataset  # a second to import
-
-    # Streamed: the first documents of a shard of 320 MB are a small part of it.
-    rows = load_dataset(
-        "allenai/c4", data_files={"train": C4_FIRST_SHARD}, split="train", revision=revision, streaming=True
-    )
-    return [row["text"] for row in rows.take(C4_DOCUMENTS)]
-
-
-def _hub_wikitext(split: str, revision: str) -> list[str]:
-    from datasets import load_dataset  # a second to import
-
-    rows = load_dataset("Salesforce/wikitext", "wikitext-2-raw-v1", split=split, revision=revision)
-    return [join_wikitext_rows(rows["text"])]
 
 
 def join_wikitext_rows(rows: list[str]) -> str:

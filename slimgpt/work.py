@@ -11,11 +11,13 @@ from torch import Tensor
 from . import output
 from .calibration import Calibration
 from .checkpoint import Journal, copy_companions, write_shard
-from .files import file_sha256
+from .files import file_sha256, writing
 from .plan import Job
 from .report import LayerReport, PruneReport, load_report
+from .usage import device_name
 
-FORMAT = 1  # of the journal; a change makes older journals unusable
+FORMAT = 2  # of the journal; a change makes older journals unusable
+KEPT = "finished layers are kept"
 
 
 @dataclass(frozen=True)
@@ -33,10 +35,9 @@ class Work:
         FileExistsError: when OUT holds something that is no pruning, or a pruning that differs; the message names what.
     """
 
-    def __init__(self, out: Path, job: Job, calibration: Calibration):
-        self.out, self.job = out, job
+    def __init__(self, out: Path, job: Job, calibration: Calibration, ranks: int = 1):
+        self.out, self.job, self.ranks = out, job, ranks
         self.journal = Journal(out)
-        self.replayed = 0
         header = self._header(calibration)
         entries = self.journal.read()
         if not entries:
@@ -49,16 +50,22 @@ class Work:
             raise FileExistsError(f"{out} holds another pruning: {_differences(entries[0], header)}; name another OUT")
         self.entries = self._trusted(entries[1:]) if entries else {}
         if not self.finished:
-            self.journal.rewrite([header, *self.entries.values()])
+            with writing("the journal", out, KEPT):
+                self.journal.rewrite([header, *self.entries.values()])
 
     def _header(self, calibration: Calibration) -> dict[str, Any]:
+        """What the result depends on, to the bit: two runs with the same header give the same files."""
+        asked = self.job.config.to_dict()
         return {
             "format": FORMAT,
             "model": self.job.shards.digest(),
             "calibration": calibration.facts["ids_sha256"],
-            "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,
+            "device": device_name(self.job.device),
+            "dtype": str(self.job.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,  # sums are split among them,
+            "processes": self.ranks,  # and among these
             "torch": torch.__version__,
-            **{f"config.{key}": value for key, value in self.job.config.to_dict().items()},
+            **{f"config.{key}": value for key, value in asked.items() if key not in _NAMED_BY_ITS_EFFECT},
         }
 
     def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -75,6 +82,11 @@ class Work:
         return trusted
 
     @property
+    def finished_layers(self) -> int:
+        """How many layers, the first ones, need not be pruned again."""
+        return sum(part.startswith("layer ") for part in self.entries)
+
+    @property
     def finished(self) -> bool:
         """Whether every part is there and config.json, written last, too."""
         return len(self.entries) == len(self.job.shapes) + 2 and (self.out / "config.json").is_file()
@@ -83,12 +95,9 @@ class Work:
         """The report of a finished run."""
         return load_report(self.out)
 
-    def finished_layer(self, i: int) -> FinishedLayer | None:
-        """What an earlier run left of layer ``i``; None where it has to be pruned."""
-        entry = self.entries.get(f"layer {i}")
-        if entry is None:
-            return None
-        self.replayed += 1
+    def finished_layer(self, i: int) -> FinishedLayer:
+        """What an earlier run left of layer ``i``, one of the first ``finished_layers``."""
+        entry = self.entries[f"layer {i}"]
         prefix = f"{self.job.family.layers}.{i}."
         tensors = load_file(self.out / entry["file"])
         return FinishedLayer(
@@ -110,10 +119,11 @@ class Work:
 
     def _write(self, part: str, index: int, tensors: dict[str, Tensor], **facts: Any) -> None:
         name = output.shard_name(index, len(self.job.shapes))
-        sha256 = write_shard(self.out / name, tensors)
         sizes = sum(t.numel() * t.itemsize for t in tensors.values())
-        entry = {"part": part, "file": name, "sha256": sha256, "tensors": sorted(tensors), "bytes": sizes, **facts}
-        self.journal.append(entry)
+        with writing(f"{name} ({sizes / 1e6:.1f} MB)", self.out, KEPT):
+            sha256 = write_shard(self.out / name, tensors)
+            entry = {"part": part, "file": name, "sha256": sha256, "tensors": sorted(tensors), "bytes": sizes, **facts}
+            self.journal.append(entry)
         self.entries[part] = entry
 
     @property
@@ -123,10 +133,16 @@ class Work:
 
     def publish(self, config: dict[str, Any], report: PruneReport) -> None:
         """Turn the finished shards into a model."""
-        copy_companions(self.job.model, self.out)
         weight_map = {name: entry["file"] for entry in self.entries.values() for name in entry["tensors"]}
         total = sum(entry["bytes"] for entry in self.entries.values())
-        output.publish(self.out, config, self.job.family, weight_map, total, report.to_dict())
+        with writing("the model's small files", self.out, KEPT):
+            copy_companions(self.job.model, self.out)
+            output.publish(self.out, config, self.job.family, weight_map, total, report.to_dict())
+
+
+# Not compared by its setting: activations change no bit wherever they are, and of these three the header has what came
+# of them (auto may be what was said by name before).
+_NAMED_BY_ITS_EFFECT = ("activations", "calibration", "device", "dtype")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
