@@ -6,6 +6,8 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from deploy.vllm_entry import untested
+
 WHAT_WOULD = "Linux on x86-64 with AVX2 (`make install` adds vLLM there), or with an NVIDIA GPU (`pip install vllm`)"
 
 
@@ -37,6 +39,8 @@ def vllm_available() -> str:
         if lacking := _lacking_cpu_feature():
             return f"{why} without {lacking}); serving needs {WHAT_WOULD}"
         return f"{why}); serving needs {WHAT_WOULD}"
+    if reason := untested(installed):
+        return reason
     if "cpu" in installed:
         if lacking := _lacking_cpu_feature():
             return f"vLLM {installed} is installed, but this CPU lacks {lacking}; serving needs {WHAT_WOULD}"

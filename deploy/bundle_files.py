@@ -1,70 +1,86 @@
-"""The texts of a bundle's files."""
+"""The texts of a bundle's files, from deploy/templates."""
 
-from pathlib import PurePath
+import math
+import re
+from pathlib import Path
 from typing import Any
 
-# Images of the vLLM release that is tested. The GPU image is for x86-64 and arm64, the CPU image too.
+import yaml
+
+from deploy import vllm_entry
+
+# The release whose images are used. Both are built for x86-64 and arm64.
 VLLM_VERSION = "0.32.0"
-
-SERVE_SH = """\
-#!/bin/sh
-# Serve the model beside this script: ./serve.sh [vLLM options, e.g. --port 9000 --host 0.0.0.0]
-set -eu
-cd "$(dirname "$0")"
-python=${PYTHON:-python3}
-has_plugin='from importlib.metadata import entry_points
-raise SystemExit("slimgpt" not in entry_points(group="vllm.general_plugins").names)'
-# With the slimgpt package vLLM knows the model by itself. Without it, vLLM runs the model code in this bundle.
-remote_code=@REMOTE_CODE@
-if "$python" -c "$has_plugin" 2>/dev/null; then remote_code=; fi
-export VLLM_NO_USAGE_STATS=1 HF_HUB_OFFLINE=1
-export VLLM_CPU_KVCACHE_SPACE="${VLLM_CPU_KVCACHE_SPACE:-4}"  # GiB; only vLLM's CPU build reads it
-exec "$python" vllm_entry.py serve ./model --config serve.yaml ${remote_code:+"$remote_code"} "$@"
-"""
-
-_CONTAINER = """\
-# {title}
-FROM {image}
-
-# No root in the container: the server needs none.
-RUN useradd --create-home --uid 10001 server
-USER 10001
-WORKDIR /bundle
-COPY --chown=10001 . /bundle
-
-ENV HF_HUB_OFFLINE=1 VLLM_NO_USAGE_STATS=1
-EXPOSE 8000
-HEALTHCHECK --interval=10s --timeout=5s --start-period=300s --retries=3 \\
-    CMD ["python3", "-c", "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
-ENTRYPOINT ["./serve.sh", "--host", "0.0.0.0", "--port", "8000"]
-"""
-
-CONTAINERFILE = _CONTAINER.format(
-    title="NVIDIA GPU: podman build -t MODEL . && podman run --rm --device nvidia.com/gpu=all -p 8000:8000 MODEL",
-    image=f"vllm/vllm-openai:v{VLLM_VERSION}",
-)
-CONTAINERFILE_CPU = _CONTAINER.format(
-    title="CPU: podman build -f Containerfile.cpu -t MODEL . && podman run --rm --shm-size=1g -p 8000:8000 MODEL",
-    image=f"vllm/vllm-openai-cpu:v{VLLM_VERSION}",
-)
+_BASE_IMAGES = {"gpu": f"vllm/vllm-openai:v{VLLM_VERSION}", "cpu": f"vllm/vllm-openai-cpu:v{VLLM_VERSION}"}
+_HEALTHCHECK = "import urllib.request as u; u.urlopen('http://127.0.0.1:8000/health', timeout=4)"
+_UID = 10001
+_KVCACHE_GIB = 4
+_CORES = 4
 
 
-def model_card(name: str, report: dict[str, Any] | None) -> str:
-    """README.md in the hub's model card form, from PruneReport.to_dict() where there is one."""
-    head = ["---", "library_name: transformers", "tags: [slimgpt, pruned]", "---", "", f"# {name}", ""]
-    body = ["A model packaged for vLLM by SlimGPT.", ""]
-    if report:
-        before, after, text = report["parameters_before"], report["parameters_after"], report["calibration"]
-        base = report["base_model"]
-        base = PurePath(base).name if PurePath(base).is_absolute() else base  # no path of this machine
-        body = [
-            f"Pruned from `{base}` by SlimGPT (structured, layer by layer).",
-            "",
-            f"- decoder projections removed: {report['ratio']:.1%}; of the whole model: {report['model_ratio']:.1%}",
-            f"- parameters: {before:,} before, {after:,} after",
-            f"- calibrated on {text.get('name', 'unnamed text')}: {text.get('tokens', 0):,} tokens",
-            "",
-        ]
-    serve = ["## Serve", "", "```sh", "./serve.sh  # needs vLLM; add vLLM options as you like", "```", ""]
-    check = ["Every file's sha256 is in `MANIFEST.json`.", ""]
-    return "\n".join(head + body + serve + check)
+def render(template: str, **values: Any) -> str:
+    """One of deploy/templates with its values filled in; a value that is missing is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(  # noqa: S701  (no HTML: YAML, shell and markdown, whose values are checked)
+        loader=FileSystemLoader(Path(__file__).with_name("templates")),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    text: str = environment.get_template(template).render(**values)
+    return text
+
+
+def dns_label(name: str) -> str:
+    """``name`` as Kubernetes, compose and images allow it: a letter, then letters, digits and dashes, 63 at most."""
+    label = re.sub(r"[^a-z0-9]+", "-", name.rsplit("/", 1)[-1].lower()).strip("-")
+    return (label if label[:1].isalpha() else f"model-{label}")[:63].rstrip("-")
+
+
+def bundle_files(name: str, *, image: str, tag: str, weight_bytes: int, remote_code: bool) -> dict[str, str]:
+    """File name -> text.
+
+    Args:
+        name: the model's name in requests.
+        image: name of the image to build, with the registry it is pushed to, without a tag.
+        tag: of the image; the CPU variant's is TAG-cpu.
+        weight_bytes: of the weight files, for the limits of memory.
+        remote_code: the model's classes are in the checkpoint.
+    """
+    label, weights_gib = dns_label(name), math.ceil(weight_bytes / 2**30)
+    # vLLM's options by their long names. The start script's arguments win over them.
+    settings = {"served-model-name": name, "host": "127.0.0.1", "port": 8000, "dtype": "auto"}
+    files = {
+        "serve.sh": render("serve.sh.j2", remote_code=remote_code, kvcache_gib=_KVCACHE_GIB),
+        "serve.yaml": yaml.safe_dump(settings | {"generation-config": "auto"}, sort_keys=False),
+        "vllm_entry.py": Path(vllm_entry.__file__).read_text(),
+    }
+    for variant, suffix in (("gpu", ""), ("cpu", ".cpu")):
+        gpu = variant == "gpu"
+        # GPU: the weights pass through the host's memory. CPU: weights, KV cache, three processes, shared memory.
+        request, limit = (weights_gib + 4, 2 * weights_gib + 8) if gpu else (weights_gib + _KVCACHE_GIB + 6,) * 2
+        names = {
+            "containerfile": f"Containerfile{suffix}",
+            "composefile": f"compose{suffix}.yaml",
+            "manifest": f"kubernetes{suffix}.yaml",
+        }
+        values = {
+            **names,
+            "gpu": gpu,
+            "label": label,
+            "labels": f'{{app.kubernetes.io/name: "{label}"}}',
+            "image": f"{image}:{tag}{'' if gpu else '-cpu'}",
+            "base_image": _BASE_IMAGES[variant],
+            "uid": _UID,
+            "healthcheck": _HEALTHCHECK,
+            "memory_request": request,
+            "memory_limit": limit,
+            "kvcache_gib": _KVCACHE_GIB,
+            "cores": _CORES,
+        }
+        for kind, filename in names.items():
+            template = {"containerfile": "Containerfile", "composefile": "compose.yaml", "manifest": "kubernetes.yaml"}
+            files[filename] = render(f"{template[kind]}.j2", **values)
+    return files

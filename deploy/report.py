@@ -1,16 +1,18 @@
 """Dense against pruned, told once: the rows that HTML, markdown, the UI's table and the terminal all show."""
 
+import dataclasses
 import statistics
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
 
-from deploy.bench_report import BenchReport
+from deploy.bench_report import SIDES, BenchReport, Footprint, Paired
 from slimgpt.report import PruneReport
 
 HEADER = ("figure", "dense", "pruned", "change")
+Z95 = 1.96  # standard errors to each side of a 95 % confidence interval
 
-# bench metric -> (label, unit, digits)
-_BENCH_ROWS = {
+# bench metric of all requests at once -> (label, unit, digits)
+_FULL_ROWS = {
     "output_throughput": ("Throughput, new tokens", "tokens/s", 0),
     "total_token_throughput": ("Throughput, all tokens", "tokens/s", 0),
     "mean_ttft_ms": ("Time to first token, mean", "ms", 0),
@@ -21,6 +23,14 @@ _BENCH_ROWS = {
     "p50_e2el_ms": ("Whole request, p50", "ms", 0),
     "p95_e2el_ms": ("Whole request, p95", "ms", 0),
     "p99_e2el_ms": ("Whole request, p99", "ms", 0),
+}
+# The same of a load below that, under its rate.
+_LOAD_ROWS = {
+    "p50_ttft_ms": ("time to first token, p50", "ms", 0),
+    "p50_tpot_ms": ("time per further token, p50", "ms", 1),
+    "p50_e2el_ms": ("whole request, p50", "ms", 0),
+    "p95_e2el_ms": ("whole request, p95", "ms", 0),
+    "p99_e2el_ms": ("whole request, p99", "ms", 0),
 }
 
 
@@ -35,6 +45,9 @@ class Comparison:
         bench: the benchmark, or None where it was skipped.
         data: one line per text or data set that was used.
         skipped: one line per step that was left out: why, and what would run it.
+        perplexity_change: 95 % confidence interval of pruned over dense perplexity; None where there is none.
+        serve: commands that serve the pruned model.
+        parameters: the flow's parameters as a YAML file, with which the run can be repeated; "" where unknown.
     """
 
     title: str
@@ -44,6 +57,9 @@ class Comparison:
     bench: BenchReport | None = None
     data: list[str] = field(default_factory=list)
     skipped: list[str] = field(default_factory=list)
+    perplexity_change: tuple[float, float] | None = None
+    serve: list[str] = field(default_factory=list)
+    parameters: str = ""
 
     @property
     def perplexity_name(self) -> str:
@@ -59,12 +75,13 @@ class Comparison:
 
 @dataclass(frozen=True)
 class Row:
-    """One figure of both models, as text."""
+    """One figure of both models, as text. ``group``: "size", "quality", "speed", "load" or "footprint"."""
 
     figure: str
     dense: str
     pruned: str
     change: str
+    group: str
 
     @property
     def cells(self) -> tuple[str, str, str, str]:
@@ -78,81 +95,99 @@ class Row:
 
 def rows(comparison: Comparison) -> list[Row]:
     """The dense-against-pruned table."""
-    return [*_size_rows(comparison.pruning), *_quality_rows(comparison), *_speed_rows(comparison.bench)]
+    return [*_size_rows(comparison.pruning), *_quality_rows(comparison), *bench_rows(comparison.bench)]
 
 
 def _size_rows(pruning: PruneReport) -> list[Row]:
-    before, after = pruning.parameters_before, pruning.parameters_after
-    return [
-        Row("Parameters", f"{before / 1e6:.1f} M", f"{after / 1e6:.1f} M", f"{after / before - 1:+.1%}"),
-        Row("Projection parameters removed", "", f"{pruning.ratio:.2%}", f"asked {pruning.config.get('ratio', 0):.2%}"),
-        Row(
-            "Weight files",
-            f"{pruning.bytes_before / 1e6:.1f} MB",
-            f"{pruning.bytes_after / 1e6:.1f} MB",
-            f"{pruning.bytes_after / pruning.bytes_before - 1:+.1%}",
-        ),
-    ]
+    def change(name: str, unit: str) -> Row:
+        before, after = getattr(pruning, f"{name}_before"), getattr(pruning, f"{name}_after")
+        label = "Parameters" if name == "parameters" else "Weight files"
+        return Row(
+            label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", f"{after / before - 1:+.1%}", "size"
+        )
+
+    asked = f"asked {pruning.config.get('ratio', 0):.2%}"
+    removed = Row("Projection parameters removed", "", f"{pruning.ratio:.2%}", asked, "size")
+    return [change("parameters", "M"), removed, change("bytes", "MB")]
 
 
 def _quality_rows(comparison: Comparison) -> list[Row]:
     dense, pruned, found = comparison.dense, comparison.pruned, []
     if name := comparison.perplexity_name:
-        text = name.rsplit("/", 1)[0]
-        found.append(
-            Row(
-                f"Perplexity, {text}",
-                f"{dense[name]:.2f}",
-                f"{pruned[name]:.2f}",
-                f"x {pruned[name] / dense[name]:.2f}",
-            )
-        )
+        change, interval = f"x {pruned[name] / dense[name]:.2f}", comparison.perplexity_change
+        change += f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
+        before, after = (f"{side[name]:.2f}{_margin(side, name, '.2f')}" for side in (dense, pruned))
+        found.append(Row(f"Perplexity, {name.rsplit('/', 1)[0]}", before, after, change, "quality"))
     quoted = comparison.accuracies
     for task, name in quoted.items():
-        points = 100 * (pruned[name] - dense[name])
-        found.append(
-            Row(
-                f"{task} ({name.rsplit('/', 1)[1]})",
-                _accuracy(dense, name),
-                _accuracy(pruned, name),
-                f"{points:+.1f} points",
-            )
-        )
+        before, after = (f"{100 * side[name]:.1f}{_margin(side, name, '.1f', 100)} %" for side in (dense, pruned))
+        change = f"{100 * (pruned[name] - dense[name]):+.1f} points"
+        found.append(Row(f"{task} ({name.rsplit('/', 1)[1]})", before, after, change, "quality"))
     if len(quoted) > 1:
         means = [100 * statistics.mean(side[name] for name in quoted.values()) for side in (dense, pruned)]
-        found.append(
-            Row(
-                f"Mean of {len(quoted)} tasks",
-                f"{means[0]:.1f} %",
-                f"{means[1]:.1f} %",
-                f"{means[1] - means[0]:+.1f} points",
-            )
-        )
+        change = f"{means[1] - means[0]:+.1f} points"
+        found.append(Row(f"Mean of {len(quoted)} tasks", f"{means[0]:.1f} %", f"{means[1]:.1f} %", change, "quality"))
     return found
 
 
-def _accuracy(metrics: dict[str, float], name: str) -> str:
+def _margin(metrics: dict[str, float], name: str, form: str, scale: float = 1) -> str:
     stderr = metrics.get(f"{name}_stderr")
-    return f"{100 * metrics[name]:.1f} %" if stderr is None else f"{100 * metrics[name]:.1f} ± {100 * stderr:.1f} %"
+    return "" if stderr is None else f" ± {scale * Z95 * stderr:{form}}"
 
 
-def _speed_rows(bench: BenchReport | None) -> list[Row]:
+def bench_rows(bench: BenchReport | None) -> list[Row]:
+    """The rows of a benchmark: all at once, each further load, offline runs, efficiency, what the servers took."""
     if bench is None:
         return []
-    found = []
-    for name, (label, unit, digits) in _BENCH_ROWS.items():
-        dense, pruned = (statistics.median(run[name] for run in side) for side in (bench.dense, bench.pruned))
-        ratio = bench.ratios[name]
+    found = [_paired_row(bench.full, name, *text) for name, text in _FULL_ROWS.items()]
+    for load in bench.loads[1:]:
+        at = f"At {load.request_rate:.2g} requests/s: "
+        for name, (label, unit, digits) in _LOAD_ROWS.items():
+            found.append(dataclasses.replace(_paired_row(load.runs, name, at + label, unit, digits), group="load"))
+    if bench.throughput:
         found.append(
-            Row(
-                label,
-                f"{dense:.{digits}f} {unit}",
-                f"{pruned:.{digits}f} {unit}",
-                f"x {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})",
-            )
+            _paired_row(bench.throughput, "output_throughput", "Offline throughput, new tokens", "tokens/s", 0)
         )
-    dense, pruned = bench.start_seconds["dense"], bench.start_seconds["pruned"]
-    found.append(Row("Server start", f"{dense:.0f} s", f"{pruned:.0f} s", ""))
+    if bench.latency:
+        found.append(_paired_row(bench.latency, "mean_latency_ms", "Offline, one request alone", "ms", 0))
+    for name, saving in bench.savings.items():
+        time, share = saving.time, saving.efficiency
+        saved = f"{time.median:.1%} of {max(saving.operations, saving.bytes):.1%} possible"
+        efficiency = f"efficiency {share.median:.2f} ({share.low:.2f} to {share.high:.2f})"
+        found.append(Row(f"Time saved, {_SAVED[name]}", "", saved, efficiency, "speed"))
+    return found + _footprint_rows(bench)
+
+
+_SAVED = {"serving": "all at once", "throughput": "offline throughput", "latency": "one request alone"}
+
+
+def _paired_row(runs: Paired, name: str, label: str, unit: str, digits: int) -> Row:
+    ratio = runs.ratios[name]
+    dense, pruned = (f"{runs.median(side, name):.{digits}f} {unit}" for side in SIDES)
+    return Row(label, dense, pruned, f"x {ratio.median:.2f} ({ratio.low:.2f} to {ratio.high:.2f})", "speed")
+
+
+def _footprint_rows(bench: BenchReport) -> list[Row]:
+    texts: dict[str, Callable[[Footprint], str]] = {
+        "Server start": lambda it: f"{it.start_seconds:.0f} s",
+        "Loading the weights": lambda it: "" if it.load_seconds is None else f"{it.load_seconds:.2f} s",
+        "Weight files served": lambda it: f"{it.file_bytes / 1e6:.1f} MB",
+        "Peak memory, KV cache included": lambda it: (
+            "" if it.peak_memory_bytes is None else f"{it.peak_memory_bytes / 1e9:.2f} GB"
+        ),
+        "Tokens that fit the KV cache": lambda it: "" if it.kv_cache_tokens is None else f"{it.kv_cache_tokens:,}",
+    }
+    dense, pruned = (bench.footprints[side] for side in SIDES)
+    fields = {"Weight files served": "file_bytes", "Peak memory, KV cache included": "peak_memory_bytes"}
+    fields |= {"Tokens that fit the KV cache": "kv_cache_tokens"}
+    found = []
+    for label, text in texts.items():
+        if not (text(dense) and text(pruned)):
+            continue  # vLLM or the system did not say
+        # Starts are one measurement each, and dense's is on colder caches: no ratio of those.
+        name = fields.get(label)
+        change = f"x {getattr(pruned, name) / getattr(dense, name):.2f}" if name else ""
+        found.append(Row(label, text(dense), text(pruned), change, "footprint"))
     return found
 
 
@@ -164,28 +199,41 @@ def notes(comparison: Comparison) -> list[str]:
         f"Pruned in {pruning.seconds:.0f} s on {pruning.device}, peak memory {pruning.peak_memory_bytes / 1e9:.2f} GB.",
         f"Schedule {config.get('schedule')}, head unit {config.get('head_unit')}, seed {config.get('seed')}.",
         *comparison.data,
+        "Accuracy and perplexity: ± and brackets are 95 % confidence intervals (over documents, over blocks).",
     ]
     if bench is not None:
-        asked, machine = bench.config, bench.environment
-        drift = "" if bench.drift is None else f"; the dense model measured again at the end: x {bench.drift:.2f}"
-        lines.append(
-            f"Benchmark: vLLM {machine['vllm']} on {machine['device']}, {machine['cores']} cores, {asked['dtype']}; "
-            f"{asked['num_prompts']} requests of {asked['input_len']} + {asked['output_len']} tokens, "
-            f"medians of {len(bench.dense)} runs, ratio (lowest to highest) of dense-pruned pairs{drift}."
-        )
+        lines.append(bench_note(bench))
     return lines + [f"Skipped: {line}" for line in comparison.skipped]
+
+
+def bench_note(bench: BenchReport) -> str:
+    """Under what conditions a benchmark was made, in one line."""
+    asked, machine = bench.config, bench.environment
+    drift = ", ".join(f"{_SAVED[name]} x {value:.2f}" for name, value in bench.drift.items())
+    return (
+        f"Benchmark: vLLM {machine['vllm']} on {machine['device']}, {machine['cores']} cores, {asked['dtype']}; "
+        f"{asked['num_prompts']} requests of {asked['input_len']} + {asked['output_len']} tokens, "
+        f"medians of {len(bench.full.dense)} runs, ratio (lowest to highest) of dense-pruned pairs"
+        + (f"; speed of the dense model measured again at the end: {drift}." if drift else ".")
+    )
 
 
 def to_markdown(comparison: Comparison) -> str:
     """The report as markdown: table, notes, widths by layer."""
     lines = [f"# {comparison.title}: dense against pruned", "", _markdown_row(HEADER), "|---|---:|---:|---:|"]
     lines += [_markdown_row(row.cells) for row in rows(comparison)]
-    lines += ["", *(f"- {note}" for note in notes(comparison)), "", "## Layers", ""]
+    lines += ["", *(f"- {note}" for note in notes(comparison)), ""]
+    if comparison.serve:
+        lines += ["## Serve", "", "```sh", *comparison.serve, "```", ""]
+    if comparison.parameters:
+        lines += ["## Reproduce", "", REPRODUCE, "", "```yaml", comparison.parameters.rstrip(), "```", ""]
+    lines += ["## Layers", ""]
     lines += [_markdown_row(LAYER_HEADER), "|" + "---:|" * len(LAYER_HEADER)]
     lines += [_markdown_row(cells) for cells in layer_cells(comparison.pruning)]
     return "\n".join(lines) + "\n"
 
 
+REPRODUCE = "Save as run.yaml, then: slimgpt compress --config run.yaml"
 LAYER_HEADER = ("layer", "heads", "kv heads", "FFN width", "removed", "attention error", "FFN error")
 
 
@@ -207,83 +255,3 @@ def layer_cells(pruning: PruneReport) -> list[tuple[str, ...]]:
 
 def _markdown_row(cells: tuple[str, ...]) -> str:
     return "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in cells) + " |"
-
-
-def to_html(comparison: Comparison) -> str:
-    """The report as one self-contained page."""
-    from jinja2 import Environment  # with matplotlib, half a second that only a report needs
-
-    from deploy.plots import all_plots
-
-    page: Any = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_PAGE)
-    text: str = page.render(
-        title=comparison.title,
-        base=comparison.pruning.base_model,
-        header=HEADER,
-        rows=[row.cells for row in rows(comparison)],
-        notes=notes(comparison),
-        plots=all_plots(comparison),
-        layer_header=LAYER_HEADER,
-        layers=layer_cells(comparison.pruning),
-        versions=", ".join(f"{name} {number}" for name, number in comparison.pruning.versions.items()),
-    )
-    return text
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<meta name="color-scheme" content="light dark">
-<title>{{ title }}: dense against pruned</title>
-<style>
-:root { color-scheme: light dark; --line: light-dark(#d9d9d9, #444); --soft: light-dark(#f5f5f5, #222); }
-body { font: 16px/1.5 system-ui, sans-serif; margin: 0 auto; max-width: 1280px; padding: 1rem;
-  background: light-dark(#fff, #161616); color: light-dark(#1a1a1a, #e8e8e8); }
-h1 { font-size: 1.5rem; line-height: 1.2; overflow-wrap: anywhere; } h2 { font-size: 1.15rem; margin-top: 2rem; }
-.scroll { overflow-x: auto; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; min-width: min(100%, 44rem); }
-th, td { border-bottom: 1px solid var(--line); padding: .3rem .6rem; text-align: right; }
-th:first-child, td:first-child { text-align: left; } thead th { background: var(--soft); }
-.plots { display: grid; gap: 1rem; grid-template-columns: repeat(auto-fit, minmax(min(100%, 340px), 1fr)); }
-figure { margin: 0; } figure svg { display: block; width: 100%; height: auto; max-width: 560px; }
-figcaption { font-size: .9rem; } li { overflow-wrap: anywhere; }
-@media (max-width: 600px) { body { padding: .75rem; font-size: 15px; }
-  th, td { padding: .25rem .35rem; font-size: .8rem; } }
-</style>
-</head>
-<body>
-<h1>{{ title }}: dense against pruned</h1>
-<p>{{ base }}, pruned by SlimGPT.</p>
-<div class="scroll"><table>
-<thead><tr>{% for cell in header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for cells in rows %}
-<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div>
-<ul>
-{% for note in notes %}
-<li>{{ note }}</li>
-{% endfor %}
-</ul>
-<h2>Figures</h2>
-<div class="plots">
-{% for plot in plots %}
-<figure>{{ plot.svg|safe }}<figcaption>{{ plot.caption }}</figcaption></figure>
-{% endfor %}
-</div>
-<h2>Layers</h2>
-<details><summary>Widths and errors of all {{ layers|length }} layers</summary>
-<div class="scroll"><table>
-<thead><tr>{% for cell in layer_header %}<th scope="col">{{ cell }}</th>{% endfor %}</tr></thead>
-<tbody>
-{% for cells in layers %}
-<tr>{% for cell in cells %}<td>{{ cell }}</td>{% endfor %}</tr>
-{% endfor %}
-</tbody></table></div></details>
-{% if versions %}<p><small>{{ versions }}</small></p>{% endif %}
-</body>
-</html>
-"""

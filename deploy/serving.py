@@ -5,6 +5,7 @@ with serving(Path("out"), ServeConfig(), log=Path("vllm.log")) as server:
 """
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -13,8 +14,6 @@ import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,18 +23,33 @@ import psutil
 
 from deploy import vllm_entry
 from deploy.availability import serves_on_cpu, vllm_available
+from deploy.health import healthy, url_of
 from slimgpt.config import check_limits, option
 
 logger = logging.getLogger(__name__)
 
 PROGRESS_EVERY_S = 10.0
+# vLLM reads it; on the command line every user of the machine could read it.
+API_KEY = "VLLM_API_KEY"
+# Options of vLLM that would work against ours, and what to use instead.
+_NOT_EXTRA = {
+    "--host": "--host before --",
+    "--port": "--port before --",
+    "--model": "MODEL before --",
+    "--served-model-name": "--name before --",
+    "--tensor-parallel-size": "--tensor-parallel-size before --",
+    "-tp": "--tensor-parallel-size before --",
+    "--api-key": f"the environment variable {API_KEY}: command lines can be read by every user of the machine",
+}
 STOP_TIMEOUT_S = 20.0
-# Health is asked of this machine, so a proxy named in the environment must not see it.
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 
 
 class ServerError(OSError):
     """The server did not come up, or a client of it failed; the message ends with the last lines of its log."""
+
+
+class PortTakenError(ServerError):
+    """Another program took a port between its choice and vLLM's start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +68,9 @@ class ServeConfig:
     max_model_len: int = option(0, "Longest prompt plus answer in tokens; 0: as long as the model allows.", ge=0)
     max_num_seqs: int = option(0, "Requests computed together; 0: vLLM's own choice.", ge=0)
     enforce_eager: bool = option(False, "Skip torch.compile and CUDA graphs: a quicker start, slower answers.")
+    tensor_parallel_size: int = option(
+        1, "GPUs (on CPU: processes) that share every layer, whose heads and FFN width it must divide.", ge=1
+    )
     kvcache_gib: int = option(4, "On CPU: memory for the KV cache, GiB.", ge=1)
     gpu_memory_utilization: float = option(
         0.0, "Share of the GPU's memory (on CPU: of the machine's) to use; 0: 0.9 on GPU, 0.3 on CPU.", ge=0, le=1
@@ -64,6 +81,11 @@ class ServeConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "extra", tuple(self.extra))  # JSON and YAML bring lists
         check_limits(self)
+        for word in (word.partition("=")[0] for word in self.extra):
+            long = word.replace("_", "-") if word.startswith("--") and word != "--" else ""
+            for refused, instead in _NOT_EXTRA.items():
+                if word == refused or (long and refused.startswith(long)):  # vLLM takes --api_key and --api-k as well
+                    raise ValueError(f"{word} is not passed on to vLLM; use {instead}")
 
 
 @dataclass(frozen=True)
@@ -84,6 +106,8 @@ def serve_command(model: Path, config: ServeConfig, *, port: int, served_name: s
     command += ["--host", config.host, "--port", str(port), "--served-model-name", served_name, "--dtype", config.dtype]
     share = config.gpu_memory_utilization or (0.3 if serves_on_cpu() else 0.9)
     command += ["--gpu-memory-utilization", str(share)]
+    if config.tensor_parallel_size > 1:
+        command += ["--tensor-parallel-size", str(config.tensor_parallel_size)]
     if config.max_model_len:
         command += ["--max-model-len", str(config.max_model_len)]
     if config.max_num_seqs:
@@ -102,11 +126,27 @@ def child_environment(config: ServeConfig | None = None) -> dict[str, str]:
         "DO_NOT_TRACK": "1",
         "VLLM_PLUGINS": "slimgpt",
         "HF_HUB_OFFLINE": "1",
+        "PYTHONSAFEPATH": "1",  # vLLM inspects classes in a python -m of its own, where a folder named deploy would win
         vllm_entry.PARENT_PID: str(os.getpid()),
     }
     if config and serves_on_cpu():
         env["VLLM_CPU_KVCACHE_SPACE"] = str(config.kvcache_gib)
+        # vLLM 0.32 cannot load what it compiled ahead of time for a CPU, and would compile again at each start.
+        env.setdefault("VLLM_USE_AOT_COMPILE", "0")
     return env
+
+
+def start_session(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start a command in a session of its own, which ``stop_session`` ends as a whole; it writes to ``log``."""
+    with log.open("wb") as output:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            env=env,
+            start_new_session=True,
+        )
 
 
 def check_port(host: str, port: int) -> int:
@@ -143,7 +183,8 @@ def serving(
     """Serve ``model`` while the block runs.
 
     The server runs in a session of its own, which is killed as a whole at the end. If this process is killed, or the
-    thread that entered the block ends, the kernel kills the server too (Linux).
+    thread that entered the block ends, the kernel kills the server too (Linux). It asks for no API key: it is meant for
+    this process alone. A start that found its port taken meanwhile is tried once more; no other failure is.
 
     Args:
         model: folder of a checkpoint.
@@ -157,28 +198,26 @@ def serving(
         ServerError: the server ended or stayed silent; the message ends with the last lines of its log.
     """
     check_servable(model)
-    port = check_port(config.host, config.port)
     served_name = served_name or model.resolve().name
-    command = serve_command(model.resolve(), config, port=port, served_name=served_name)
-    url = f"http://{_reachable(config.host)}:{port}"
+    env = child_environment(config)
+    env.pop(API_KEY, None)
     log.parent.mkdir(parents=True, exist_ok=True)
-    started = time.monotonic()
-    with log.open("wb") as output:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            env=child_environment(config),
-            start_new_session=True,
-        )
-    try:
-        _wait_for_health(process, url, log, served_name, timeout_s)
-        start_seconds = time.monotonic() - started
-        logger.info("%s answers at %s after %.0f s", served_name, url, start_seconds)
-        yield RunningServer(url, served_name, process.pid, log, start_seconds)
-    finally:
-        stop_session(process)
+    for again in (True, False):
+        port, server, started = check_port(config.host, config.port), None, time.monotonic()
+        url = url_of(config.host, port)
+        process = start_session(serve_command(model.resolve(), config, port=port, served_name=served_name), env, log)
+        try:
+            _wait_for_health(process, url, log, served_name, timeout_s)
+            server = RunningServer(url, served_name, process.pid, log, time.monotonic() - started)
+            logger.info("%s answers at %s after %.0f s", served_name, url, server.start_seconds)
+            yield server
+            return
+        except PortTakenError:
+            if server or not again:
+                raise
+            logger.warning("a port was taken while vLLM started with %s: started once more", served_name)
+        finally:
+            stop_session(process)
 
 
 def stop_session(process: subprocess.Popen[bytes], timeout_s: float = STOP_TIMEOUT_S) -> None:
@@ -240,24 +279,18 @@ def log_tail(log: Path, lines: int = 15) -> str:
     return "\n".join([*(causes[-1:] or []), f"last lines of {log}:", *text[-lines:]])
 
 
-def _reachable(host: str) -> str:
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104  (asks, does not listen)
-    return f"[{host}]" if ":" in host else host
-
-
 def _wait_for_health(process: subprocess.Popen[bytes], url: str, log: Path, name: str, timeout_s: float) -> None:
     started = time.monotonic()
     next_progress = PROGRESS_EVERY_S
     while (waited := time.monotonic() - started) < timeout_s:
         # First whether it lives: another program on the port must not answer for a dead server.
         if (code := process.poll()) is not None:
-            raise ServerError(f"vLLM ended with code {code} before {name} could be served; {log_tail(log)}")
-        try:
-            with _direct.open(f"{url}/health", timeout=5) as answer:
-                if answer.status == 200:
-                    return
-        except (urllib.error.URLError, OSError):
-            pass  # not listening yet
+            # vLLM listens seconds after a port was found free, and finds ports for its own processes the same way.
+            taken = os.strerror(errno.EADDRINUSE).lower() in log.read_text(errors="replace").lower()
+            failure = PortTakenError if taken else ServerError
+            raise failure(f"vLLM ended with code {code} before {name} could be served; {log_tail(log)}")
+        if healthy(url):
+            return
         if waited > next_progress:
             last = log.read_text(errors="replace").splitlines()[-1:] or ["(nothing logged yet)"]
             logger.info("waiting for %s, %.0f s: %s", name, waited, last[0][:120])
