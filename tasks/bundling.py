@@ -7,6 +7,7 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deploy.bundle import verify_bundle, write_bundle
+from slimgpt.harness import EvalResult
 from tasks.environment import RunFolder
 from tasks.pruning import PrunedModel
 
@@ -24,13 +25,14 @@ class Bundle:
 
 
 @task(name="package", cache_policy=NO_CACHE, persist_result=False)
-def package(pruned: PrunedModel, name: str, folder: RunFolder) -> Bundle:
-    """Write the bundle and verify every checksum.
+def package(pruned: PrunedModel, dense: EvalResult, after: EvalResult, name: str, folder: RunFolder) -> Bundle:
+    """Write the bundle, its card with the figures of both models, and verify every checksum.
 
     Raises:
         OSError: when a file is not as the manifest says.
     """
-    bundle = write_bundle(pruned.folder, folder.bundle, name=name, report=pruned.report.to_dict())
+    evaluations = {"dense": dense.to_dict(), "pruned": after.to_dict()}
+    bundle = write_bundle(pruned.folder, folder.bundle, name=name, report=pruned.report, evaluations=evaluations)
     if problems := verify_bundle(bundle):
         raise OSError(f"the bundle {bundle} is not whole: {'; '.join(problems)}")
     return Bundle(bundle)

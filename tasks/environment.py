@@ -9,6 +9,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import unquote, urlsplit, urlunsplit
 
 RUNS_VARIABLE = "SLIMGPT_RUNS"
 _set_here: dict[str, str] = {}  # values that an earlier prepare() chose, which a later one may change
@@ -96,6 +97,10 @@ def prepare(runs: str | Path = "") -> Workspace:
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         "MLFLOW_LOG_UV_FILES": "false",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+        # Files of a bucket by the server too: of itself MLflow fetches them there, and only the server may reach it
+        "MLFLOW_ENABLE_PROXY_MULTIPART_DOWNLOAD": "false",
+        "MLFLOW_ENABLE_PROXY_MULTIPART_UPLOAD": "false",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_PLUGINS": "slimgpt",
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
@@ -104,4 +109,14 @@ def prepare(runs: str | Path = "") -> Workspace:
     for variable, value in wanted.items():
         if os.environ.get(variable, "") in ("", _set_here.get(variable)):
             os.environ[variable] = _set_here[variable] = value
+    _take_password_out()
     return workspace
+
+
+def _take_password_out() -> None:
+    """Give MLflow user and password of its server in the variables for them: the URI gets into messages and logs."""
+    parts = urlsplit(os.environ["MLFLOW_TRACKING_URI"])
+    if parts.scheme in ("http", "https") and parts.username is not None:
+        os.environ["MLFLOW_TRACKING_USERNAME"] = unquote(parts.username)
+        os.environ["MLFLOW_TRACKING_PASSWORD"] = unquote(parts.password or "")
+        os.environ["MLFLOW_TRACKING_URI"] = urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))

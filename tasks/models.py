@@ -7,16 +7,19 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from slimgpt.source import resolve_model
+from tasks.content import folder_digest
 from tasks.environment import Workspace
 from tasks.registry import fetch_model, is_model_uri
+from tasks.retrying import ON_NETWORK_FAULTS
 
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model and where its files are."""
+    """A model, where its files are, and the sha256 over them."""
 
     asked: str
     folder: Path
+    digest: str
 
 
 def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
@@ -28,7 +31,8 @@ def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
     return fetch_model(model, workspace) if is_model_uri(model) else resolve_model(model, revision=revision)
 
 
-@task(name="find the model", cache_policy=NO_CACHE, persist_result=False)
+@task(name="find the model", cache_policy=NO_CACHE, persist_result=False, **ON_NETWORK_FAULTS)
 def resolve(model: str, revision: str, workspace: Workspace) -> ResolvedModel:
     """The local folder of ``model``; fetched or converted on the first use."""
-    return ResolvedModel(model, find_model(model, workspace, revision=revision))
+    folder = find_model(model, workspace, revision=revision)
+    return ResolvedModel(model, folder, folder_digest(folder))

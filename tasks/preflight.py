@@ -1,5 +1,7 @@
 """All that can be refused before any long work: names, servers, texts, disk; and what will be skipped."""
 
+import os
+import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +15,10 @@ from slimgpt.harness_tasks import choose_tasks, load_tasks
 from slimgpt.plan import PrunePlan, plan
 from slimgpt.text import perplexity_text
 from tasks.environment import RunFolder, Workspace
-from tasks.registry import check_name, open_client
+from tasks.registry import artifact_folder, check_name, open_client
+from tasks.registry_config import RegistryConfig
+
+SMALL_FILES = 32 << 20  # reports, plots, logs, the databases' growth
 
 
 @dataclass(frozen=True)
@@ -63,13 +68,13 @@ def check_writable(folder: Path) -> None:
 
 
 @task(name="plan the pruning", cache_policy=NO_CACHE, persist_result=False)
-def plan_pruning(model: Path, config: PruneConfig, folder: RunFolder) -> PrunePlan:
-    """Widths, memory and disk before any weight is read; what is missing stops the flow here.
+def plan_pruning(model: Path, config: PruneConfig) -> PrunePlan:
+    """Widths, memory and the calibration's tokens before any weight is read; what is missing stops the flow here.
 
     Raises:
         ValueError: one line that names all that is missing.
     """
-    planned = plan(model, config, folder.model)
+    planned = plan(model, config)
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
     get_run_logger().info(
@@ -80,3 +85,43 @@ def plan_pruning(model: Path, config: PruneConfig, folder: RunFolder) -> PrunePl
         planned.memory_bytes / 1e9,
     )
     return planned
+
+
+@task(name="check the disk", cache_policy=NO_CACHE, persist_result=False)
+def check_disk(planned: PrunePlan, folder: RunFolder, config: RegistryConfig, workspace: Workspace) -> None:
+    """Refuse what the disks cannot hold: the pruned model, the bundle and MLflow's copy, less what is there already.
+
+    Raises:
+        OSError: one line with the folder, what it lacks room for, and the remedy.
+    """
+    folder.root.mkdir(parents=True, exist_ok=True)
+    there = sum(file.stat().st_size for file in folder.model.glob("*.safetensors"))
+    whole = (folder.model / "config.json").is_file()
+    needs = {folder.root: {"the pruned model": 0 if whole else max(0, planned.disk_bytes - there)}}
+    if not _links(folder.root):
+        needs[folder.root]["the bundle"] = planned.bytes_after
+    store = artifact_folder(open_client(workspace), config.experiment, workspace)
+    if store is not None and config.weights == "copy":
+        store.mkdir(parents=True, exist_ok=True)
+        same = store.stat().st_dev == folder.root.stat().st_dev
+        needs.setdefault(folder.root if same else store, {})["MLflow's copy"] = planned.bytes_after
+    for place, parts in needs.items():
+        free, need = shutil.disk_usage(place).free, sum(parts.values()) + SMALL_FILES
+        if free < need:
+            told = ", ".join(f"{size / 1e9:.2f} GB {part}" for part, size in parts.items())
+            raise OSError(
+                f"the disk of {place} has {free / 1e9:.2f} GB free; this run needs {need / 1e9:.2f} GB more there "
+                f"({told}); free some, or choose another folder for the runs"
+            )
+
+
+def _links(folder: Path) -> bool:
+    """Whether files in ``folder`` can have a second name, so that a bundle is no second copy."""
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".links-") as scratch:
+        first = Path(scratch) / "first"
+        first.touch()
+        try:
+            os.link(first, Path(scratch) / "second")
+        except OSError:
+            return False
+    return True

@@ -13,13 +13,18 @@ from urllib.parse import urlsplit, urlunsplit
 
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
-from mlflow.entities import LoggedModel
+from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
 
+from slimgpt.files import folder_sha256
 from tasks.environment import Workspace, prepare
 
 ALIAS = "challenger"
 MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
+CHECKSUM = "sha256"  # tag: over the names and contents of that folder's files
+LOCATION = "location"  # tag: where the folder is, when it was registered by reference
 _URI = re.compile(r"(?P<scheme>models|runs):/+(?P<rest>.+)")
 
 
@@ -72,27 +77,49 @@ def open_client(workspace: Workspace) -> MlflowClient:
     for chatty in ("mlflow.store.db.utils", "alembic"):  # tables made on the first use are no news
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = workspace.tracking_uri
-    if uri.startswith("sqlite:"):
-        try:
-            Path(uri.removeprefix("sqlite:///")).parent.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OSError(
-                f"MLflow's database {uri} cannot be made: {error.strerror}; choose another runs folder"
-            ) from None
+    if uri.startswith("sqlite:") and (file := make_url(uri).database):
+        _make_database(Path(file))
     try:
-        with _impatient():
+        with impatient():
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, requests, SQLAlchemy: whatever it is, the server cannot be used
         raise ConnectionError(
-            f"MLflow at {_without_password(uri)} does not answer ({_reason(error, uri)}); "
+            f"MLflow at {without_password(uri)} does not answer ({reason(error, uri)}); "
             "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"
         ) from None
     return client
 
 
+def _make_database(file: Path) -> None:
+    """Make MLflow's tables, all or none: MLflow takes a hundred steps, and cannot go on where it was killed in them.
+
+    Raises:
+        OSError: when there can be no such file.
+    """
+    if file.exists():
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as temporary:
+            made = Path(temporary) / file.name
+            SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            try:
+                os.link(made, file)
+            except OSError:
+                if not file.exists():  # no hard links here; else another process was quicker
+                    made.replace(file)
+    except (OSError, SQLAlchemyError) as error:
+        raise OSError(
+            f"MLflow's database {file} cannot be made: {reason(error, '')}; choose another runs folder"
+        ) from None
+
+
 @contextlib.contextmanager
-def _impatient() -> Iterator[None]:
+def impatient() -> Iterator[None]:
     """MLflow's own patience is minutes, which suits uploads; whether a server is there is known in seconds."""
     limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
     before = {name: os.environ.get(name) for name in limits}
@@ -107,14 +134,15 @@ def _impatient() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def _without_password(uri: str) -> str:
+def without_password(uri: str) -> str:
+    """``uri`` as it may be shown."""
     parts = urlsplit(uri)
     if parts.password is None and parts.username is None:
         return uri
     return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
 
 
-def _reason(error: Exception, uri: str) -> str:
+def reason(error: Exception, uri: str) -> str:
     """The cause in a few words, without user or password: it lies at the end of what requests and SQLAlchemy say."""
     text, parts = str(error) or type(error).__name__, urlsplit(uri)
     if found := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
@@ -126,16 +154,46 @@ def _reason(error: Exception, uri: str) -> str:
     return text
 
 
+def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Let ``alias`` stand for ``version``, also where another process makes the alias at the same moment.
+
+    Raises:
+        MlflowException: when the server refuses.
+    """
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException:
+        # MLflow looks whether the alias is there and then inserts it: on PostgreSQL two may both find none.
+        if alias not in client.get_registered_model(name).aliases:
+            raise
+        client.set_registered_model_alias(name, alias, version)
+
+
+def artifact_folder(client: MlflowClient, experiment: str, workspace: Workspace) -> Path | None:
+    """The folder of this machine that takes the files of ``experiment``; None where a server or a store does."""
+    if (found := client.get_experiment_by_name(experiment)) is not None:
+        return local_folder(found.artifact_location)
+    served = workspace.tracking_uri.startswith(("http:", "https:"))
+    return None if served else workspace.mlflow_artifacts
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder that an artifact location of MLflow names, where it is one of this machine."""
+    return Path(location.removeprefix("file://")) if location.startswith(("file:", "/")) else None
+
+
 def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
     """The Hugging Face folder of ``models:/NAME@alias``, ``models:/NAME/3``, ``models:/m-ID`` or ``runs:/ID``.
 
     Where the artifact store is a folder of this machine, its own folder is returned: nothing is copied. Otherwise the
-    files are downloaded once, under a temporary name until they are whole.
+    files are downloaded once, under a temporary name until they are whole. Every time they are compared with the
+    checksum that was registered.
 
     Raises:
         ValueError: when the URI is none of these.
-        FileNotFoundError: when there is no such model, version or alias.
+        FileNotFoundError: when there is no such model, version or alias, or it is not whole.
         ConnectionError: when the server does not answer.
+        OSError: when a file is not the one that was registered.
     """
     workspace = workspace or Workspace.at()
     found = _URI.fullmatch(uri)
@@ -148,16 +206,34 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
         raise FileNotFoundError(
             f"{uri}: {str(error).splitlines()[0].rstrip('.')}; see the registry's list of models"
         ) from None
-    location = model.artifact_location
-    if location.startswith("file:") or location.startswith("/"):
-        folder = Path(location.removeprefix("file://")) / MODEL_PATH
+    if model.status != LoggedModelStatus.READY:
+        raise FileNotFoundError(f"{uri} is not whole (its status is {model.status}): its registration did not finish")
+    if LOCATION in model.tags:
+        folder = Path(model.tags[LOCATION])
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{uri} was registered by reference to {folder}, which is not there on this machine"
+            )
+    elif (kept := local_folder(model.artifact_location)) is not None:
+        folder = kept / MODEL_PATH
     else:
         folder = workspace.fetched / model.model_id
         if not folder.is_dir():
             _download(client, model, folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{uri} holds no {MODEL_PATH}/config.json: it was not registered by slimgpt compress")
+    _verify(uri, folder, model.tags.get(CHECKSUM, ""))
     return folder
+
+
+def _verify(uri: str, folder: Path, registered: str) -> None:
+    if not registered:
+        logging.getLogger(__name__).warning("%s was registered without a checksum: its files are not verified", uri)
+    elif (found := folder_sha256(folder)) != registered:
+        raise OSError(
+            f"{uri}: the files in {folder} are not those that were registered (sha256 {found[:12]}, registered "
+            f"{registered[:12]}); register it again, or, where it is a download, remove the folder to fetch it again"
+        )
 
 
 def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
@@ -185,8 +261,12 @@ def _download(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{model.model_id}-"))
     try:
-        uri = f"models:/{model.model_id}/{MODEL_PATH}"
-        download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri)
-        (temporary / MODEL_PATH).rename(folder)
+        uri = f"{model.artifact_location}/{MODEL_PATH}"
+        whole = Path(download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri))
+        try:
+            whole.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker
+                raise
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
