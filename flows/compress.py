@@ -7,7 +7,7 @@ slimgpt compress --ratio 0.25            # the same flow, with a flag for each p
 from dataclasses import dataclass
 from pathlib import Path
 
-from flows.defaults import BENCH, EVALUATION, PRUNE
+from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
 from tasks.environment import prepare
 
 prepare()  # before Prefect, which reads its settings when it is imported
@@ -15,16 +15,21 @@ prepare()  # before Prefect, which reads its settings when it is imported
 from prefect import flow  # noqa: E402
 
 from deploy.benchmark import BenchConfig  # noqa: E402
+from flows.prefect_api import reached  # noqa: E402
 from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
 from tasks.benchmarking import benchmark  # noqa: E402
 from tasks.bundling import package  # noqa: E402
 from tasks.evaluation import evaluate_model  # noqa: E402
+from tasks.machine import MachineWatch  # noqa: E402
 from tasks.models import resolve  # noqa: E402
-from tasks.preflight import check_request, plan_pruning  # noqa: E402
-from tasks.pruning import prune_model  # noqa: E402
-from tasks.registration import RegistrationInput, parameters_of, register  # noqa: E402
+from tasks.preflight import check_disk, check_request, plan_pruning  # noqa: E402
+from tasks.pruning import PruneRequest, prune_model  # noqa: E402
+from tasks.recording import RegistrationInput, parameters_of  # noqa: E402
+from tasks.registration import register  # noqa: E402
 from tasks.registry import RegisteredVersion, default_name  # noqa: E402
+from tasks.registry_config import RegistryConfig  # noqa: E402
 from tasks.reporting import Report, publish_artifacts, write_report  # noqa: E402
+from tasks.retrying import ON_NETWORK_FAULTS  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ def compress(
     prune: PruneConfig = PRUNE,
     evaluation: EvalConfig = EVALUATION,
     bench: BenchConfig = BENCH,
+    registry: RegistryConfig = REGISTRY,
     revision: str = "",
     runs: str = "",
 ) -> Compressed:
@@ -54,26 +60,30 @@ def compress(
         prune: How the model is pruned.
         evaluation: What is measured of both models.
         bench: The load that both models are measured under.
+        registry: Where it goes in MLflow, and whether the weights go along.
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
     """
-    workspace = prepare(runs)
+    workspace, machine = prepare(runs), MachineWatch(registry.machine_seconds)
     name = name or default_name(model)
-    folder = workspace.run(name, {"model": model, "revision": revision, "prune": prune.fingerprint()})
     ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
-    plan_pruning(dense.folder, prune, folder)
-    pruned = prune_model(dense.folder, prune, folder)
-    bundle = package(pruned, name, folder)
+    wanted = PruneRequest(dense, prune, plan_pruning(dense.folder, prune))
+    folder = workspace.run(name, wanted.facts)
+    check_disk(wanted.plan, folder, registry, workspace)
+    pruned = prune_model(wanted, folder)
     before = evaluate_model("dense", dense.folder, evaluation, folder)
-    after = evaluate_model("pruned", bundle.model, evaluation, folder)
+    after = evaluate_model("pruned", pruned.folder, evaluation, folder)
+    bundle = package(pruned, before, after, name, folder)
     speed = benchmark(dense.folder, bundle.model, bench, ready, folder)
-    report = write_report(name, pruned.report, before, after, speed, folder)
     asked = parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench)
-    version = register(RegistrationInput(bundle.model, asked, before, after, report, folder), workspace)
+    report = write_report(name, pruned.report, before, after, speed, asked, folder)
+    whole = RegistrationInput(bundle.model, asked, before, after, report, folder, registry, machine.stop())
+    version = register.with_options(**ON_NETWORK_FAULTS)(whole, workspace)
     publish_artifacts(report, version, workspace.tracking_uri)
     return Compressed(folder.root, report, version)
 
 
 if __name__ == "__main__":
-    compress()
+    with reached():
+        compress()

@@ -1,8 +1,12 @@
 """What ``compress`` does when nothing is said: sized for two CPU cores and a quarter of an hour."""
 
-from deploy.benchmark import BenchConfig
+from deploy.bench_config import BenchConfig
 from slimgpt.config import EvalConfig, PruneConfig
+from tasks.registry_config import RegistryConfig
+from tasks.sweep_config import SweepConfig
 
 PRUNE = PruneConfig(num_samples=32, seq_len=1024)
 EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model
-BENCH = BenchConfig()
+BENCH = BenchConfig(load_shares=(0.75,), offline=False)  # `slimgpt bench` also measures more loads, and offline
+REGISTRY = RegistryConfig()
+SWEEP = SweepConfig()

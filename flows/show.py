@@ -52,6 +52,7 @@ def plan(planned: Any) -> None:
         f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB",
         f"calibration   {facts.get('name')}, {facts.get('tokens'):,} tokens",
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
+        f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",
     ):
         line(text)
     for missing in planned.missing:

@@ -1,0 +1,54 @@
+"""Measure two models against each other: the benchmark step of ``compress``, alone.
+
+python -m flows.benchmark DENSE PRUNED
+"""
+
+import sys
+
+from flows.defaults import BENCH
+from tasks.environment import prepare
+
+prepare()  # before Prefect, which reads its settings when it is imported
+
+from prefect import flow  # noqa: E402
+
+from deploy.availability import vllm_available  # noqa: E402
+from deploy.bench_report import BenchReport  # noqa: E402
+from deploy.benchmark import BenchConfig  # noqa: E402
+from tasks.benchmarking import benchmark as measure  # noqa: E402
+from tasks.models import resolve  # noqa: E402
+from tasks.preflight import Preflight  # noqa: E402
+from tasks.reporting import publish_benchmark  # noqa: E402
+
+
+@flow(name="benchmark", persist_result=False)
+def benchmark(
+    pruned: str,
+    dense: str = "smollm2",
+    bench: BenchConfig = BENCH,
+    runs: str = "",
+) -> BenchReport:
+    """Serve a dense and a pruned model with vLLM, in turn under the same load, and compare them.
+
+    Args:
+        pruned: The pruned model: a folder, a hub id, models:/NAME@alias or runs:/RUN_ID.
+        dense: The model to compare with, named the same way; smollm2 is built in.
+        bench: The load that both models are measured under.
+        runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
+
+    Raises:
+        ValueError: where vLLM cannot run; the message says what would make it work.
+    """
+    if reason := vllm_available():
+        raise ValueError(reason)
+    workspace = prepare(runs)
+    folder = workspace.run("benchmark", {"dense": dense, "pruned": pruned, "bench": bench})
+    models = [resolve(model, "", workspace).folder for model in (dense, pruned)]
+    done = measure(*models, bench, Preflight(serving=""), folder)
+    assert done.report is not None, "vLLM can run here"
+    publish_benchmark(done.report, pruned)
+    return done.report
+
+
+if __name__ == "__main__":
+    benchmark(dense=sys.argv[1], pruned=sys.argv[2])

@@ -1,0 +1,72 @@
+"""Ctrl-C and SIGTERM while a model is pruned: one line that says what is kept, and the exit code that shells expect."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal that ended the run: what to tell the user, and the exit code (130 for Ctrl-C, 143 for SIGTERM)."""
+
+    @property
+    def code(self) -> int:
+        """128 and the signal's number."""
+        return 128 + int(self.args[1])
+
+
+class Interrupts:
+    """Counts finished layers, and stops the run where it may.
+
+    Attributes:
+        alone: a process alone stops at once. One of several stops at the end of a layer, where all meet: elsewhere the
+            others would wait for it.
+    """
+
+    def __init__(self) -> None:
+        self.alone = True
+        self.done = self.layers = 0
+        self._pending: int | None = None
+
+    def layer_done(self, done: int, layers: int) -> None:
+        """Layer ``done``, counted from 1, is finished.
+
+        Raises:
+            Stopped: when a signal came.
+        """
+        self.done, self.layers = done, layers
+        if self._pending is not None:
+            self._stop()
+
+    def signalled(self, number: int) -> None:
+        """A signal came.
+
+        Raises:
+            Stopped: in a process that is alone.
+        """
+        self._pending = number
+        if self.alone:
+            self._stop()
+
+    def _stop(self) -> None:
+        at = f"at layer {min(self.done + 1, self.layers)} of {self.layers}" if self.done else "before the first layer"
+        raise Stopped(f"interrupted {at}; finished layers are kept: run the same command again to go on", self._pending)
+
+
+@contextmanager
+def listening() -> Iterator[Interrupts]:
+    """Turn SIGINT and SIGTERM into ``Stopped``; a second one does what it does without this."""
+    interrupts = Interrupts()
+    before: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def on_signal(number: int, _: Any) -> None:
+        signal.signal(number, before[number])
+        interrupts.signalled(number)
+
+    for number in before:
+        signal.signal(number, on_signal)
+    try:
+        yield interrupts
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

@@ -1,0 +1,104 @@
+"""Prefect's API for a command: the server that is configured, known in seconds to answer, or one that ends with us.
+
+Prefect starts a server of its own where none is configured, and ends it as it exits. Killed, it would leave that server
+behind; the one started here is then killed by the kernel (Linux).
+"""
+
+import contextlib
+import logging
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import httpx
+from prefect.client.orchestration import get_client
+from prefect.server.api.server import SubprocessASGIServer
+from prefect.settings import (
+    PREFECT_API_URL,
+    PREFECT_CLIENT_MAX_RETRIES,
+    PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    get_current_settings,
+    temporary_settings,
+)
+
+from deploy import vllm_entry
+from tasks.registry import reason, without_password
+
+ANSWER_WITHIN_S = 10.0
+
+
+@contextlib.contextmanager
+def reached() -> Iterator[None]:
+    """Around a flow that a command runs.
+
+    Raises:
+        ConnectionError: one line with the remedy: the server that is configured does not answer within seconds, or
+            stops answering while the flow runs.
+    """
+    url = PREFECT_API_URL.value() or ""
+    if url:
+        _check(url)
+    elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
+        _OwnServer().start()  # here and not in a thread that ends before the flow does: the kernel watches that thread
+    for logger in (logging.getLogger(), logging.getLogger("prefect")):
+        for console in logger.handlers:
+            console.addFilter(_in_one_line)
+    try:
+        yield
+    except httpx.TransportError as error:
+        if not url or error.request.url.host != httpx.URL(url).host:
+            raise
+        raise ConnectionError(
+            f"Prefect at {without_password(url)} stopped answering ({reason(error, url)}); what is finished is kept: "
+            "run the same command again when it is back"
+        ) from None
+
+
+def _in_one_line(record: logging.LogRecord) -> bool:
+    """The console says what failed without Prefect's traceback; its UI, whose handler comes first, has it whole."""
+    if record.name.startswith("prefect") and not os.environ.get("SLIMGPT_TRACEBACK"):
+        record.exc_info = record.exc_text = None
+    return True
+
+
+def _check(url: str) -> None:
+    # Prefect's own patience is a minute and more, which suits a flow that runs.
+    with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
+        client = get_client(httpx_settings={"timeout": ANSWER_WITHIN_S}, sync_client=True)
+        problem = client.api_healthcheck()
+    if problem is not None:
+        raise ConnectionError(
+            f"Prefect at {without_password(url)} does not answer ({reason(problem, url)}); start it, correct "
+            "PREFECT_API_URL, or unset it (prefect config unset PREFECT_API_URL), as no server is needed"
+        )
+
+
+class _OwnServer(SubprocessASGIServer):
+    """Prefect's temporary server, which the kernel kills when this process is killed. Prefect finds it as its own."""
+
+    def _run_uvicorn_command(self) -> "subprocess.Popen[Any]":
+        ours = {
+            "PREFECT_UI_ENABLED": "0",
+            "PREFECT__SERVER_EPHEMERAL": "1",
+            "PREFECT__SERVER_FINAL": "1",
+            vllm_entry.PARENT_PID: str(os.getpid()),
+        }
+        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        return subprocess.Popen(
+            [sys.executable, "-P", "-m", "flows.prefect_api", str(self.port)], env={**os.environ, **ours, **settings}
+        )
+
+
+def _serve(port: int) -> None:
+    """What ``_OwnServer`` starts: as Prefect does it, but tied to the parent's life."""
+    import uvicorn
+
+    vllm_entry.die_with_parent()
+    app = "prefect.server.api.server:create_app"
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+
+
+if __name__ == "__main__":
+    _serve(int(sys.argv[1]))

@@ -1,0 +1,171 @@
+"""Try several ratios, schedules and models, and register the best one within limits.
+
+python -m flows.sweep                                  # the built-in model at three ratios
+slimgpt sweep --models smollm2 --ratios 0.2,0.35,0.5 --schedules log,uniform --prefer size
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
+from tasks.environment import prepare
+
+prepare()  # before Prefect, which reads its settings when it is imported
+
+from prefect import flow  # noqa: E402
+from prefect.futures import wait  # noqa: E402
+
+from deploy.benchmark import BenchConfig  # noqa: E402
+from flows.prefect_api import reached  # noqa: E402
+from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
+from slimgpt.harness import EvalResult  # noqa: E402
+from tasks.benchmarking import Benchmark, benchmark  # noqa: E402
+from tasks.bundling import package  # noqa: E402
+from tasks.environment import Workspace  # noqa: E402
+from tasks.evaluation import evaluate_model, keep_evaluation  # noqa: E402
+from tasks.models import resolve  # noqa: E402
+from tasks.preflight import Preflight, check_request  # noqa: E402
+from tasks.recording import RegistrationInput, parameters_of  # noqa: E402
+from tasks.registry import RegisteredVersion, default_name  # noqa: E402
+from tasks.registry_config import RegistryConfig  # noqa: E402
+from tasks.reporting import Report, write_report  # noqa: E402
+from tasks.retrying import ON_NETWORK_FAULTS  # noqa: E402
+from tasks.sweep_config import SweepConfig  # noqa: E402
+from tasks.sweeping import Outcome, compare_models, record_sweep  # noqa: E402
+from tasks.trying import Point, Tried, check_judgeable, grid_of, runner_of, try_point  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep leaves: its table, its files, and the registered version."""
+
+    outcome: Outcome
+    folder: Path
+    version: RegisteredVersion
+
+
+@flow(name="sweep", persist_result=False)
+def sweep(
+    models: tuple[str, ...] = ("smollm2",),
+    name: str = "",
+    grid: SweepConfig = SWEEP,
+    prune: PruneConfig = PRUNE,
+    evaluation: EvalConfig = EVALUATION,
+    bench: BenchConfig = BENCH,
+    registry: RegistryConfig = REGISTRY,
+    runs: str = "",
+) -> Swept:
+    """Prune models at several ratios and schedules, measure all, and register the best within limits.
+
+    Args:
+        models: Dense models: folders, hub ids, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        name: Name in the registry; empty for the chosen model's own and -slim.
+        grid: Ratios, schedules, limits, and what the models are pruned on.
+        prune: How the models are pruned; ratio and schedule are the grid's.
+        evaluation: What is measured of all models.
+        bench: The load that each model is measured under, against its dense one.
+        registry: Where it goes in MLflow, and whether the weights go along.
+        runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
+
+    Raises:
+        ValueError: when no model keeps to the limits, after all of them were recorded; each one's reason.
+    """
+    workspace = prepare(runs)
+    ready = check_request(name or default_name(models[0]), evaluation, workspace)
+    if not grid.measure_speed:
+        ready = Preflight(serving="it was not asked for; set measure_speed")
+    check_judgeable(grid, evaluation, ready.serving)
+    points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
+    dense, tried = try_all.with_options(task_runner=runner_of(grid))(points, evaluation, workspace)
+    measured = [_measure(one, dense[one.point.model], bench, ready, evaluation) for one in tried]  # one at a time
+    asked = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
+    folder = workspace.run("sweeps", asked).root
+    outcome = compare_models(tried, [one.report.comparison for one in measured], grid, folder)
+    if outcome.chosen is not None:
+        best = next(i for i, one in enumerate(tried) if one.point.title == outcome.chosen.title)
+        measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.asked))
+    whole = [_registration(one, registry) for one in measured]
+    record = record_sweep.with_options(**ON_NETWORK_FAULTS)
+    version = record(name or "sweep", outcome, whole, asked, registry, folder, workspace)
+    if version is None:
+        raise ValueError(f"no model keeps to the limits, so none is registered: {outcome.refused}")
+    return Swept(outcome, folder, version)
+
+
+@flow(name="prune and evaluate", persist_result=False, validate_parameters=False)
+def try_all(
+    points: list[Point], evaluation: EvalConfig, workspace: Workspace
+) -> tuple[dict[str, EvalResult], list[Tried]]:
+    """Every dense model's evaluation by its name, and every point pruned and evaluated, on this flow's task runner.
+
+    Raises:
+        RuntimeError: when some failed, after the others have ended: those are not pruned again by another run.
+    """
+    models = {point.model: point.dense for point in points}
+    dense = {
+        model: evaluate_model.submit("dense", found.folder, evaluation, workspace.run(model, {"dense": found.digest}))
+        for model, found in models.items()
+    }
+    tried = [try_point.submit(point, evaluation, workspace) for point in points]
+    wait([*dense.values(), *tried])
+    titles = [*dense, *(point.title for point in points)]
+    failed = [
+        f"{title}: {future.state.message}"
+        for title, future in zip(titles, [*dense.values(), *tried], strict=True)
+        if not future.state.is_completed()
+    ]
+    if failed:
+        raise RuntimeError(
+            f"{len(failed)} of {len(titles)} failed; run it again, and what is pruned stays: {'; '.join(failed)}"
+        )
+    return {model: future.result() for model, future in dense.items()}, [future.result() for future in tried]
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """A model with all its figures; ``model`` is the folder that would be registered."""
+
+    one: Tried
+    dense: EvalResult
+    speed: Benchmark
+    asked: dict[str, Any]
+    report: Report
+    model: Path
+
+
+def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight, evaluation: EvalConfig) -> _Measured:
+    """Throughput and latency, alone on the machine, and the report."""
+    point, folder = one.point, one.folder
+    keep_evaluation("dense", dense, folder)
+    speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder)
+    asked = parameters_of(model=point.dense.asked, prune=point.config, evaluation=evaluation, bench=bench)
+    report = write_report(point.title, one.pruned.report, dense, one.evaluation, speed, asked, folder, registered=False)
+    return _Measured(one, dense, speed, asked, report, one.pruned.folder)
+
+
+def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
+    """The chosen model, packaged, and its report under the name that it is registered by."""
+    one = measured.one
+    bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder)
+    figures = (one.pruned.report, measured.dense, one.evaluation, measured.speed)
+    return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.asked, one.folder))
+
+
+def _registration(measured: _Measured, registry: RegistryConfig) -> RegistrationInput:
+    one = measured.one
+    return RegistrationInput(
+        measured.model,
+        measured.asked,
+        measured.dense,
+        one.evaluation,
+        measured.report,
+        one.folder,
+        registry,
+        title=one.point.title,
+    )
+
+
+if __name__ == "__main__":
+    with reached():
+        sweep()
