@@ -1,7 +1,9 @@
 """What every test shares: nothing is written outside a temporary folder; one real Prefect server a session."""
 
+import contextlib
 import os
 import shutil
+import subprocess
 import tempfile
 
 import pytest
@@ -21,6 +23,22 @@ def pytest_unconfigure():
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """For ``-n 2``: a file's tests stay together, and the files marked ``vllm`` take turns.
+
+    xdist's own groups do not reach its scheduler in pytest 9.2.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid):
+            file = nodeid.partition("::")[0]
+            return "vllm" if "pytest.mark.vllm" in (config.rootpath / file).read_text() else file
+
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope="session")
 def prefect_server():
     """A real Prefect server with a database of its own."""
@@ -28,3 +46,22 @@ def prefect_server():
 
     with prefect_test_harness(server_startup_timeout=120):
         yield
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A real file system of a given size, such as ``"1M"``, that is gone afterwards."""
+
+    @contextlib.contextmanager
+    def mounted(size):
+        folder = tmp_path / "disk"
+        folder.mkdir(exist_ok=True)
+        done = subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", folder], capture_output=True)
+        if done.returncode:
+            pytest.skip(f"mounting a small file system needs root here: {done.stderr.decode().strip()}")
+        try:
+            yield folder
+        finally:
+            subprocess.run(["umount", "--lazy", folder], check=True)
+
+    return mounted

@@ -54,3 +54,12 @@ def test_vllm_is_asked_for_only_where_wheels_of_it_exist() -> None:
     assert vllm.marker.evaluate({"sys_platform": "linux"})
     assert not vllm.marker.evaluate({"sys_platform": "darwin"})
     assert not vllm.marker.evaluate({"sys_platform": "win32"})
+
+
+def test_files_that_are_no_code_are_installed_too() -> None:
+    tool = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]
+    for package in tool["packages"]:
+        folder = ROOT / package.replace(".", "/")
+        listed = {path for pattern in tool["package-data"].get(package, ()) for path in folder.glob(pattern)}
+        others = {path for path in folder.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+        assert others == listed, package

@@ -1,15 +1,20 @@
 """Starting and stopping servers without a whole vLLM start; test_token_identity.py and test_benchmark.py have those."""
 
+import contextlib
+import dataclasses
+import shutil
 import signal
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import psutil
 import pytest
 
 from deploy.availability import vllm_available
+from deploy.health import healthy
 from deploy.serving import (
     ServeConfig,
     ServerError,
@@ -104,9 +109,69 @@ def test_stopping_by_force_leaves_no_shared_memory():
     assert not shared.exists()
 
 
+@pytest.mark.parametrize(
+    ("words", "instead"),
+    [
+        (("--api-key", "k"), "VLLM_API_KEY"),
+        (("--api_key=k",), "VLLM_API_KEY"),
+        (("--seed", "1", "--api-k", "k"), "VLLM_API_KEY"),
+        (("--port=1",), "--port before --"),
+        (("--model", "other"), "MODEL before --"),
+        (("-tp", "2"), "--tensor-parallel-size before --"),
+        (("--served_model_name", "n"), "--name before --"),
+    ],
+)
+def test_options_that_would_work_against_ours_are_refused(words, instead):
+    with pytest.raises(ValueError, match=f"is not passed on to vLLM; use .*{instead}"):
+        ServeConfig(extra=words)
+    assert ServeConfig(extra=("--model-impl", "auto", "--api-server-count", "1")).extra
+
+
 def test_the_command_says_what_was_asked(tmp_path: Path):
     config = ServeConfig(dtype="float32", max_model_len=99, max_num_seqs=3, enforce_eager=True, extra=("--seed", "7"))
+    split = dataclasses.replace(config, tensor_parallel_size=2)
     words = " ".join(serve_command(tmp_path, config, port=1234, served_name="m"))
     assert f"serve {tmp_path} --host 127.0.0.1 --port 1234 --served-model-name m --dtype float32" in words
     assert words.endswith("--max-model-len 99 --max-num-seqs 3 --enforce-eager --seed 7")
-    assert "--trust-remote-code" not in words
+    assert "--trust-remote-code" not in words and "--tensor-parallel-size" not in words
+    assert "--tensor-parallel-size 2" in " ".join(serve_command(tmp_path, split, port=1234, served_name="m"))
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_a_port_taken_before_vllm_listens_on_it_costs_one_more_start(model: Path, tmp_path: Path, caplog):
+    """vLLM listens seconds after the port was found free: time enough for a thread that looks at its command line."""
+    stolen: list[socket.socket] = []
+
+    def steal() -> None:
+        while not stolen:
+            for child in psutil.Process().children():
+                with contextlib.suppress(psutil.Error, ValueError):
+                    words = child.cmdline()
+                    port = int(words[words.index("--port") + 1])
+                    stolen.append(socket.create_server(("127.0.0.1", port)))
+
+    thief = threading.Thread(target=steal, daemon=True)
+    thief.start()
+    config = ServeConfig(enforce_eager=True, kvcache_gib=1, dtype="float32")
+    with serving(model, config, log=tmp_path / "vllm.log") as server:
+        (taken,) = stolen
+        assert healthy(server.url)
+        assert not server.url.endswith(f":{taken.getsockname()[1]}")
+        taken.close()
+    assert [record.message for record in caplog.records if "port was taken" in record.message] == [
+        "a port was taken while vLLM started with dense: started once more"
+    ]
+
+
+@pytest.mark.slow
+@needs_vllm
+def test_a_model_that_cannot_be_loaded_is_not_tried_again(model: Path, tmp_path: Path, caplog):
+    folder = shutil.copytree(model, tmp_path / "broken")
+    (weights,) = folder.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    config = ServeConfig(enforce_eager=True, kvcache_gib=1, dtype="float32")
+    with pytest.raises(ServerError, match="ended with code"):  # noqa: SIM117
+        with serving(folder, config, log=tmp_path / "vllm.log"):
+            pass
+    assert "started once more" not in caplog.text

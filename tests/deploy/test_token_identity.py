@@ -9,7 +9,6 @@ import os
 import signal
 import subprocess
 import sys
-import sysconfig
 import time
 import urllib.request
 from pathlib import Path
@@ -24,7 +23,10 @@ from deploy.bundle import verify_bundle, write_bundle
 from deploy.serving import check_port, session_members, stop_session
 from tests.deploy.slim_checkpoint import write_slim
 
-pytestmark = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
+]
 
 PROMPTS = [
     "The if statement is used for",
@@ -108,7 +110,7 @@ def test_plugin_serves_the_same_tokens_and_dies_with_its_parent(checkpoint, prom
             assert line, log.read_text()[-3000:]
             server = json.loads(line)
             assert served_tokens(server["url"], prompts) == expected
-            assert "served by its native vLLM class" in log.read_text()
+            assert "llama, mistral, phi3 by native classes" in log.read_text()
             assert "TransformersForCausalLM" not in log.read_text()
             members = session_members(server["pid"])
             assert len(members) >= 3  # API server, engine core, worker
@@ -122,29 +124,17 @@ def test_plugin_serves_the_same_tokens_and_dies_with_its_parent(checkpoint, prom
     assert check_port("127.0.0.1", port) == port
 
 
-@pytest.fixture
-def stock_python(tmp_path: Path) -> Path:
-    """A Python that has every installed package but ours."""
-    packages = tmp_path / "packages"
-    packages.mkdir()
-    for entry in Path(sysconfig.get_paths()["purelib"]).iterdir():
-        # .pth files are read in a venv's own folder only, so an editable install of ours stays out as well.
-        if not entry.name.lower().startswith(("slimgpt", "deploy", "tasks", "flows")):
-            (packages / entry.name).symlink_to(entry)
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", str(tmp_path / "venv")], check=True, timeout=60)
-    python = tmp_path / "venv/bin/python"
-    purelib = [str(python), "-c", "import sysconfig; print(sysconfig.get_paths()['purelib'])"]
-    site = Path(subprocess.run(purelib, capture_output=True, text=True, check=True, timeout=60).stdout.strip())
-    (site / "stock.pth").write_text(f"{packages}\n")
-    return python
-
-
 def test_bundle_serves_the_same_tokens_on_stock_vllm(checkpoint, prompts, expected, tmp_path, stock_python):
     """The floor: serve.sh, vLLM's Transformers backend, --trust-remote-code, nothing of ours installed."""
     env = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for package in ("slimgpt", "deploy"):
         found = subprocess.run(
-            [stock_python, "-c", f"import {package}"], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=60
+            [stock_python, "-c", f"import {package}"],
+            cwd=tmp_path,
+            env=env,
+            capture_output=True,
+            text=True,
+            timeout=300,
         )
         assert f"No module named '{package}'" in found.stderr
     bundle = write_bundle(checkpoint, tmp_path / "bundle", name="m")

@@ -1,8 +1,10 @@
 import json
+import logging
 import os
 import socket
 import subprocess
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from transformers import LlamaConfig
@@ -127,6 +129,9 @@ def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
     assert facts["pruned"]
     assert facts["config"]["num_samples"] == 4
     assert len(facts["layers"]) == 3
+    assert slimgpt("inspect", out, "--plots", tmp_path / "plots")[0] == 0
+    for plot in ("widths", "errors"):
+        assert ElementTree.parse(tmp_path / "plots" / f"{plot}.svg").getroot().tag.endswith("svg")
     code, text, _ = slimgpt("inspect", dense, "--json")
     assert code == 0
     assert json.loads(text)["layers"][2] == {
@@ -140,6 +145,15 @@ def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
     assert slimgpt("package", bundle, "--verify")[0] == 0
     (bundle / "serve.yaml").write_text("host: 0.0.0.0\n")
     assert "serve.yaml" in one_line(slimgpt("package", bundle, "--verify"))
+
+
+def test_the_papers_preset_gives_way_to_flags(slimgpt, dense, tmp_path):
+    code, _, _ = slimgpt("prune", dense, tmp_path / "out", "--preset", "paper", "--ratio", "0.5", *SMALL)
+    assert code == 0
+    code, text, _ = slimgpt("inspect", tmp_path / "out", "--json")
+    facts = json.loads(text)["config"]
+    assert (facts["ratio"], facts["first_ratio_share"], facts["ffn_multiple"]) == (0.5, 0.25, 8)
+    assert (facts["head_error"], facts["head_budget"], facts["num_samples"]) == ("paper", "ratio", 4)
 
 
 def test_eval_prints_and_writes_its_figures(slimgpt, dense, tmp_path):
@@ -185,7 +199,9 @@ def test_flags_win_over_the_file_and_the_file_over_defaults():
     assert explicit.layer_ratios == (0.1, 0.2)
 
 
-@pytest.mark.parametrize("command", ["prune", "inspect", "eval", "compress", "serve", "bench", "package"])
+@pytest.mark.parametrize(
+    "command", ["prune", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package"]
+)
 def test_help_shows_defaults_and_imports_nothing_heavy(command):
     code = f"""
 import sys
@@ -206,3 +222,12 @@ print("heavy:", [name for name in heavy if name in sys.modules])
     assert "Usage: slimgpt " + command in result.stdout
     if command in ("prune", "compress"):
         assert "[at least 0, at most 0.9] [default: 0.25]" in result.stdout
+
+
+def test_prefects_line_per_completed_task_is_left_out_and_failures_are_not(slimgpt):
+    slimgpt("--version")
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        for message, shown in (("Finished in state Completed()", False), ("Finished in state Failed('no')", True)):
+            record = logger.makeRecord(name, logging.INFO, "engine", 1, message, (), None)
+            assert bool(logger.filter(record)) is shown

@@ -1,10 +1,14 @@
 """One tiny dense model per geometry, written once a session, and a config that prunes it in a second."""
 
 import pydoc_data.topics
+import shutil
+from pathlib import Path
 
 import pytest
 
 from slimgpt.config import PruneConfig
+from slimgpt.pruner import prune
+from tests.slimgpt.found_checkpoints import SMALL, logits
 from tests.tiny_models import write_dense
 
 
@@ -38,5 +42,26 @@ def tiny_config(text_file):
     def make(**fields):
         small = {"ratio": 0.3, "ffn_multiple": 4, "num_samples": 8, "seq_len": 64, "block_tokens": 128}
         return PruneConfig(**{**small, "calibration": str(text_file), **fields})
+
+    return make
+
+
+@pytest.fixture
+def copy(dense, tmp_path):
+    """A copy of the tiny model that a test may break."""
+    return Path(shutil.copytree(dense, tmp_path / "copy"))
+
+
+@pytest.fixture(scope="session")
+def twin(tmp_path_factory, tiny_config):
+    """The plain checkpoint of this dtype and tie, and the logits of it and of what pruning makes of it."""
+    made = {}
+
+    def make(dtype, tied):
+        if (dtype, tied) not in made:
+            folder = write_dense(tmp_path_factory.mktemp("twin") / "m", dtype=dtype, tie_word_embeddings=tied, **SMALL)
+            prune(folder, folder.parent / "out", tiny_config())
+            made[dtype, tied] = folder, logits(folder), logits(folder.parent / "out")
+        return made[dtype, tied]
 
     return make

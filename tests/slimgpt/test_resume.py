@@ -1,17 +1,20 @@
 """Interrupted, killed and damaged runs: nothing is lost, nothing half-written looks whole, the end is bit-identical."""
 
 import hashlib
-import multiprocessing
-import os
 import random
 import signal
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+from slimgpt.checkpoint import Journal
+from slimgpt.config import PruneConfig
 from slimgpt.pruner import prune
 from slimgpt.report import load_report
 from slimgpt.source import resolve_model
+from tests import processes
 
 
 def model_files(folder):
@@ -139,29 +142,46 @@ def test_kill_9_at_any_moment_loses_nothing(dense, tmp_path, whole):
 
 def _prune_in_process(dense, out, config, *, kill_at):
     """Prune in a process that kills itself at its ``kill_at``-th call. Its exit code; for 0, how many calls it made."""
-    processes = multiprocessing.get_context("forkserver")
-    processes.set_forkserver_preload(["slimgpt.pruner", "tests.tiny_models"])
-    answer = processes.Queue()
-    process = processes.Process(target=_prune_counting_calls, args=(dense, out, config, kill_at, answer))
-    process.start()
+    answer = processes.queue()
+    process = processes.start(_prune_counting_calls, dense, out, config, kill_at, answer)
     calls = answer.get(timeout=300) if kill_at == 0 else None
     process.join(300)
     return calls if kill_at == 0 else process.exitcode
 
 
 def _prune_counting_calls(dense, out, config, kill_at, answer):
-    calls = 0
-
-    def count(frame, event, arg):
-        nonlocal calls
-        calls += 1
-        if calls == kill_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    sys.setprofile(count)
+    calls = processes.signal_self_at_call(signal.SIGKILL, kill_at)
     prune(dense, out, config)
     sys.setprofile(None)
-    answer.put(calls)
+    answer.put(calls[0])
+
+
+@pytest.mark.slow
+def test_kill_9_of_a_run_on_smollm2_loses_nothing(tmp_path):
+    model = resolve_model("smollm2")
+    config = PruneConfig(ratio=0.25, calibration="python", num_samples=2, seq_len=64)
+    prune(model, tmp_path / "whole", config)
+    out = tmp_path / "out"
+    process = processes.start(prune, model, out, config)
+    layers = random.Random().randint(3, 24)
+    while process.is_alive() and len(Journal(out).read()) <= layers:  # the first line is no layer
+        process.join(0.02)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    assert not (out / "config.json").exists()
+    assert prune(model, out, config).replayed_layers >= layers
+    assert model_files(out) == model_files(tmp_path / "whole")
+
+
+def test_settings_that_change_no_bit_may_change_between_two_runs(dense, tmp_path, whole):
+    config, reference = whole
+    interrupted(dense, tmp_path / "out", replace(config, activations="disk"))
+    text = tmp_path / "same.txt"
+    text.write_bytes(Path(config.calibration).read_bytes())
+    changed = replace(config, calibration=str(text), device="cpu", dtype="float32")
+    assert prune(dense, tmp_path / "out", changed).replayed_layers == 2
+    assert model_files(tmp_path / "out") == model_files(reference)
 
 
 def test_a_damaged_report_is_named(whole, tmp_path):

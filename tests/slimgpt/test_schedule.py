@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimgpt.config import MAX_RATIO, PruneConfig
+from slimgpt.config import MAX_RATIO, PruneConfig, paper_preset
 from slimgpt.schedule import Budget, layer_ratios
 
 
@@ -26,7 +26,7 @@ def test_the_mean_is_the_ratio_and_no_layer_passes_the_cap(ratio, share, layers,
 @pytest.mark.parametrize(("ratio", "first", "last"), [(0.20, 0.0625, 0.25), (0.50, 0.125, 0.656)])
 def test_the_papers_layer_ratios_for_32_layers(ratio, first, last):
     """Section 4 and figure 4 give r_0 and r_31: from r_0 the closed form lands on r_31, within rounding to heads."""
-    ratios = layer_ratios(PruneConfig(ratio=ratio, first_ratio_share=first / ratio), [9] * 32)
+    ratios = layer_ratios(PruneConfig(**paper_preset(ratio)), [9] * 32)
     assert ratios[0] == pytest.approx(first)
     assert ratios[-1] == pytest.approx(last, abs=1 / 32)
 

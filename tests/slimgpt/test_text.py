@@ -1,5 +1,6 @@
 """Text sources: which one is taken, what it is called, and what is said when it cannot be had."""
 
+import gzip
 import hashlib
 import json
 import os
@@ -52,6 +53,59 @@ def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     assert from_jsonl.sha256 == from_parquet.sha256
 
 
+def compressed(kind: str, data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, kind) as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def test_compressed_lines_are_the_same_documents(tmp_path: Path) -> None:
+    """gzip and zstd, C4's own shard name, and a file of two gzip members, as `cat a.gz b.gz` makes it."""
+    lines = write_jsonl(tmp_path / "a.jsonl", ROWS * 3000).read_bytes()
+    half = lines.index(b"\n", len(lines) // 2) + 1
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c4-train.00000-of-01024.json.gz").write_bytes(
+        gzip.compress(lines[:half]) + gzip.compress(lines[half:])
+    )
+    (tmp_path / "a.jsonl.zst").write_bytes(compressed("zstd", lines))
+    expected = calibration_text(str(tmp_path / "a.jsonl"))
+    assert len(expected.documents) == 6000
+    for name in ("a.jsonl.gz", "c4-train.00000-of-01024.json.gz", "a.jsonl.zst"):
+        assert calibration_text(str(tmp_path / name)).sha256 == expected.sha256
+
+
+def test_a_folder_is_its_text_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "nested").mkdir(parents=True)
+    parquet.write_table(pa.table({"text": ["third"]}), folder / "c.parquet")
+    write_jsonl(folder / "a.jsonl", ["first", "second"])
+    write_jsonl(folder / "nested/d.jsonl", ["not looked at"])
+    (folder / ".hidden.txt").write_text("no")
+    (folder / "README.md").write_text("no")
+    source = calibration_text(str(folder))
+    assert (source.name, source.origin, source.documents) == ("shards", "file", ["first", "second", "third"])
+    (folder / "b.jsonl").write_text("broken")
+    with pytest.raises(ValueError, match="b.jsonl' line 1 is not JSON"):
+        calibration_text(str(folder))
+    with pytest.raises(ValueError, match="is a folder without a .jsonl"):
+        calibration_text(str(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + b"plain")
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "a"}\r\n' + mark + b'{"text": "b"}\r\n')  # as cat joins two
+    assert calibration_text(str(tmp_path / "a.txt")).documents == ["plain"]
+    assert calibration_text(str(tmp_path / "a.jsonl")).documents == ["a", "b"]
+
+
+def test_line_breaks_inside_a_document_stay(tmp_path: Path) -> None:
+    odd = "a\u2028b\u0085c\x0bd\r\ne\x00f"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert calibration_text(str(tmp_path / "a.jsonl")).documents == [odd]
+
+
 def test_text_files_are_one_document_byte_for_byte(tmp_path: Path) -> None:
     raw = "A line\r\n\n \nand ü\n".encode()
     (tmp_path / "a.txt").write_bytes(raw)
@@ -98,19 +152,30 @@ def test_the_real_wikitext_is_the_published_file() -> None:
     ("name", "content", "message"),
     [
         ("none.jsonl", None, "does not exist"),
-        ("a.csv", b"text\na", "must be a .jsonl, .txt, .raw, .parquet file"),
+        ("a.csv", b"text\na", "must be a .jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .txt, .raw, .parquet file, a folder"),
         ("a.json", b'{"text": "a"}', "must be a .jsonl"),
         ("empty.txt", b"", "holds no text"),
         ("blank.jsonl", b'{"text": " "}\n\n', "holds no text"),
         (
             "a.jsonl",
             b'{"text": "a"}\n{"content": "b", "id": 1}\n',
-            r"line 2 has no field 'text' \(it has: content, id\)",
+            r"line 2 has no field 'text' that is a string \(it has: content, id\)",
         ),
         ("b.jsonl", b'{"text": ["a"]}\n', "line 1 has no field 'text'"),
-        ("c.jsonl", b'"only a string"\n', r"line 1 has no field 'text' \(it has: str\)"),
+        ("c.jsonl", b'"only a string"\n', r"line 1 has no field 'text' that is a string \(it has: str\)"),
         ("d.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
-        ("e.jsonl", b"\x1f\x8b\x08\x00", "is not UTF-8"),
+        ("e.jsonl", b"\x1f\x8b\x08\x00", "line 1 is not UTF-8"),
+        ("g.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2 is not UTF-8 text \(byte 10\)"),
+        ("h.jsonl", '{"text": "wide"}'.encode("utf-16"), "line 1 is not UTF-8"),
+        ("i.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}\n', "line 2 holds half of a surrogate pair"),
+        ("j.jsonl", b'[{"text": "a"}]', r"line 1 has no field 'text' that is a string \(it has: list\)"),
+        ("k.jsonl", b'{"text": NULL}', "line 1 is not JSON"),
+        ("l.jsonl", b'{"text": null, "lang": "en"}', r"line 1 has no field 'text' that is a string"),
+        ("m.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', r"no field 'text'.*\(it has: messages\)"),
+        ("a.jsonl.gz", b'{"text": "not compressed"}\n', "cannot be read: .*; copy or download it again"),
+        ("b.jsonl.gz", gzip.compress(b'{"text": "a"}\n' * 999)[:-9], "cannot be read: Truncated"),
+        ("c.jsonl.gz", gzip.compress(b'{"text": "a"}\n{"body": "b"}\n'), r"line 2 has no field 'text'"),
+        ("d.jsonl.gz", gzip.compress(b""), "holds no text"),
         ("f.txt", "für".encode("latin-1"), "is not UTF-8"),
         ("a.parquet", b"not parquet", "cannot be read as parquet"),
         ("empty.parquet", b"", "cannot be read as parquet"),
@@ -125,11 +190,28 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: b
         assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("column", "message"), [({"body": ["a"]}, "no column 'text'"), ({"text": [1]}, "strings")])
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [({"body": ["a"], "id": [1]}, r"no column 'text' \(it has: body, id\)"), ({"text": [1]}, "strings")],
+)
 def test_parquet_without_text_is_refused(tmp_path: Path, column: dict[str, list[object]], message: str) -> None:
     parquet.write_table(pa.table(column), tmp_path / "a.parquet")
     with pytest.raises(ValueError, match=message):
         calibration_text(str(tmp_path / "a.parquet"))
+
+
+def test_a_parquet_file_cut_short_or_with_a_damaged_page_is_refused(tmp_path: Path) -> None:
+    rows = [f"row {i} {i * 7919 % 1013}" for i in range(20_000)]
+    parquet.write_table(pa.table({"text": [*rows, None]}), tmp_path / "whole.parquet", use_dictionary=False)
+    assert calibration_text(str(tmp_path / "whole.parquet")).documents == rows
+    data = bytearray((tmp_path / "whole.parquet").read_bytes())
+    (tmp_path / "cut.parquet").write_bytes(data[: len(data) // 2])
+    data[100:4000] = b"\xff" * 3900
+    (tmp_path / "damaged.parquet").write_bytes(data)
+    for name in ("cut.parquet", "damaged.parquet"):
+        with pytest.raises(ValueError, match="cannot be read as parquet") as caught:
+            calibration_text(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
 
 
 def test_unknown_words_are_refused_with_what_is_known() -> None:
@@ -178,8 +260,8 @@ for read, name in ((calibration_text, "c4"), (calibration_text, "wikitext"), (pe
 """
 
 
-def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors() -> None:
-    lines = run_alone(WITHOUT_DATA, HF_HUB_OFFLINE="1").splitlines()
+def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors(tmp_path: Path) -> None:
+    lines = run_alone(WITHOUT_DATA, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[0] == f"python python {calibration_text('python').sha256}"  # the same text in every process
     assert lines[1] == f"python python {perplexity_text('python').sha256}"
     assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "wikitext2"]
@@ -227,7 +309,7 @@ def test_a_hub_is_known_by_its_answer_and_what_it_does_not_give_is_an_error_in_o
     with endpoint() as url:
         lines = run_alone(HUB_ANSWERS, url, HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[:4] == ["", "", "the hub answers with status 403", "the hub answers with status 503"]
-    assert lines[4].startswith("wikitext2 is not at hand: the hub does not give it (")
+    assert lines[4].startswith("wikitext2 is not at hand: the hub answers with status 404 for Salesforce/wikitext, and")
     assert len(lines) == 5
 
 

@@ -34,6 +34,21 @@ for runs in "ab":
     assert not any(tmp_path.iterdir())
 
 
+def test_a_password_leaves_the_address_and_reaches_mlflow(tmp_path):
+    code = """
+import os
+from tasks.environment import prepare
+prepare("a")
+from mlflow.utils.credentials import get_default_host_creds
+given = get_default_host_creds(os.environ["MLFLOW_TRACKING_URI"])
+print(given.host, given.username, given.password)
+"""
+    uri = "https://some%40one:p%2Fss@example.invalid:5000/base"
+    cleared = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
+    told = run(code, tmp_path, MLFLOW_TRACKING_URI=uri, **cleared)
+    assert told == ["https://example.invalid:5000/base", "some@one", "p/ss"]
+
+
 def test_prefect_reads_what_the_flow_module_prepared(tmp_path):
     code = """
 import flows.compress

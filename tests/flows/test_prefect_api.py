@@ -1,0 +1,135 @@
+"""A Prefect server that is not there, or goes away: one line in seconds, nothing lost, nothing left running."""
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from urllib.error import URLError
+from urllib.request import urlopen
+
+import psutil
+import pytest
+
+from deploy.serving import check_port, stop_session
+from slimgpt.report import load_report
+from tests.tiny_models import write_dense
+
+ROOT = Path(__file__).parents[2]
+SMALL = (
+    "--num-samples 4 --seq-len 64 --calibration python --ffn-multiple 4 --evaluation.tasks none "
+    "--evaluation.perplexity python --evaluation.seq-len 64 --evaluation.max-blocks 2"
+)
+
+
+def environment(place, **variables):
+    """A user's: nothing that this process's own Prefect and MLflow need; no vLLM, which is not what this is about."""
+    user = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
+    (place / "site").mkdir(exist_ok=True)
+    (place / "site" / "sitecustomize.py").write_text("import sys\nsys.modules['vllm'] = None\n")
+    path = os.pathsep.join((str(place / "site"), str(ROOT)))
+    ours = {"PREFECT_HOME": str(place / "prefect"), "SLIMGPT_RUNS": str(place / "runs"), "PYTHONPATH": path}
+    return {**user, **ours, **variables}
+
+
+def compress(place, dense, **variables):
+    """``slimgpt compress`` as a user starts it."""
+    command = [sys.executable, "-P", "-m", "flows.cli", "compress", "--model", str(dense), *SMALL.split()]
+    with (place / "log").open("w") as log:
+        own = {"cwd": place, "stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+        return subprocess.Popen(command, env=environment(place, **variables), **own)
+
+
+def wait_for(condition, what, process, log):
+    while not condition():  # pytest's own time limit bounds it
+        assert process.poll() is None, f"{what} did not come; {log.read_text()[-3000:]}"
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("listens", [False, True])
+def test_a_server_that_does_not_answer_is_one_line_before_any_work(tmp_path, listens):
+    """Nobody listens, and somebody does who says nothing."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        if listens:
+            taken.listen()
+        url = f"http://user:planted0word@127.0.0.1:{taken.getsockname()[1]}/api"
+        dense = write_dense(tmp_path / "tiny")
+        assert compress(tmp_path, dense, PREFECT_API_URL=url).wait(120) == 2
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    why = "timed out" if listens else "[Errno 111] Connection refused"
+    assert line == (
+        f"error: Prefect at {url.replace('user:planted0word@', '')} does not answer ({why}); start it, correct "
+        "PREFECT_API_URL, or unset it (prefect config unset PREFECT_API_URL), as no server is needed"
+    )
+    assert not (tmp_path / "runs").exists()
+
+
+class PrefectServer:
+    """A server that can be killed and started again on the same port and database."""
+
+    def __init__(self, place):
+        self.place, self.port = place, int(check_port("127.0.0.1", 0))
+        self.url = f"http://127.0.0.1:{self.port}/api"
+
+    def start(self):
+        command = [sys.executable, "-m", "prefect", "server", "start", "--port", str(self.port), "--no-ui"]
+        with (self.place / "server.log").open("ab") as log:
+            own = {"cwd": self.place, "stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
+            self.process = subprocess.Popen(command, env=environment(self.place), **own)
+
+        def answers():
+            try:
+                return urlopen(f"{self.url}/health", timeout=5).status == 200
+            except (URLError, OSError):
+                return False
+
+        wait_for(answers, "Prefect's answer", self.process, self.place / "server.log")
+
+
+@pytest.fixture
+def server(tmp_path):
+    server = PrefectServer(tmp_path)
+    server.start()
+    yield server
+    stop_session(server.process)
+
+
+@pytest.mark.slow
+def test_a_server_killed_in_the_middle_loses_no_layer_and_the_same_command_goes_on(server, tmp_path):
+    dense = write_dense(tmp_path / "tiny", num_hidden_layers=6)
+    # Prefect's client waits a minute for a server that was there; here one more try.
+    asked = {"PREFECT_API_URL": server.url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
+    process = compress(tmp_path, dense, **asked)
+    wait_for(lambda: list(tmp_path.glob("runs/*/*/model/journal.jsonl")), "the first layer", process, tmp_path / "log")
+    os.killpg(server.process.pid, signal.SIGKILL)
+    assert process.wait(300) == 2
+    said = (tmp_path / "log").read_text()
+    (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
+    assert line == (
+        f"error: Prefect at {server.url} stopped answering ([Errno 111] Connection refused); what is finished is kept: "
+        "run the same command again when it is back"
+    )
+    assert "Traceback" not in said
+    (model,) = tmp_path.glob("runs/*/*/model")
+    assert len(load_report(model).layers) == 6  # pruning needs no server
+    server.start()
+    process = compress(tmp_path, dense, **asked)
+    assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+    assert "nothing is pruned again" in (tmp_path / "log").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a process with its parent")
+def test_without_a_server_the_temporary_one_ends_with_a_flow_that_is_killed(tmp_path):
+    process = compress(tmp_path, write_dense(tmp_path / "tiny"))
+    flow = psutil.Process(process.pid)
+    wait_for(lambda: "Beginning flow run" in (tmp_path / "log").read_text(), "a start", process, tmp_path / "log")
+    children = flow.children(recursive=True)
+    assert any("flows.prefect_api" in child.cmdline() for child in children)
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(children, timeout=20)
+    assert left == []
