@@ -7,7 +7,7 @@ endif
 UV ?= uv
 COMPILE := $(UV) pip compile --no-header --no-annotate --python-version 3.11 --excludes requirements/model.excludes
 
-.PHONY: help install lint type test demo clean lock
+.PHONY: help install lint type test demo up down clean lock
 help: ## show this
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,10 +28,16 @@ type: install ## mypy, strict on slimgpt and deploy
 	$(BIN)/mypy
 
 test: install ## the whole test suite, a real flow and a real vLLM server included
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2
 
 demo: install ## prune, evaluate, register, serve and measure the built-in model
 	$(BIN)/slimgpt compress $(ARGS)
+
+up: install ## Prefect and MLflow servers and a worker on this machine (PREFECT_PORT, MLFLOW_PORT, SLIMGPT_RUNS)
+	$(BIN)/python -m flows.local up
+
+down: install ## stop them
+	$(BIN)/python -m flows.local down
 
 clean: ## remove .venv and caches; results under runs/ stay
 	rm -rf .venv build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis .import_linter_cache
