@@ -11,6 +11,7 @@ OUT/README.md         model card; also in model/, which can go to the hub as it 
 OUT/MANIFEST.json     sha256 and bytes of every file; written last
 """
 
+import glob
 import hashlib
 import json
 import math
@@ -19,7 +20,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ from deploy.bundle_files import bundle_files, dns_label
 from deploy.model_card import model_card
 from deploy.parallel import family_config, tensor_parallel_sizes
 from slimgpt.checkpoint import JOURNAL
-from slimgpt.files import file_sha256, write_atomically, writing
+from slimgpt.files import file_sha256, locked, write_atomically, writing
 from slimgpt.report import REPORT, PruneReport, load_report
 
 FORMAT = "slimgpt-bundle-1"
@@ -245,13 +246,17 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 @contextmanager
 def _partial(out: Path) -> Iterator[Path]:
-    """A folder beside ``out`` that is gone afterwards, unless it has become ``out``."""
+    """A folder beside ``out``, gone afterwards unless it has become ``out``; what a killed process left goes too."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f"{glob.escape(f'.{out.name}.partial-')}*"):
+        with suppress(OSError), locked(left):
+            shutil.rmtree(left)
     folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move_into_place(partial: Path, out: Path) -> None:

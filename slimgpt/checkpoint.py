@@ -4,13 +4,11 @@ A folder under construction holds finished shards and journal.jsonl but no confi
 it for a model. Those two are written last.
 """
 
-import fcntl
 import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -182,26 +180,6 @@ def _line_sha256(entry: dict[str, Any]) -> str:
 
 def _line(entry: dict[str, Any]) -> bytes:
     return json.dumps({**entry, "line_sha256": _line_sha256(entry)}, sort_keys=True).encode() + b"\n"
-
-
-@contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends.
-
-    Raises:
-        BlockingIOError: when another process holds it.
-    """
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself, so that no lock file is left in it
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"another process is writing to {folder}; wait for it or choose another OUT"
-            ) from None
-        yield
-    finally:
-        os.close(handle)
 
 
 def copy_companions(source: Path, out: Path) -> None:

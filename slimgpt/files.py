@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -30,6 +31,8 @@ def commit(temporary: Path, path: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
+    if os.name == "nt":  # a folder cannot be opened there
+        return
     handle = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(handle)  # the new name itself
@@ -60,6 +63,34 @@ def writing(what: str, folder: Path, kept: str = "") -> Iterator[None]:
             f"{what} could not be written to {folder}: {reason} ({shutil.disk_usage(there).free / 1e6:.1f} MB free); "
             f"make room there and run the same command again{f': {kept}' if kept else ''}"
         ) from error
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold the folder for this process; the lock goes with the process, however it ends.
+
+    Raises:
+        BlockingIOError: when another process holds it.
+    """
+    taken = f"another process is writing to {folder}; wait for it or choose another OUT"
+    try:
+        import fcntl
+    except ModuleNotFoundError:  # Windows, where a folder cannot be locked, but a file beside it
+        try:
+            with FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False):
+                yield
+        except Timeout:
+            raise BlockingIOError(taken) from None
+        return
+    handle = os.open(folder, os.O_RDONLY)  # the folder itself, so that no lock file is left
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BlockingIOError(taken) from None
+        yield
+    finally:
+        os.close(handle)
 
 
 def file_sha256(path: Path) -> str:

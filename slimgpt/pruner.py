@@ -25,8 +25,8 @@ from . import obs, output
 from .activations import Blocks, choose_place, make_blocks
 from .architectures import LayerShape
 from .calibration import Calibration
-from .checkpoint import locked
 from .config import PruneConfig
+from .files import locked
 from .kept import Kept, agree, all_heads, choose_channels, choose_heads, sliced
 from .layer_pass import Frame, LayerPass
 from .plan import Job

@@ -2,7 +2,6 @@
 
 import ctypes
 import platform
-import resource
 import sys
 import time
 from collections import defaultdict
@@ -47,6 +46,13 @@ def peak_memory(device: torch.device) -> int:
     """Bytes: on a GPU the highest allocated device memory, else the highest resident memory of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    try:
+        import resource
+    except ModuleNotFoundError:  # Windows
+        import psutil
+
+        memory = psutil.Process().memory_info()
+        return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 

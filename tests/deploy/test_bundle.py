@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from deploy.bundle import verify_bundle, write_bundle
 from slimgpt.config import PruneConfig
+from slimgpt.files import locked
 from slimgpt.pruner import prune
 from tests.deploy.slim_checkpoint import write_slim
 from tests.tiny_models import write_dense
@@ -166,6 +167,15 @@ def test_a_failure_half_way_leaves_nothing(model: Path, tmp_path: Path):
     with pytest.raises(OSError, match="README.md"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["slim"]
+
+
+def test_what_a_killed_process_left_goes_and_what_one_works_in_stays(model: Path, tmp_path: Path):
+    left, held = tmp_path / ".bundle.partial-left", tmp_path / ".bundle.partial-held"
+    for folder in (left, held):
+        (folder / "model").mkdir(parents=True)
+    with locked(held):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert list(tmp_path.glob(".bundle*")) == [held]
 
 
 @pytest.mark.parametrize("name", ["config.json", "evaluation.json", "pruning.json"])
