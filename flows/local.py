@@ -10,7 +10,6 @@ hold the local ones' state where their variables say so: see docs/flows.md.
 """
 
 import contextlib
-import fcntl
 import json
 import os
 import signal
@@ -24,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
+from filelock import FileLock
 
 from flows import deployments, stores
 from flows.flags import light_imports
@@ -216,7 +216,12 @@ class Local:
             names = [service.name for service in servers]
             for service in servers:
                 service.check()
-            stores.check([service.name for service in servers if not service.pid()])
+            starting = [service.name for service in servers if not service.pid()]
+            stores.check(starting)
+            if "mlflow" in starting and not self.workspace.mlflow_database.exists():
+                from tasks.registry import make_database  # takes seconds to import
+
+                make_database(environment["MLFLOW_BACKEND_STORE_URI"])
             for service in servers:
                 service.start(stores.environment_of(service.name, names, environment))
             for service in servers:
@@ -240,8 +245,7 @@ class Local:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        with (self.services[0].folder / "lock").open("w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        with FileLock(self.services[0].folder / "lock"):
             yield
 
 

@@ -77,8 +77,7 @@ def open_client(workspace: Workspace) -> MlflowClient:
     for chatty in ("mlflow.store.db.utils", "alembic"):  # tables made on the first use are no news
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = workspace.tracking_uri
-    if uri.startswith("sqlite:") and (file := make_url(uri).database):
-        _make_database(Path(file))
+    make_database(uri)
     try:
         with impatient():
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -91,13 +90,16 @@ def open_client(workspace: Workspace) -> MlflowClient:
     return client
 
 
-def _make_database(file: Path) -> None:
+def make_database(uri: str) -> None:
     """Make MLflow's tables, all or none: MLflow takes a hundred steps, and cannot go on where it was killed in them.
+
+    Args:
+        uri: where it is no SQLite file, or the file is there, nothing is done.
 
     Raises:
         OSError: when there can be no such file.
     """
-    if file.exists():
+    if not uri.startswith("sqlite:") or not (database := make_url(uri).database) or (file := Path(database)).exists():
         return
     from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
