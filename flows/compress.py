@@ -19,7 +19,7 @@ from flows.prefect_api import reached  # noqa: E402
 from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
 from tasks.benchmarking import benchmark  # noqa: E402
 from tasks.bundling import package  # noqa: E402
-from tasks.evaluation import evaluate_model  # noqa: E402
+from tasks.evaluation import EvalRequest, evaluate_model  # noqa: E402
 from tasks.machine import MachineWatch  # noqa: E402
 from tasks.models import resolve  # noqa: E402
 from tasks.preflight import check_disk, check_request, plan_pruning  # noqa: E402
@@ -70,10 +70,10 @@ def compress(
     dense = resolve(model, revision, workspace)
     wanted = PruneRequest(dense, prune, plan_pruning(dense.folder, prune))
     folder = workspace.run(name, wanted.facts)
-    check_disk(wanted.plan, folder, registry, workspace)
+    check_disk([(wanted.plan, folder)], registry, workspace)
     pruned = prune_model(wanted, folder)
-    before = evaluate_model("dense", dense.folder, evaluation, folder)
-    after = evaluate_model("pruned", pruned.folder, evaluation, folder)
+    before = evaluate_model(EvalRequest("dense", dense.folder, dense.digest, evaluation, ready.data), folder)
+    after = evaluate_model(EvalRequest("pruned", pruned.folder, pruned.digest, evaluation, ready.data), folder)
     bundle = package(pruned, before, after, name, folder)
     speed = benchmark(dense.folder, bundle.model, bench, ready, folder)
     asked = parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench)

@@ -20,12 +20,13 @@ from deploy.benchmark import BenchConfig  # noqa: E402
 from flows.prefect_api import reached  # noqa: E402
 from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
 from slimgpt.harness import EvalResult  # noqa: E402
+from slimgpt.harness_tasks import DataUsed  # noqa: E402
 from tasks.benchmarking import Benchmark, benchmark  # noqa: E402
 from tasks.bundling import package  # noqa: E402
 from tasks.environment import Workspace  # noqa: E402
-from tasks.evaluation import evaluate_model, keep_evaluation  # noqa: E402
+from tasks.evaluation import keep_evaluation  # noqa: E402
 from tasks.models import resolve  # noqa: E402
-from tasks.preflight import Preflight, check_request  # noqa: E402
+from tasks.preflight import Preflight, check_disk, check_request  # noqa: E402
 from tasks.recording import RegistrationInput, parameters_of  # noqa: E402
 from tasks.registry import RegisteredVersion, default_name  # noqa: E402
 from tasks.registry_config import RegistryConfig  # noqa: E402
@@ -33,7 +34,7 @@ from tasks.reporting import Report, write_report  # noqa: E402
 from tasks.retrying import ON_NETWORK_FAULTS  # noqa: E402
 from tasks.sweep_config import SweepConfig  # noqa: E402
 from tasks.sweeping import Outcome, compare_models, record_sweep  # noqa: E402
-from tasks.trying import Point, Tried, check_judgeable, grid_of, runner_of, try_point  # noqa: E402
+from tasks.trying import Point, Tried, check_judgeable, grid_of, runner_of, try_dense, try_point  # noqa: E402
 
 
 @dataclass(frozen=True)
@@ -74,10 +75,12 @@ def sweep(
     workspace = prepare(runs)
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
     if not grid.measure_speed:
-        ready = Preflight(serving="it was not asked for; set measure_speed")
+        ready = replace(ready, serving="it was not asked for; set measure_speed")
     check_judgeable(grid, evaluation, ready.serving)
     points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
-    dense, tried = try_all.with_options(task_runner=runner_of(grid))(points, evaluation, workspace)
+    check_disk([(point.plan, point.folder(workspace)) for point in points], registry, workspace)
+    runner = runner_of(grid)
+    dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace)
     measured = [_measure(one, dense[one.point.model], bench, ready, evaluation) for one in tried]  # one at a time
     asked = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
     folder = workspace.run("sweeps", asked).root
@@ -95,7 +98,7 @@ def sweep(
 
 @flow(name="prune and evaluate", persist_result=False, validate_parameters=False)
 def try_all(
-    points: list[Point], evaluation: EvalConfig, workspace: Workspace
+    points: list[Point], evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace
 ) -> tuple[dict[str, EvalResult], list[Tried]]:
     """Every dense model's evaluation by its name, and every point pruned and evaluated, on this flow's task runner.
 
@@ -103,11 +106,8 @@ def try_all(
         RuntimeError: when some failed, after the others have ended: those are not pruned again by another run.
     """
     models = {point.model: point.dense for point in points}
-    dense = {
-        model: evaluate_model.submit("dense", found.folder, evaluation, workspace.run(model, {"dense": found.digest}))
-        for model, found in models.items()
-    }
-    tried = [try_point.submit(point, evaluation, workspace) for point in points]
+    dense = {model: try_dense.submit(found, evaluation, data, workspace) for model, found in models.items()}
+    tried = [try_point.submit(point, evaluation, data, workspace) for point in points]
     wait([*dense.values(), *tried])
     titles = [*dense, *(point.title for point in points)]
     failed = [

@@ -99,7 +99,7 @@ def evaluate(
     folder = Path(model_folder)
     if (model is None or tokenizer is None) and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json; name a folder with a Hugging Face checkpoint")
-    device = _device(config.device)
+    device = evaluation_device(config.device)
     names = choose_tasks(config.tasks)
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
     # Definitions and converted data live here while tasks run (Windows cannot remove files that are still mapped).
@@ -154,7 +154,12 @@ def _name(metric: str) -> str:
     return re.sub(r"[^\w.\-/ ]", "_", metric)
 
 
-def _device(asked: str) -> str:
+def evaluation_device(asked: str) -> str:
+    """The device that ``EvalConfig.device`` means here.
+
+    Raises:
+        ValueError: this machine lacks it.
+    """
     if asked == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:

@@ -11,7 +11,7 @@ from prefect.cache_policies import NO_CACHE
 
 from deploy.availability import vllm_available
 from slimgpt.config import EvalConfig, PruneConfig
-from slimgpt.harness_tasks import choose_tasks, load_tasks
+from slimgpt.harness_tasks import DataUsed, choose_tasks, load_tasks
 from slimgpt.plan import PrunePlan, plan
 from slimgpt.text import perplexity_text
 from tasks.environment import RunFolder, Workspace
@@ -27,9 +27,11 @@ class Preflight:
 
     Attributes:
         serving: empty where vLLM can serve here, else one line: why not, and what would make it work.
+        data: that the evaluation uses.
     """
 
     serving: str
+    data: tuple[DataUsed, ...] = ()
 
 
 @task(name="check the request", cache_policy=NO_CACHE, persist_result=False)
@@ -41,16 +43,18 @@ def check_request(name: str, evaluation: EvalConfig, workspace: Workspace) -> Pr
     """
     check_name(name)
     check_writable(workspace.root)
+    data: tuple[DataUsed, ...] = ()
     with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
         if names := choose_tasks(evaluation.tasks):
-            load_tasks(names, Path(scratch))  # a wrong name or missing data would else be found after the pruning
+            data += load_tasks(names, Path(scratch))[1]  # what is wrong would else be found after the pruning
     if evaluation.perplexity != "none":
-        perplexity_text(evaluation.perplexity)
+        text = perplexity_text(evaluation.perplexity)
+        data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)
     open_client(workspace)
     reason = vllm_available()
     if reason:
         get_run_logger().warning("serving steps will be skipped: %s", reason)
-    return Preflight(serving=reason)
+    return Preflight(reason, data)
 
 
 def check_writable(folder: Path) -> None:
@@ -88,23 +92,27 @@ def plan_pruning(model: Path, config: PruneConfig) -> PrunePlan:
 
 
 @task(name="check the disk", cache_policy=NO_CACHE, persist_result=False)
-def check_disk(planned: PrunePlan, folder: RunFolder, config: RegistryConfig, workspace: Workspace) -> None:
-    """Refuse what the disks cannot hold: the pruned model, the bundle and MLflow's copy, less what is there already.
+def check_disk(wanted: list[tuple[PrunePlan, RunFolder]], config: RegistryConfig, workspace: Workspace) -> None:
+    """Refuse what the disks cannot hold: the pruned models, a bundle and MLflow's copy of one, less what is there.
+
+    Args:
+        wanted: every model that will be made, and where; one of them is packaged and registered.
+        config: whether MLflow gets a copy.
+        workspace: of all of them.
 
     Raises:
         OSError: one line with the folder, what it lacks room for, and the remedy.
     """
-    folder.root.mkdir(parents=True, exist_ok=True)
-    there = sum(file.stat().st_size for file in folder.model.glob("*.safetensors"))
-    whole = (folder.model / "config.json").is_file()
-    needs = {folder.root: {"the pruned model": 0 if whole else max(0, planned.disk_bytes - there)}}
-    if not _links(folder.root):
-        needs[folder.root]["the bundle"] = planned.bytes_after
+    models = "the pruned model" if len(wanted) == 1 else f"{len(wanted)} pruned models"
+    needs = {workspace.root: {models: sum(_missing(planned, folder) for planned, folder in wanted)}}
+    largest = max(planned.bytes_after for planned, _ in wanted)
+    if not _links(workspace.root):
+        needs[workspace.root]["the bundle"] = largest
     store = artifact_folder(open_client(workspace), config.experiment, workspace)
     if store is not None and config.weights == "copy":
         store.mkdir(parents=True, exist_ok=True)
-        same = store.stat().st_dev == folder.root.stat().st_dev
-        needs.setdefault(folder.root if same else store, {})["MLflow's copy"] = planned.bytes_after
+        same = store.stat().st_dev == workspace.root.stat().st_dev
+        needs.setdefault(workspace.root if same else store, {})["MLflow's copy"] = largest
     for place, parts in needs.items():
         free, need = shutil.disk_usage(place).free, sum(parts.values()) + SMALL_FILES
         if free < need:
@@ -113,6 +121,13 @@ def check_disk(planned: PrunePlan, folder: RunFolder, config: RegistryConfig, wo
                 f"the disk of {place} has {free / 1e9:.2f} GB free; this run needs {need / 1e9:.2f} GB more there "
                 f"({told}); free some, or choose another folder for the runs"
             )
+
+
+def _missing(planned: PrunePlan, folder: RunFolder) -> int:
+    """Bytes that are still to be written of this model."""
+    if (folder.model / "config.json").is_file():  # written last
+        return 0
+    return max(0, planned.disk_bytes - sum(file.stat().st_size for file in folder.model.glob("*.safetensors")))
 
 
 def _links(folder: Path) -> bool:

@@ -48,10 +48,11 @@ class PruneRequest:
 
 @dataclass(frozen=True)
 class PrunedModel:
-    """The pruned checkpoint and what pruning did to it."""
+    """The pruned checkpoint, what pruning did to it, and the sha256 over its files."""
 
     folder: Path
     report: PruneReport
+    digest: str
 
 
 def prune_model(wanted: PruneRequest, folder: RunFolder) -> PrunedModel:
@@ -62,8 +63,8 @@ def prune_model(wanted: PruneRequest, folder: RunFolder) -> PrunedModel:
             logger.info("nothing is pruned again: flow run %s made the same model, and it is whole", made["flow_run"])
         else:
             logger.warning("the model that flow run %s pruned is not whole any more: made again", made["flow_run"])
-            _prune.with_options(refresh_cache=True)(wanted, folder)
-    return PrunedModel(folder.model, load_report(folder.model))
+            made = _prune.with_options(refresh_cache=True)(wanted, folder)
+    return PrunedModel(folder.model, load_report(folder.model), made["digest"])
 
 
 class _Progress:

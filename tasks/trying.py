@@ -12,8 +12,10 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.harness import EvalResult
+from slimgpt.harness_tasks import DataUsed
+from slimgpt.plan import PrunePlan
 from tasks.environment import RunFolder, Workspace
-from tasks.evaluation import evaluate_model
+from tasks.evaluation import EvalRequest, evaluate_model
 from tasks.models import ResolvedModel
 from tasks.preflight import plan_pruning
 from tasks.pruning import PrunedModel, PruneRequest, prune_model
@@ -27,6 +29,7 @@ class Point:
 
     dense: ResolvedModel
     config: PruneConfig
+    plan: PrunePlan
 
     @property
     def model(self) -> str:
@@ -36,7 +39,11 @@ class Point:
     @property
     def title(self) -> str:
         """What tables, plots and MLflow call it."""
-        return f"{self.model} {100 * self.config.ratio:g}% {self.config.schedule}"
+        return title_of(self.dense, self.config)
+
+    def folder(self, workspace: Workspace) -> RunFolder:
+        """Where its files go: the folder that ``compress`` uses for the same model."""
+        return _folder(PruneRequest(self.dense, self.config, self.plan), workspace)
 
 
 @dataclass(frozen=True)
@@ -55,7 +62,7 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
     Raises:
         ValueError: naming the point and what is missing, or the models whose names are the same.
     """
-    names = [Point(dense, prune).model for dense in models]
+    names = [Path(dense.asked).name for dense in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         same = ", ".join(dense.asked for dense, name in zip(models, names, strict=True) if name in twice)
         raise ValueError(
@@ -65,12 +72,11 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
     for dense in models:
         for schedule in grid.schedules:
             for ratio in grid.ratios:
-                point = Point(dense, dataclasses.replace(prune, ratio=ratio, schedule=schedule))
+                config = dataclasses.replace(prune, ratio=ratio, schedule=schedule)
                 try:
-                    plan_pruning(dense.folder, point.config)
+                    points.append(Point(dense, config, plan_pruning(dense.folder, config)))
                 except ValueError as error:
-                    raise ValueError(f"{point.title}: {error}") from None
-                points.append(point)
+                    raise ValueError(f"{title_of(dense, config)}: {error}") from None
     return points
 
 
@@ -122,11 +128,30 @@ def runner_of(grid: SweepConfig) -> TaskRunner[Any]:
 
 
 @task(name="try", task_run_name="try {point.title}", cache_policy=NO_CACHE, persist_result=False)
-def try_point(point: Point, evaluation: EvalConfig, workspace: Workspace) -> Tried:
+def try_point(point: Point, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace) -> Tried:
     """Prune, or find what an earlier run pruned, and evaluate."""
     # Planned once more: where this runs may be another device than where the sweep was checked.
     wanted = PruneRequest(point.dense, point.config, plan_pruning(point.dense.folder, point.config))
-    folder = workspace.run(default_name(point.dense.asked), wanted.facts)
+    folder = _folder(wanted, workspace)
     get_run_logger().info("%s: %s", point.title, folder.root)
     pruned = prune_model(wanted, folder)
-    return Tried(point, pruned, evaluate_model("pruned", pruned.folder, evaluation, folder), folder)
+    measured = EvalRequest("pruned", pruned.folder, pruned.digest, evaluation, data)
+    return Tried(point, pruned, evaluate_model(measured, folder), folder)
+
+
+@task(name="try dense", task_run_name="try {dense.asked}", cache_policy=NO_CACHE, persist_result=False)
+def try_dense(
+    dense: ResolvedModel, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace
+) -> EvalResult:
+    """The dense model's own figures, which every pruned one's are compared with."""
+    folder = workspace.run(Path(dense.asked).name, {"dense": dense.digest})
+    return evaluate_model(EvalRequest("dense", dense.folder, dense.digest, evaluation, data), folder)
+
+
+def title_of(dense: ResolvedModel, config: PruneConfig) -> str:
+    """What tables, plots and MLflow call a model that is pruned so."""
+    return f"{Path(dense.asked).name} {100 * config.ratio:g}% {config.schedule}"
+
+
+def _folder(wanted: PruneRequest, workspace: Workspace) -> RunFolder:
+    return workspace.run(default_name(wanted.dense.asked), wanted.facts)

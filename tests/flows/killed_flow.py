@@ -25,7 +25,7 @@ PHASES = {
     "find": models.resolve.fn.__code__,
     "plan": preflight.plan_pruning.fn.__code__,
     "prune": pruning.prune_model.__code__,
-    "evaluate": evaluation.evaluate_model.fn.__code__,
+    "evaluate": evaluation.evaluate_model.__code__,
     "package": bundling.package.fn.__code__,
     "benchmark": benchmarking.benchmark.fn.__code__,
     "report": reporting.write_report.fn.__code__,

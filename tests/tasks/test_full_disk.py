@@ -44,7 +44,7 @@ def filled(disk, *, kib_left):
 def test_while_packaging_it_is_one_line_and_the_bundle_before_stays(disk, kib_left):
     root = finished_run.make(disk)
     folder, asked = RunFolder(root), finished_run.asked(root, "tiny-slim")
-    pruned = PrunedModel(folder.model, load_report(folder.model))
+    pruned = PrunedModel(folder.model, load_report(folder.model), "")
 
     def run():
         return package.fn(pruned, asked.dense, asked.pruned, "tiny-slim", folder)
@@ -103,7 +103,15 @@ def test_what_packaging_and_the_registrys_copy_need_is_known_before_the_pruning(
         words = "GB free; this run needs .* GB the pruned model" + (", .* GB MLflow's copy" if room > 1 else "")
         expected = pytest.raises(OSError, match=words) if refused else contextlib.nullcontext()
         with filled(disk, kib_left=(SMALL_FILES >> 10) + int(room * kib)), expected:
-            check_disk.fn(planned, new, config, workspace)
+            check_disk.fn([(planned, new)], config, workspace)
+    two, reference = (
+        [(planned, new), (planned, RunFolder(new.root.with_name("2")))],
+        RegistryConfig(weights="reference"),
+    )
+    with filled(disk, kib_left=(SMALL_FILES >> 10) + int(1.5 * kib)):
+        with pytest.raises(OSError, match=r"needs .* \(.* GB 2 pruned models\)"):  # a sweep's
+            check_disk.fn(two, reference, workspace)
+        check_disk.fn(two[:1], reference, workspace)
     shutil.copytree(root / "model", new.model)  # pruned already: only the copy is missing
     with filled(disk, kib_left=(SMALL_FILES >> 10) + int(1.5 * kib)):
-        check_disk.fn(planned, new, RegistryConfig(), workspace)
+        check_disk.fn([(planned, new)], RegistryConfig(), workspace)

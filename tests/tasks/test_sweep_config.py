@@ -7,7 +7,7 @@ import pytest
 from slimgpt.config import EvalConfig, PruneConfig
 from tasks.models import ResolvedModel
 from tasks.sweep_config import SweepConfig
-from tasks.trying import Point, check_judgeable, grid_of, runner_of
+from tasks.trying import check_judgeable, grid_of, runner_of, title_of
 
 
 def test_lists_of_json_and_yaml_become_tuples_without_repeats():
@@ -61,7 +61,7 @@ def test_the_runner_is_prefects():
 def test_every_point_has_a_title_of_its_own():
     model = ResolvedModel("folder/tiny", Path("folder/tiny"), "")
     ratios = (0.29, 0.125, 0.12, 0.13)
-    titles = [Point(model, PruneConfig(ratio=ratio)).title for ratio in ratios]
+    titles = [title_of(model, PruneConfig(ratio=ratio)) for ratio in ratios]
     assert titles == ["tiny 29% log", "tiny 12.5% log", "tiny 12% log", "tiny 13% log"]
 
 
