@@ -7,6 +7,6 @@ from tasks.sweep_config import SweepConfig
 
 PRUNE = PruneConfig(num_samples=32, seq_len=1024)
 EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model
-BENCH = BenchConfig(load_shares=(0.75,), offline=False)  # `slimgpt bench` also measures more loads, and offline
+BENCH = BenchConfig(load_shares=(), offline=False)  # `slimgpt bench` also measures other loads, and offline
 REGISTRY = RegistryConfig()
 SWEEP = SweepConfig()
