@@ -19,6 +19,7 @@ from mlflow import MlflowClient
 from deploy.availability import vllm_available
 from deploy.serving import session_members
 from slimgpt.report import load_report
+from tests.flows.test_readme import DOCS, commands
 from tests.tiny_models import write_dense
 
 pytestmark = pytest.mark.slow
@@ -184,6 +185,14 @@ def test_up_twice_changes_nothing_and_a_schedule_that_a_user_switched_on_stays_o
     after = servers.ask("deployments/name/compress/compress")
     assert after["id"] == deployment["id"]
     assert {item["slug"]: item["active"] for item in after["schedules"]}["weekly"]
+
+
+def test_the_prefect_commands_of_the_docs_are_these_and_work(servers, first):
+    run, show = (words[1:] for words in commands("prefect", DOCS))
+    assert run[:3] == ["deployment", "run", "compress/compress"]  # as servers.run() did, with other values
+    assert [word.partition("=")[0] for word in run[3:]] == ["--param", "model", "--param", "prune"]
+    done = servers.prefect(*show)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_api_refuses_a_value_beyond_its_limit_before_a_run_exists(servers):

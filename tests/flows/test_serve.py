@@ -32,16 +32,17 @@ pytestmark = pytest.mark.vllm
 needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
 
 
-def register(folder: Path, runs: Path) -> None:
-    """One version of ``tiny`` in the registry of ``runs``, alias champion."""
+def register(folder: Path, runs: Path, name: str = "tiny", aliases: tuple[str, ...] = ("champion",)) -> None:
+    """One version of ``name`` in the registry of ``runs``."""
     client = open_client(Workspace.at(runs))
     experiment = client.create_experiment("served", (runs / "mlflow-artifacts").as_uri())
     model_id = client.create_logged_model(experiment, "model").model_id
     client.log_model_artifacts(model_id, str(folder), MODEL_PATH)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
-    client.create_registered_model("tiny")
-    version = client.create_model_version("tiny", f"models:/{model_id}", model_id=model_id)
-    client.set_registered_model_alias("tiny", "champion", version.version)
+    client.create_registered_model(name)
+    version = client.create_model_version(name, f"models:/{model_id}", model_id=model_id)
+    for alias in aliases:
+        client.set_registered_model_alias(name, alias, version.version)
 
 
 def start(*words: object, cwd: Path, log: Path, **variables: str) -> subprocess.Popen:

@@ -1,0 +1,101 @@
+"""Every `slimgpt serve` and `slimgpt bench` of README and docs, run with real vLLM on tiny models.
+
+Replaced are names of models and ports; added is what makes vLLM start sooner.
+"""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from concurrent.futures import ThreadPoolExecutor
+
+import openai
+import pytest
+
+from deploy.availability import vllm_available
+from tests.deploy.slim_checkpoint import write_dense, write_slim
+from tests.flows.test_readme import DOCS, README, commands
+from tests.flows.test_serve import KEY, ROOT, register, start, wait_for
+from tests.hub_server import Hub
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.vllm,
+    pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
+]
+SOONER = ["--enforce-eager", "--kvcache-gib", "1"]
+AT_ONCE = 3  # servers that are started at the same time: 3 GB each
+
+
+def lines(command):
+    """The documents' lines of this command, as words after its name."""
+    return [words[2:] for words in commands("slimgpt", README + DOCS) if words[1] == command]
+
+
+def smaller(words):
+    """On a free port, with a context that a tiny model has, and started sooner."""
+    words = list(words)
+    for flag, value in (("--port", "0"), ("--max-model-len", "256")):
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    if "--port" not in words:
+        words[1:1] = ["--port", "0"]
+    words[1:1] = SOONER
+    return words
+
+
+@pytest.fixture
+def place(tmp_path):
+    write_slim(tmp_path / "MODEL")
+    write_slim(tmp_path / "out", widths=[(6, 2, 96), (4, 4, 128)])  # as --head-multiple 2 leaves it
+    register(tmp_path / "MODEL", tmp_path / "runs", "smollm2-slim", ("challenger", "champion"))
+    return tmp_path
+
+
+def test_every_serve_command_serves(place):
+    files = {path.name: path.read_bytes() for path in (place / "MODEL").iterdir()}
+    with Hub() as hub:
+        commit = hub.push("org/model", files)
+        hub.repos["models", "org/model"].refs["4fa2b1c"] = commit
+        user = {"SLIMGPT_RUNS": str(place / "runs"), "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf")}
+        user["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else two ranks want two NUMA nodes
+        user |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1,localhost", "VLLM_API_KEY": KEY}
+
+        def serve(number, words):
+            log = place / f"{number}.log"
+            process = start(*words, cwd=place, log=log, **user)
+
+            def ready():
+                assert process.poll() is None, log.read_text()[-3000:]
+                return re.search(r"\nready on (\S+) as (\S+) after", log.read_text())
+
+            try:
+                url, name = wait_for(ready, "the line that says ready").groups()
+                with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+                    asked = {"prompt": [5, 80, 200], "max_tokens": 4, "extra_body": {"ignore_eos": True}}
+                    assert client.completions.create(model=name, **asked).usage.completion_tokens == 4
+                process.terminate()
+                assert process.wait(60) == 128 + signal.SIGTERM
+            finally:
+                process.kill()
+
+        wanted = [smaller(words) for words in lines("serve")]
+        wanted = [words for i, words in enumerate(wanted) if words not in wanted[:i]]
+        with ThreadPoolExecutor(AT_ONCE) as pool:
+            list(pool.map(serve, range(len(wanted)), wanted))
+    assert {words[0] for words in wanted} >= {"MODEL", "org/model", "out", "models:/smollm2-slim@champion"}
+
+
+def test_every_bench_command_measures(place):
+    (words,) = lines("bench")
+    dense = write_dense(place / "smollm2")
+    command = [sys.executable, "-P", "-m", "flows.cli", "bench", *words, *SOONER, "--no-offline", "--load-shares", ""]
+    command += ["--pairs", "1", "--num-prompts", "2", "--num-warmups", "1", "--input-len", "16", "--output-len", "8"]
+    env = os.environ | {"PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr[-3000:]
+    report = json.loads((place / "runs" / "bench" / "bench.json").read_text())
+    sizes = [sum(file.stat().st_size for file in folder.glob("*.safetensors")) for folder in (dense, place / "out")]
+    assert [report["footprints"][side]["file_bytes"] for side in ("dense", "pruned")] == sizes
