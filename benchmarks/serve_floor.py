@@ -4,8 +4,8 @@
 
 `vllm bench throughput` of the same model with fewer layers, in turn, round after round; a line through seconds against
 layers. Its slope is what layers take, and what is left at none is the floor: output head, sampling, scheduling, the
-hand-over between processes. Head and sampling are also timed alone, as one step computes them, on as many threads as
-vLLM takes (one core less than there are, on CPU). Prints one JSON line. LLaMA-like models.
+hand-over between processes. The head is also timed alone, as one step computes it, on as many threads as vLLM takes
+(one core less than there are, on CPU). Prints one JSON line. LLaMA-like models.
 """
 
 import argparse
@@ -14,7 +14,6 @@ import os
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -34,26 +33,15 @@ def write_shallow(dense: Path, folder: Path, layers: int) -> None:
     AutoTokenizer.from_pretrained(dense).save_pretrained(folder)
 
 
-def head_and_sampling(dense: Path, batch: int) -> tuple[float, float]:
-    """Seconds of a step's logits and of drawing a token for each sequence, at temperature 1."""
+def head_seconds(dense: Path, batch: int) -> float:
+    """Seconds of a step's logits."""
     torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) - 1))
     head_VD = AutoModelForCausalLM.from_pretrained(dense, dtype=torch.bfloat16).get_output_embeddings().weight.data
     hidden_BD = torch.randn(batch, head_VD.shape[1], dtype=torch.bfloat16)
-    logits_BV = hidden_BD @ head_VD.T
-
-    def draw() -> torch.Tensor:
-        probabilities_BV = torch.softmax(logits_BV.float(), -1)
-        return (probabilities_BV / torch.empty_like(probabilities_BV).exponential_()).argmax(-1)
-
-    return _seconds(lambda: hidden_BD @ head_VD.T), _seconds(draw)
-
-
-def _seconds(work: Callable[[], object], times: int = 20) -> float:
-    work()
     taken = []
-    for _ in range(times):
+    for _ in range(20):
         start = time.perf_counter()
-        work()
+        torch.mm(hidden_BD, head_VD.T)
         taken.append(time.perf_counter() - start)
     return statistics.median(taken)
 
@@ -79,13 +67,8 @@ def main() -> None:
     middle = [statistics.median(runs) for runs in seconds.values()]
     per_layer, floor = statistics.linear_regression(list(seconds), middle)
     whole = per_layer * asked.layers[0] + floor
-    head, sampling = (config.output_len * each for each in head_and_sampling(dense, config.num_prompts))
-    shares = {
-        "layers": per_layer * asked.layers[0],
-        "head": head,
-        "sampling": sampling,
-        "rest": floor - head - sampling,
-    }
+    head = config.output_len * head_seconds(dense, config.num_prompts)
+    shares = {"layers": per_layer * asked.layers[0], "head": head, "rest": floor - head}
     print(
         json.dumps(
             {
