@@ -74,7 +74,7 @@ class Cost:
         moved: bytes of activations that come from and go to where they wait, if that is not the device.
         reduced: bytes of H that are summed over the processes.
         read, written: bytes of weights.
-        device, host: peak memory; on a CPU both are the same memory, and ``device`` is 0.
+        device, host: bytes of peak memory; on a CPU both are the same memory, and ``device`` is 0.
         disk: bytes of the pruned weights, and of activations that wait in a file.
     """
 
