@@ -45,27 +45,15 @@ def layer_plots(layers: "list[LayerReport]") -> list[Plot]:
 
 
 def bench_plots(bench: BenchReport) -> list[Plot]:
-    """Throughput, latency against load, and the latency's ratios."""
+    """Throughput, latency against load where several loads were measured, and the latency's ratios."""
     least = f"{len(bench.full.dense)} dense-pruned pairs"
-    return [
-        draw_plot(
-            "throughput", "Throughput", f"New tokens per second: the median, and every run of {least}.", _speeds, bench
-        ),
-        draw_plot(
-            "load",
-            "Latency against load",
-            "Whole requests as they arrive: medians of the runs; open marks on the right: all requests at once.",
-            _load,
-            bench.loads,
-        ),
-        draw_plot(
-            "latency",
-            "Latency, pruned over dense",
-            f"All requests at once, dense = 1: median, lowest and highest of {least}.",
-            _latency,
-            bench,
-        ),
-    ]
+    speeds = f"New tokens per second: the median, and every run of {least}."
+    plots = [draw_plot("throughput", "Throughput", speeds, _speeds, bench)]
+    if len(bench.loads) > 1:
+        caption = "Whole requests as they arrive: medians of the runs; open marks on the right: all requests at once."
+        plots.append(draw_plot("load", "Latency against load", caption, _load, bench.loads))
+    caption = f"All requests at once, dense = 1: median, lowest and highest of {least}."
+    return [*plots, draw_plot("latency", "Latency, pruned over dense", caption, _latency, bench)]
 
 
 def all_plots(comparison: "Comparison") -> list[Plot]:

@@ -87,9 +87,11 @@ def bench(
     report = compare(*folders, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
     show.table("pruned against dense", HEADER, [row.cells for row in bench_rows(report)])
     show.line(f"- {bench_note(report)}")
+    written = ["bench.json"]
     for plot in bench_plots(report):
-        write_atomically(workdir / f"{plot.name}.svg", plot.svg + "\n")
-    show.line(f"written to {workdir}: bench.json, throughput.svg, load.svg, latency.svg")
+        written.append(f"{plot.name}.svg")
+        write_atomically(workdir / written[-1], plot.svg + "\n")
+    show.line(f"written to {workdir}: {', '.join(written)}")
 
 
 def package(

@@ -18,6 +18,7 @@ from deploy.bench_report import (
     Ratio,
     Saving,
 )
+from deploy.plots import bench_plots
 from deploy.report import Comparison, notes, rows, to_markdown
 from deploy.report_page import to_html
 from slimgpt.report import LayerReport, PruneReport
@@ -165,6 +166,13 @@ def test_plots_are_well_formed_and_share_no_ids(comparison):
         assert targets <= set(ids)
         assert "currentColor" in plot
         assert "#010203" not in plot
+
+
+def test_one_load_makes_no_plot_of_latency_against_load():
+    report = bench_report()
+    assert [plot.name for plot in bench_plots(report)] == ["throughput", "load", "latency"]
+    alone = dataclasses.replace(report, loads=report.loads[:1])
+    assert [plot.name for plot in bench_plots(alone)] == ["throughput", "latency"]
 
 
 def test_without_a_benchmark_the_report_says_why(comparison):
