@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 RUNS_VARIABLE = "SLIMGPT_RUNS"
-_set_here: dict[str, str] = {}  # values that an earlier prepare() chose, which a later one may change
+_chosen: set[tuple[str, str]] = set()  # variables and values of earlier calls of prepare(), which a later one may change
 
 
 @dataclass(frozen=True)
@@ -107,8 +107,10 @@ def prepare(runs: str | Path = "") -> Workspace:
         "TOKENIZERS_PARALLELISM": "false",  # forked after use it would warn on each start of a child
     }
     for variable, value in wanted.items():
-        if os.environ.get(variable, "") in ("", _set_here.get(variable)):
-            os.environ[variable] = _set_here[variable] = value
+        now = os.environ.get(variable, "")
+        if not now or (variable, now) in _chosen:
+            os.environ[variable] = value
+            _chosen.add((variable, value))
     _take_password_out()
     return workspace
 

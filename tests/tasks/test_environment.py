@@ -34,6 +34,20 @@ for runs in "ab":
     assert not any(tmp_path.iterdir())
 
 
+def test_a_value_chosen_here_and_put_back_by_whoever_patched_it_is_still_no_value_of_the_users(tmp_path):
+    code = """
+import os
+from tasks.environment import prepare
+prepare("a")
+before = dict(os.environ)
+del os.environ["MLFLOW_TRACKING_URI"]
+prepare("b")
+os.environ.update(before)
+print(prepare("c").tracking_uri)
+"""
+    assert run(code, tmp_path, MLFLOW_TRACKING_URI="") == [f"sqlite:///{tmp_path}/c/mlflow.db"]
+
+
 def test_a_password_leaves_the_address_and_reaches_mlflow(tmp_path):
     code = """
 import os
