@@ -10,11 +10,11 @@ import sys
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from urllib.request import Request, urlopen
 
 import psutil
 import pytest
 from mlflow import MlflowClient
+from prefect.client.base import PrefectHttpxSyncClient
 
 from deploy.availability import vllm_available
 from deploy.serving import session_members
@@ -41,6 +41,7 @@ class Servers:
         self.root = root
         ports = {"PREFECT_PORT": str(_free_port()), "MLFLOW_PORT": str(_free_port())}
         self.api = f"http://127.0.0.1:{ports['PREFECT_PORT']}/api"
+        self.client = PrefectHttpxSyncClient(base_url=self.api, timeout=300)  # asks again after a 503, as users' does
         self.mlflow = f"http://127.0.0.1:{ports['MLFLOW_PORT']}"
         # A user's environment: nothing that this process's own Prefect and MLflow need.
         user = {name: value for name, value in os.environ.items() if not name.startswith(("PREFECT_", "MLFLOW_"))}
@@ -72,10 +73,7 @@ class Servers:
         return json.loads((self.root / "services" / f"{name}.json").read_text())["pid"]
 
     def ask(self, path, data=None):
-        request = Request(f"{self.api}/{path}", None if data is None else json.dumps(data).encode())
-        request.add_header("Content-Type", "application/json")
-        with urlopen(request, timeout=300) as answer:
-            return json.load(answer)
+        return self.client.request("GET" if data is None else "POST", path, json=data).json()
 
     def prefect(self, *command):
         environment = {**self.environment, "PREFECT_API_URL": self.api}
@@ -94,7 +92,7 @@ class Servers:
     def schedule(self, deployment="compress/compress", **parameters):
         """Put it on a schedule whose first time is in seconds and whose next is in a year; the flow run's id."""
         found = self.ask(f"deployments/name/{deployment}")["id"]
-        soon = (datetime.now(UTC) + timedelta(seconds=15)).isoformat()
+        soon = (datetime.now(UTC) + timedelta(seconds=25)).isoformat()
         yearly = {"interval": 365 * 86400, "anchor_date": soon}
         schedule = {"schedule": yearly, "active": True, "parameters": parameters, "slug": "soon"}
         self.ask(f"deployments/{found}/schedules", [schedule])
@@ -175,10 +173,7 @@ def test_up_twice_changes_nothing_and_a_schedule_that_a_user_switched_on_stays_o
     (schedule,) = [item for item in deployment["schedules"] if item["slug"] == "weekly"]
     assert not schedule["active"]
     place = f"deployments/{deployment['id']}/schedules/{schedule['id']}"
-    switch = Request(f"{servers.api}/{place}", json.dumps({"active": True}).encode(), method="PATCH")
-    switch.add_header("Content-Type", "application/json")
-    with urlopen(switch, timeout=300):
-        pass
+    servers.client.patch(place, json={"active": True})
     pids = [servers.pid(name) for name in ("prefect", "mlflow", "worker")]
     servers.local("up")
     assert [servers.pid(name) for name in ("prefect", "mlflow", "worker")] == pids
