@@ -85,7 +85,10 @@ class _OwnServer(SubprocessASGIServer):
             "PREFECT__SERVER_FINAL": "1",
             vllm_entry.PARENT_PID: str(os.getpid()),
         }
-        settings = get_current_settings().to_environment_variables(exclude_unset=True)
+        current = get_current_settings()
+        with contextlib.suppress(OSError):  # said in one line by the flow, which writes there, too
+            current.server.memo_store_path.parent.mkdir(parents=True, exist_ok=True)
+        settings = current.to_environment_variables(exclude_unset=True)
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.prefect_api", str(self.port)], env={**os.environ, **ours, **settings}
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
 RUNS_VARIABLE = "SLIMGPT_RUNS"
-_chosen: set[tuple[str, str]] = set()  # variables and values of earlier calls of prepare(), which a later one may change
+_chosen: set[tuple[str, str]] = set()  # what earlier calls of prepare() set, which a later one may change
 
 
 @dataclass(frozen=True)

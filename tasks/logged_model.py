@@ -37,8 +37,9 @@ def upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path,
         (marker := Path(temporary) / "model").mkdir()
         (marker / "config.json").write_text("{}")
         description = Model(run_id=run_id, model_uuid=model_id, model_id=model_id)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*ype hint.*")  # the signature is given
+        with warnings.catch_warnings(
+            record=True
+        ) as told:  # MLflow puts a filter of its own before any that is set here
             pyfunc.save_model(
                 path=str(skeleton),
                 python_model=str(Path(deploy.__file__).parent / "pyfunc_model.py"),
@@ -49,6 +50,9 @@ def upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path,
                 input_example=[EXAMPLE],
                 pip_requirements=needs,
             )
+        for one in told:
+            if "ype hint" not in str(one.message):  # the signature is given
+                warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         _forget_places(skeleton, description, "" if copy else str(folder.absolute()))
         description.model_size_bytes = sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
         description.save(str(skeleton / "MLmodel"))

@@ -74,7 +74,8 @@ def open_client(workspace: Workspace) -> MlflowClient:
         OSError: when the SQLite file cannot be opened.
     """
     prepare(workspace.root)
-    for chatty in ("mlflow.store.db.utils", "alembic"):  # tables made on the first use are no news
+    # Tables made on the first use, an input example that fits, a file of uv's that is not looked for: no news.
+    for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.utils.uv_utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = workspace.tracking_uri
     make_database(uri)

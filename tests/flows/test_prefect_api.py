@@ -67,6 +67,17 @@ def test_a_server_that_does_not_answer_is_one_line_before_any_work(tmp_path, lis
     assert not (tmp_path / "runs").exists()
 
 
+def test_the_first_run_in_an_empty_folder_warns_of_nothing_but_what_is_skipped(tmp_path):
+    """Prefect's own server and MLflow's loader used to warn of what was meant to be so."""
+    dense = write_dense(tmp_path / "tiny")
+    assert compress(tmp_path, dense).wait(300) == 0
+    lines = (tmp_path / "log").read_text().splitlines()
+    assert [line for line in lines if "challenger" in line]
+    warned = [line for line in lines if "warning" in line.lower() and "vLLM" not in line]
+    assert warned == []
+    assert [line for line in lines if "INFO mlflow" in line] == []
+
+
 class PrefectServer:
     """A server that can be killed and started again on the same port and database."""
 
