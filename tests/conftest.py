@@ -13,6 +13,9 @@ _HOME = tempfile.mkdtemp(prefix="slimgpt-tests-")
 os.environ["SLIMGPT_RUNS"] = f"{_HOME}/runs"
 os.environ["PREFECT_HOME"] = f"{_HOME}/prefect"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
+# Each process of ``-n 2`` takes its share of the cores: OpenMP's threads spin while they wait for one another.
+_SHARE = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _SHARE)))
 
 from tasks.environment import prepare  # noqa: E402
 
@@ -23,6 +26,11 @@ def pytest_unconfigure():
     shutil.rmtree(_HOME, ignore_errors=True)
 
 
+def pytest_collection_modifyitems(items):
+    """What takes longest comes first: else ``-n 2`` ends with one process at work and one at rest."""
+    items.sort(key=lambda item: (item.get_closest_marker("vllm") is None, item.get_closest_marker("slow") is None))
+
+
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
     """For ``-n 2``: a file's tests stay together, and the files marked ``vllm`` take turns.
@@ -30,6 +38,8 @@ def pytest_xdist_make_scheduler(config, log):
     xdist's own groups do not reach its scheduler in pytest 9.2.
     """
     from xdist.scheduler import LoadScopeScheduling
+
+    config.option.loadscopereorder = False  # it would put the files with the fewest tests, the slowest ones, last
 
     class ByFile(LoadScopeScheduling):
         def _split_scope(self, nodeid):
