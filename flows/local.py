@@ -168,7 +168,7 @@ class Local:
         services = []
         if not prefect:
             prefect = f"http://127.0.0.1:{prefect_port}/api"
-            command = (*_python("prefect"), "server", "start", "--host", "127.0.0.1", "--port", str(prefect_port))
+            command = (*_python("flows.prefect_server"), "start", "--host", "127.0.0.1", "--port", str(prefect_port))
             state = stores.described("prefect")
             services.append(Service("prefect", folder, command, f"{prefect}/health", prefect_port, state))
         if not mlflow.startswith(("http:", "https:")):

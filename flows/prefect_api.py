@@ -24,6 +24,7 @@ from prefect.settings import (
 )
 
 from deploy import vllm_entry
+from flows import prefect_server
 from tasks.registry import reason, without_password
 
 ANSWER_WITHIN_S = 10.0
@@ -41,7 +42,7 @@ def reached() -> Iterator[None]:
     if url:
         _check(url)
     elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
-        _OwnServer().start()  # here and not in a thread that ends before the flow does: the kernel watches that thread
+        OwnServer().start()  # here and not in a thread that ends before the flow does: the kernel watches that thread
     for logger in (logging.getLogger(), logging.getLogger("prefect")):
         for console in logger.handlers:
             console.addFilter(_in_one_line)
@@ -75,7 +76,7 @@ def _check(url: str) -> None:
         )
 
 
-class _OwnServer(SubprocessASGIServer):
+class OwnServer(SubprocessASGIServer):
     """Prefect's temporary server, which the kernel kills when this process is killed. Prefect finds it as its own."""
 
     def _run_uvicorn_command(self) -> "subprocess.Popen[Any]":
@@ -95,10 +96,11 @@ class _OwnServer(SubprocessASGIServer):
 
 
 def _serve(port: int) -> None:
-    """What ``_OwnServer`` starts: as Prefect does it, but tied to the parent's life."""
+    """What ``OwnServer`` starts: as Prefect does it, but tied to the parent's life."""
     import uvicorn
 
     vllm_entry.die_with_parent()
+    prefect_server.collect_aside()
     app = "prefect.server.api.server:create_app"
     uvicorn.run(app, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
 

@@ -52,10 +52,14 @@ def pytest_xdist_make_scheduler(config, log):
 @pytest.fixture(scope="session")
 def prefect_server():
     """A real Prefect server with a database of its own."""
-    from prefect.testing.utilities import prefect_test_harness
+    from prefect.testing import utilities
 
-    with prefect_test_harness(server_startup_timeout=120):
-        yield
+    from flows.prefect_api import OwnServer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(utilities, "SubprocessASGIServer", OwnServer)  # as a command starts it
+        with utilities.prefect_test_harness(server_startup_timeout=120):
+            yield
 
 
 @pytest.fixture
