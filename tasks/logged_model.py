@@ -37,9 +37,8 @@ def upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path,
         (marker := Path(temporary) / "model").mkdir()
         (marker / "config.json").write_text("{}")
         description = Model(run_id=run_id, model_uuid=model_id, model_id=model_id)
-        with warnings.catch_warnings(
-            record=True
-        ) as told:  # MLflow puts a filter of its own before any that is set here
+        # Recorded, since MLflow puts a filter of its own before any that is set here.
+        with warnings.catch_warnings(record=True) as told:
             pyfunc.save_model(
                 path=str(skeleton),
                 python_model=str(Path(deploy.__file__).parent / "pyfunc_model.py"),
