@@ -24,7 +24,6 @@ from prefect.settings import (
 )
 
 from deploy import vllm_entry
-from flows import prefect_server
 from tasks.registry import reason, without_password
 
 ANSWER_WITHIN_S = 10.0
@@ -91,19 +90,6 @@ class OwnServer(SubprocessASGIServer):
             current.server.memo_store_path.parent.mkdir(parents=True, exist_ok=True)
         settings = current.to_environment_variables(exclude_unset=True)
         return subprocess.Popen(
-            [sys.executable, "-P", "-m", "flows.prefect_api", str(self.port)], env={**os.environ, **ours, **settings}
+            [sys.executable, "-P", "-m", "flows.prefect_server", "temporary", str(self.port)],
+            env={**os.environ, **ours, **settings},
         )
-
-
-def _serve(port: int) -> None:
-    """What ``OwnServer`` starts: as Prefect does it, but tied to the parent's life."""
-    import uvicorn
-
-    vllm_entry.die_with_parent()
-    prefect_server.collect_aside()
-    app = "prefect.server.api.server:create_app"
-    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
-
-
-if __name__ == "__main__":
-    _serve(int(sys.argv[1]))

@@ -12,6 +12,8 @@ import sys
 import threading
 import time
 
+from deploy import vllm_entry
+
 START_S = 30.0
 INTERVAL_S = 10.0
 
@@ -31,7 +33,19 @@ def collect_aside(start_s: float = START_S, interval_s: float = INTERVAL_S) -> N
     threading.Thread(target=collect, name="garbage", daemon=True).start()
 
 
+def temporary(port: int) -> None:
+    """The server of one command: as Prefect starts it, but tied to the life of the process that did."""
+    import uvicorn
+
+    vllm_entry.die_with_parent()
+    app = "prefect.server.api.server:create_app"
+    uvicorn.run(app, factory=True, host="127.0.0.1", port=port, log_level="error", lifespan="on")
+
+
 if __name__ == "__main__":
     collect_aside()
-    sys.argv.insert(1, "server")
-    runpy.run_module("prefect", run_name="__main__", alter_sys=True)
+    if sys.argv[1:2] == ["temporary"]:
+        temporary(int(sys.argv[2]))
+    else:
+        sys.argv.insert(1, "server")
+        runpy.run_module("prefect", run_name="__main__", alter_sys=True)

@@ -1,4 +1,4 @@
-"""Every `slimgpt serve` and `slimgpt bench` of README and docs, run with real vLLM on tiny models.
+"""Every `slimgpt serve`, `slimgpt bench` and `curl` of README and docs, run with real vLLM on tiny models.
 
 Replaced are names of models and ports; added is what makes vLLM start sooner.
 """
@@ -6,6 +6,7 @@ Replaced are names of models and ports; added is what makes vLLM start sooner.
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -26,6 +27,7 @@ pytestmark = [
     pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
 ]
 SOONER = ["--enforce-eager", "--kvcache-gib", "1"]
+CURL = re.findall(r"^(?:\$ )?(curl (?:.*\\\n)*.*)$", README + DOCS, flags=re.MULTILINE)
 AT_ONCE = 3  # servers that are started at the same time: 3 GB each
 
 
@@ -50,6 +52,21 @@ def telling(wanted):
     """Each once, without those whose every word another has: a model with fewer options, the one alias or the other."""
     wanted = {tuple(word.replace("@challenger", "@champion") for word in words) for words in wanted}
     return sorted(words for words in wanted if not any(set(words) < set(other) for other in wanted))
+
+
+def curl(url, name):
+    """The documents' own questions, as far as they are to a model of this name; every server here wants the key."""
+    env = {**os.environ, "VLLM_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
+    for line in CURL:
+        if '"model"' in line and f'"{name}"' not in line:
+            continue
+        here = re.sub(r"http://127.0.0.1:\d+/v1", url, line) + " -sS --fail-with-body"
+        if "$VLLM_API_KEY" not in line:
+            here += ' -H "Authorization: Bearer $VLLM_API_KEY"'
+        done = subprocess.run(["bash", "-c", here], env=env, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stdout + done.stderr
+        answer = json.loads(done.stdout)
+        assert answer["data"][0]["id"] == name if "data" in answer else answer["usage"]["completion_tokens"] == 12
 
 
 @pytest.fixture
@@ -82,6 +99,8 @@ def test_every_serve_command_serves(place):
                 with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
                     asked = {"prompt": [5, 80, 200], "max_tokens": 4, "extra_body": {"ignore_eos": True}}
                     assert client.completions.create(model=name, **asked).usage.completion_tokens == 4
+                if shutil.which("curl"):
+                    curl(url, name)
                 process.terminate()
                 assert process.wait(60) == 128 + signal.SIGTERM
             finally:
@@ -90,6 +109,7 @@ def test_every_serve_command_serves(place):
         wanted = telling(smaller(words) for words in lines("serve"))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(serve, range(len(wanted)), wanted))
+    assert len(CURL) >= 2
     assert {words[0] for words in wanted} >= {"MODEL", "org/model", "out", "models:/smollm2-slim@champion"}
 
 

@@ -139,7 +139,7 @@ def test_without_a_server_the_temporary_one_ends_with_a_flow_that_is_killed(tmp_
     flow = psutil.Process(process.pid)
     wait_for(lambda: "Beginning flow run" in (tmp_path / "log").read_text(), "a start", process, tmp_path / "log")
     children = flow.children(recursive=True)
-    assert any("flows.prefect_api" in child.cmdline() for child in children)
+    assert any("flows.prefect_server" in child.cmdline() for child in children)
     process.kill()
     process.wait()
     _, left = psutil.wait_procs(children, timeout=20)
