@@ -34,7 +34,16 @@ from tasks.reporting import Report, write_report  # noqa: E402
 from tasks.retrying import ON_NETWORK_FAULTS  # noqa: E402
 from tasks.sweep_config import SweepConfig  # noqa: E402
 from tasks.sweeping import Outcome, compare_models, record_sweep  # noqa: E402
-from tasks.trying import Point, Tried, check_judgeable, grid_of, runner_of, try_dense, try_point  # noqa: E402
+from tasks.trying import (  # noqa: E402
+    Point,
+    Tried,
+    check_judgeable,
+    grid_of,
+    own_environment,
+    runner_of,
+    try_dense,
+    try_point,
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,8 @@ def sweep(
     points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
     check_disk([(point.plan, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
-    dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace)
+    with own_environment():
+        dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace)
     measured = [_measure(one, dense[one.point.model], bench, ready, evaluation) for one in tried]  # one at a time
     asked = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
     folder = workspace.run("sweeps", asked).root

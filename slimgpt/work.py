@@ -47,7 +47,9 @@ class Work:
                     f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
                 )
         elif entries[0] != header:
-            raise FileExistsError(f"{out} holds another pruning: {_differences(entries[0], header)}; name another OUT")
+            raise FileExistsError(
+                f"{out} holds another pruning: {_differences(entries[0], header)}; {_remedy(entries[0], header)}"
+            )
         self.entries = self._trusted(entries[1:]) if entries else {}
         if not self.finished:
             with writing("the journal", out, KEPT):
@@ -150,6 +152,12 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
     return ", ".join(
         f"{key.removeprefix('config.')} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys[:4]
     )
+
+
+def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
+    if {**old, "threads": 0} == {**new, "threads": 0}:
+        return f"set OMP_NUM_THREADS={old['threads']} to go on with it, or name another OUT"
+    return "name another OUT"
 
 
 def _short(value: Any) -> str:

@@ -1,6 +1,9 @@
 """The points of a sweep: each is pruned and evaluated, on threads or on Dask's workers."""
 
 import dataclasses
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -125,6 +128,18 @@ def runner_of(grid: SweepConfig) -> TaskRunner[Any]:
     environment = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), threads)
     processes = {"n_workers": grid.workers, "threads_per_worker": 1, "processes": True}
     return DaskTaskRunner(cluster_kwargs={**processes, "env": environment})
+
+
+@contextmanager
+def own_environment() -> Iterator[None]:
+    """Put this process's variables back in the end: Dask leaves one thread for products there, also for vLLM later."""
+    before = dict(os.environ)
+    try:
+        yield
+    finally:
+        for variable in os.environ.keys() - before.keys():
+            del os.environ[variable]
+        os.environ.update(before)
 
 
 @task(name="try", task_run_name="try {point.title}", cache_policy=NO_CACHE, persist_result=False)

@@ -14,8 +14,9 @@ os.environ["SLIMGPT_RUNS"] = f"{_HOME}/runs"
 os.environ["PREFECT_HOME"] = f"{_HOME}/prefect"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
 # Each process of ``-n 2`` takes its share of the cores: OpenMP's threads spin while they wait for one another.
-_SHARE = (os.cpu_count() or 1) // int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
-os.environ.setdefault("OMP_NUM_THREADS", str(max(1, _SHARE)))
+# Not the process that starts them: they would inherit its own, which is all cores.
+if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
 
 from tasks.environment import prepare  # noqa: E402
 

@@ -1,6 +1,7 @@
 """Sweeps of a tiny model: on threads, on Dask's own processes, and with vLLM where it can run. All servers are real."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -93,14 +94,15 @@ def test_table_and_plots_are_in_the_folder_the_run_and_the_ui(done, client):
     assert "sweep-perplexity-megabytes" in artifacts
 
 
-def test_dask_prunes_only_what_is_new(done, parameters, place):
-    before = made(place)
+def test_dask_prunes_only_what_is_new_and_leaves_no_variable_of_its_own(done, parameters, place):
+    before, environment = made(place), dict(os.environ)
     assert len(before) == 2
     grid = SweepConfig(ratios=(0.25, 0.3, 0.5), runner="dask", **UNJUDGED)
     again = sweep(**{**parameters, "evaluation": QUICK}, grid=grid)
     after = made(place)
     assert before.items() <= after.items()
     assert len(after) == 3
+    assert dict(os.environ) == environment
     known = {model.title: model.perplexity for model in again.outcome.models}
     assert {model.title: model.perplexity for model in done.outcome.models}.items() <= known.items()
 

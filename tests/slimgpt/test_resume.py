@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 from slimgpt.checkpoint import Journal
 from slimgpt.config import PruneConfig
@@ -101,6 +102,13 @@ def test_another_config_model_or_calibration_on_the_same_out_is_refused(dense, d
         prune(dense, tmp_path / "out", tiny_config(calibration=str(text), seed=1))
     with pytest.raises(FileExistsError, match="model was"):
         prune(dense_mha, tmp_path / "out", config)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.raises(FileExistsError, match=f"now {threads + 1}; set OMP_NUM_THREADS={threads} to go on with it"):
+            prune(dense, tmp_path / "out", config)
+    finally:
+        torch.set_num_threads(threads)
     text.write_text("a lazy dog sleeps here " * 400)
     with pytest.raises(FileExistsError, match="holds another pruning: calibration was"):
         prune(dense, tmp_path / "out", config)
