@@ -3,7 +3,8 @@
 Python frees a statement of SQLite's on whichever thread its garbage collector happens to run. On the server's event
 loop that waits for the statement's connection, whose own thread may sleep, for up to a minute, until another connection
 gives the write lock back, which takes the event loop. So all stands still, and ends with "database is locked": once in
-some hundred flow runs. Here a thread of its own collects, and only that one waits.
+some hundred flow runs. Here a thread of its own collects, and only that one waits. ``temporary PORT`` in place of
+``start`` is the server that lives as long as one command.
 """
 
 import gc

@@ -55,11 +55,10 @@ def telling(wanted):
 
 
 def curl(url, name):
-    """The documents' own questions, as far as they are to a model of this name; every server here wants the key."""
+    """Ask what the documents ask a model of this name, and answer with those lines; every server here wants the key."""
     env = {**os.environ, "VLLM_API_KEY": KEY, "NO_PROXY": "127.0.0.1"}
-    for line in CURL:
-        if '"model"' in line and f'"{name}"' not in line:
-            continue
+    mine = [line for line in CURL if '"model"' not in line or f'"{name}"' in line]
+    for line in mine:
         here = re.sub(r"http://127.0.0.1:\d+/v1", url, line) + " -sS --fail-with-body"
         if "$VLLM_API_KEY" not in line:
             here += ' -H "Authorization: Bearer $VLLM_API_KEY"'
@@ -67,6 +66,7 @@ def curl(url, name):
         assert done.returncode == 0, done.stdout + done.stderr
         answer = json.loads(done.stdout)
         assert answer["data"][0]["id"] == name if "data" in answer else answer["usage"]["completion_tokens"] == 12
+    return mine
 
 
 @pytest.fixture
@@ -79,6 +79,7 @@ def place(tmp_path):
 
 def test_every_serve_command_serves(place):
     files = {path.name: path.read_bytes() for path in (place / "MODEL").iterdir()}
+    asked_by_curl = set()
     with Hub() as hub:
         commit = hub.push("org/model", files)
         hub.repos["models", "org/model"].refs["4fa2b1c"] = commit
@@ -100,7 +101,7 @@ def test_every_serve_command_serves(place):
                     asked = {"prompt": [5, 80, 200], "max_tokens": 4, "extra_body": {"ignore_eos": True}}
                     assert client.completions.create(model=name, **asked).usage.completion_tokens == 4
                 if shutil.which("curl"):
-                    curl(url, name)
+                    asked_by_curl.update(curl(url, name))
                 process.terminate()
                 assert process.wait(60) == 128 + signal.SIGTERM
             finally:
@@ -109,8 +110,10 @@ def test_every_serve_command_serves(place):
         wanted = telling(smaller(words) for words in lines("serve"))
         with ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(serve, range(len(wanted)), wanted))
-    assert len(CURL) >= 2
     assert {words[0] for words in wanted} >= {"MODEL", "org/model", "out", "models:/smollm2-slim@champion"}
+    if not shutil.which("curl"):
+        pytest.skip("all serve; the pages' curl lines were not asked, since curl is not installed")
+    assert len(asked_by_curl) == len(CURL) >= 2
 
 
 def test_every_bench_command_measures(place):

@@ -90,7 +90,9 @@ def test_a_finished_run_is_not_made_again(dense, tmp_path, whole):
     assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")} == before
 
 
-def test_another_config_model_or_calibration_on_the_same_out_is_refused(dense, dense_mha, tmp_path, tiny_config):
+def test_another_config_model_calibration_or_number_of_threads_on_the_same_out_is_refused(
+    dense, dense_mha, tmp_path, tiny_config
+):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox " * 400)
     config = tiny_config(calibration=str(text))
