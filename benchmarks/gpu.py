@@ -5,9 +5,10 @@
     python benchmarks/gpu.py --shape tiny --num-samples 4 --seq-len 256             # a laptop CPU, seconds
 
 The weights are random, so the errors mean nothing; the work is that of the real model. The floor is what the operations
-of one forward pass and two Gram matrices per layer, as slimgpt/cost.py counts them, take at the rates this device
-reaches on one large product. On CUDA the forward pass is bfloat16, H is summed by TF32 products of bfloat16 numbers,
-which are exact, into float32, and units are chosen in float64. The model is written to the disk that TMPDIR names.
+of one forward pass and two Gram matrices per layer, as slimgpt/engine/cost.py counts them, take at the rates this
+device reaches on one large product. On CUDA the forward pass is bfloat16, H is summed by TF32 products of bfloat16
+numbers, which are exact, into float32, and units are chosen in float64. The model is written to the disk that TMPDIR
+names.
 """
 
 import argparse
@@ -19,9 +20,9 @@ import torch
 from random_llama import SHAPES, random_calibration, write_random_llama
 
 from slimgpt.config import PruneConfig
-from slimgpt.cost import measure_rates
-from slimgpt.plan import Job
-from slimgpt.pruner import prune
+from slimgpt.engine.cost import measure_rates
+from slimgpt.engine.job import Job
+from slimgpt.engine.pruner import prune
 
 
 def main() -> None:

@@ -23,11 +23,11 @@ from typing import Any
 import torch
 from random_llama import SHAPES, Shape, random_calibration, write_random_llama
 
+from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
-from slimgpt.cost import measure_rates
-from slimgpt.plan import Job
-from slimgpt.pruner import prune
-from slimgpt.source import resolve_model
+from slimgpt.engine.cost import measure_rates
+from slimgpt.engine.job import Job
+from slimgpt.engine.pruner import prune
 
 
 def measured(shape: Shape | None, model: str, config: PruneConfig) -> dict[str, Any]:

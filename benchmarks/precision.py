@@ -18,14 +18,15 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import slimgpt.modeling  # noqa: F401  (registers the pruned forms)
-from slimgpt import kept, obs, pruner
+from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
-from slimgpt.perplexity import perplexity
-from slimgpt.plan import Job
+from slimgpt.data.text import perplexity_text
+from slimgpt.engine import decisions, pruner
+from slimgpt.engine.job import Job
+from slimgpt.evaluation.perplexity import perplexity
+from slimgpt.method import obs
+from slimgpt.method.selection import ChannelPath
 from slimgpt.report import PruneReport
-from slimgpt.selection import ChannelPath
-from slimgpt.source import resolve_model
-from slimgpt.text import perplexity_text
 
 
 class Both(obs.Gram):
@@ -105,11 +106,13 @@ def main() -> None:
             model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
             return report, perplexity(model, tokenizer, text, max_blocks=asked.blocks).perplexity
 
-    heads, channels = (Compared(f, config("float32").percdamp) for f in (kept.remove_heads, kept.remove_channels))
-    plain = obs.Gram, kept.remove_heads, kept.remove_channels
-    obs.Gram, kept.remove_heads, kept.remove_channels = Both, heads, channels  # type: ignore[misc, assignment]
+    heads, channels = (
+        Compared(f, config("float32").percdamp) for f in (decisions.remove_heads, decisions.remove_channels)
+    )
+    plain = obs.Gram, decisions.remove_heads, decisions.remove_channels
+    obs.Gram, decisions.remove_heads, decisions.remove_channels = Both, heads, channels  # type: ignore[misc, assignment]
     report, after = pruned("float32")
-    obs.Gram, kept.remove_heads, kept.remove_channels = plain  # type: ignore[misc]
+    obs.Gram, decisions.remove_heads, decisions.remove_channels = plain  # type: ignore[misc]
     for name, compared in (("heads", heads), ("channels", channels)):
         seen = compared.differences
         summary = {

@@ -18,11 +18,11 @@ from statistics import median
 import torch
 from transformers import AutoModel
 
+from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
-from slimgpt.obs import Gram
-from slimgpt.plan import Job
-from slimgpt.pruner import prune
-from slimgpt.source import resolve_model
+from slimgpt.engine.job import Job
+from slimgpt.engine.pruner import prune
+from slimgpt.method.obs import Gram
 
 
 def seconds_of(work: Callable[[], object]) -> float:

@@ -4,7 +4,7 @@
     python benchmarks/scaling.py --tables          # prints the tables of docs/scale.md: counted, nothing is measured
 
 Each point is a random LLaMA pruned by 25 % in a child process (memory.py says how its memory is read). Beside it stand
-operations and bytes as slimgpt/cost.py counts them, and the seconds that follow from the rate of one product.
+operations and bytes as slimgpt/engine/cost.py counts them, and the seconds that follow from the rate of one product.
 """
 
 import argparse
@@ -17,10 +17,10 @@ from typing import Any
 from memory import measured
 from random_llama import SHAPES, Shape
 
-from slimgpt.activations import Place
 from slimgpt.config import PruneConfig
-from slimgpt.cost import Cost, Rates, Setting, estimate
-from slimgpt.plan import planned_shapes
+from slimgpt.engine.activations import Place
+from slimgpt.engine.cost import Cost, Rates, Setting, estimate
+from slimgpt.engine.job import planned_shapes
 
 HERE = Path(__file__).parent
 BASE = Shape(512, 1408, 4, 8, 8, vocab_size=4096)

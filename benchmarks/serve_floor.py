@@ -19,9 +19,9 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.bench_config import BenchConfig
-from deploy.vllm_bench import bench_throughput
-from slimgpt.source import resolve_model
+from deploy.bench.config import BenchConfig
+from deploy.bench.vllm_bench import bench_throughput
+from slimgpt.checkpoints.source import resolve_model
 
 
 def write_shallow(dense: Path, folder: Path, layers: int) -> None:

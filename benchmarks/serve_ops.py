@@ -18,7 +18,7 @@ import sys
 from collections import defaultdict
 from pathlib import Path
 
-from slimgpt.source import resolve_model
+from slimgpt.checkpoints.source import resolve_model
 
 KINDS = {  # the first whose words are in an operation's name
     "attention": ("attention", "reshape_and_cache", "cpu_attn"),
@@ -38,7 +38,7 @@ def kind_of(name: str) -> str:
 
 def profile(model: str) -> None:
     """Print this model's seconds by kind, and the names that took most, as JSON."""
-    from deploy.vllm_entry import answer_vllm_version
+    from deploy.engines.vllm_entry import answer_vllm_version
 
     answer_vllm_version()
     import torch

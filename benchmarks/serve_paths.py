@@ -30,7 +30,7 @@ WAYS = {  # plugin?, eager?
 
 def engine(asked: argparse.Namespace) -> None:
     """One engine: for every seed on stdin, the seconds that its round took on stdout."""
-    from deploy.vllm_entry import answer_vllm_version
+    from deploy.engines.vllm_entry import answer_vllm_version
 
     answer_vllm_version()
     from vllm import LLM, SamplingParams

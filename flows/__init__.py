@@ -1,1 +1,8 @@
-"""Prefect flows: each reads like the list of its steps."""
+"""Prefect flows: each reads like the list of its steps.
+
+Importing this package sets the environment: Prefect reads its settings when it is imported, which is after this.
+"""
+
+from tasks.environment import prepare
+
+prepare()

@@ -5,20 +5,17 @@ python -m flows.benchmark DENSE PRUNED
 
 import sys
 
+from prefect import flow
+
+from deploy.bench.config import BenchConfig
+from deploy.bench.results import BenchReport
+from deploy.engines.availability import vllm_available
 from flows.defaults import BENCH
 from tasks.environment import prepare
-
-prepare()  # before Prefect, which reads its settings when it is imported
-
-from prefect import flow  # noqa: E402
-
-from deploy.availability import vllm_available  # noqa: E402
-from deploy.bench_report import BenchReport  # noqa: E402
-from deploy.benchmark import BenchConfig  # noqa: E402
-from tasks.benchmarking import benchmark as measure  # noqa: E402
-from tasks.models import resolve  # noqa: E402
-from tasks.preflight import Preflight  # noqa: E402
-from tasks.reporting import publish_benchmark  # noqa: E402
+from tasks.preflight.models import resolve
+from tasks.preflight.request import Preflight
+from tasks.steps.artifacts import publish_benchmark
+from tasks.steps.benchmarking import benchmark as measure
 
 
 @flow(name="benchmark", persist_result=False)

@@ -7,29 +7,30 @@ slimgpt compress --ratio 0.25            # the same flow, with a flag for each p
 from dataclasses import dataclass
 from pathlib import Path
 
+from prefect import flow
+
+from deploy.bench.config import BenchConfig
+from deploy.report.files import Report
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
+from flows.prefect_api import reached
+from slimgpt.config import EvalConfig, PruneConfig
 from tasks.environment import prepare
-
-prepare()  # before Prefect, which reads its settings when it is imported
-
-from prefect import flow  # noqa: E402
-
-from deploy.benchmark import BenchConfig  # noqa: E402
-from flows.prefect_api import reached  # noqa: E402
-from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
-from tasks.benchmarking import benchmark  # noqa: E402
-from tasks.bundling import package  # noqa: E402
-from tasks.evaluation import EvalRequest, evaluate_model  # noqa: E402
-from tasks.machine import MachineWatch  # noqa: E402
-from tasks.models import resolve  # noqa: E402
-from tasks.preflight import check_disk, check_request, plan_pruning  # noqa: E402
-from tasks.pruning import PruneRequest, prune_model  # noqa: E402
-from tasks.recording import RegistrationInput, parameters_of  # noqa: E402
-from tasks.registration import register  # noqa: E402
-from tasks.registry import RegisteredVersion, default_name  # noqa: E402
-from tasks.registry_config import RegistryConfig  # noqa: E402
-from tasks.reporting import Report, publish_artifacts, write_report  # noqa: E402
-from tasks.retrying import ON_NETWORK_FAULTS  # noqa: E402
+from tasks.preflight.disk import check_disk
+from tasks.preflight.models import resolve
+from tasks.preflight.planning import plan_pruning
+from tasks.preflight.request import check_request
+from tasks.registry.config import RegistryConfig
+from tasks.registry.machine import MachineWatch
+from tasks.registry.names import RegisteredVersion, default_name
+from tasks.registry.runs import RegistrationInput, parameters_of
+from tasks.retrying import ON_NETWORK_FAULTS
+from tasks.steps.artifacts import publish_artifacts
+from tasks.steps.benchmarking import benchmark
+from tasks.steps.bundling import package
+from tasks.steps.evaluation import EvalRequest, evaluate_model
+from tasks.steps.pruning import PruneRequest, prune_model
+from tasks.steps.registration import register
+from tasks.steps.reporting import write_report
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,9 @@
 """What ``compress`` does when nothing is said: sized for two CPU cores and a quarter of an hour."""
 
-from deploy.bench_config import BenchConfig
+from deploy.bench.config import BenchConfig
 from slimgpt.config import EvalConfig, PruneConfig
-from tasks.registry_config import RegistryConfig
-from tasks.sweep_config import SweepConfig
+from tasks.registry.config import RegistryConfig
+from tasks.sweep.config import SweepConfig
 
 PRUNE = PruneConfig(num_samples=32, seq_len=1024)
 EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model

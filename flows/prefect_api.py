@@ -23,8 +23,8 @@ from prefect.settings import (
     temporary_settings,
 )
 
-from deploy import vllm_entry
-from tasks.registry import reason, without_password
+from deploy.engines import vllm_entry
+from tasks.messages import reason, without_password
 
 ANSWER_WITHIN_S = 10.0
 

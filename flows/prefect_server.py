@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 
-from deploy import vllm_entry
+from deploy.engines import vllm_entry
 
 START_S = 30.0
 INTERVAL_S = 10.0

@@ -3,17 +3,14 @@
 slimgpt promote NAME --version 2 --to champion      # the same on the command line, without Prefect
 """
 
+from prefect import flow, get_run_logger
+from prefect.artifacts import create_table_artifact
+
 from tasks.environment import prepare
-
-prepare()  # before Prefect, which reads its settings when it is imported
-
-from prefect import flow, get_run_logger  # noqa: E402
-from prefect.artifacts import create_table_artifact  # noqa: E402
-
-from tasks.gates import GateConfig  # noqa: E402
-from tasks.promotion import CHAMPION, Moved  # noqa: E402
-from tasks.promotion import promote as move  # noqa: E402
-from tasks.promotion import rollback as move_back  # noqa: E402
+from tasks.registry.gates import GateConfig
+from tasks.registry.promotion import CHAMPION, Moved
+from tasks.registry.promotion import promote as move
+from tasks.registry.promotion import rollback as move_back
 
 GATES = GateConfig()
 

@@ -4,7 +4,7 @@ import dataclasses
 from typing import Any
 
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
-from tasks.gates import GateConfig
+from tasks.registry.gates import GateConfig
 
 SIDES = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 HEAD = """# Settings

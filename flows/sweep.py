@@ -8,42 +8,34 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from prefect import flow
+from prefect.futures import wait
+
+from deploy.bench.config import BenchConfig
+from deploy.report.files import Report
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
-from tasks.environment import prepare
-
-prepare()  # before Prefect, which reads its settings when it is imported
-
-from prefect import flow  # noqa: E402
-from prefect.futures import wait  # noqa: E402
-
-from deploy.benchmark import BenchConfig  # noqa: E402
-from flows.prefect_api import reached  # noqa: E402
-from slimgpt.config import EvalConfig, PruneConfig  # noqa: E402
-from slimgpt.harness import EvalResult  # noqa: E402
-from slimgpt.harness_tasks import DataUsed  # noqa: E402
-from tasks.benchmarking import Benchmark, benchmark  # noqa: E402
-from tasks.bundling import package  # noqa: E402
-from tasks.environment import Workspace  # noqa: E402
-from tasks.evaluation import keep_evaluation  # noqa: E402
-from tasks.models import resolve  # noqa: E402
-from tasks.preflight import Preflight, check_disk, check_request  # noqa: E402
-from tasks.recording import RegistrationInput, parameters_of  # noqa: E402
-from tasks.registry import RegisteredVersion, default_name  # noqa: E402
-from tasks.registry_config import RegistryConfig  # noqa: E402
-from tasks.reporting import Report, write_report  # noqa: E402
-from tasks.retrying import ON_NETWORK_FAULTS  # noqa: E402
-from tasks.sweep_config import SweepConfig  # noqa: E402
-from tasks.sweeping import Outcome, compare_models, record_sweep  # noqa: E402
-from tasks.trying import (  # noqa: E402
-    Point,
-    Tried,
-    check_judgeable,
-    grid_of,
-    own_environment,
-    runner_of,
-    try_dense,
-    try_point,
-)
+from flows.prefect_api import reached
+from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.evaluation.harness import EvalResult
+from slimgpt.evaluation.harness_tasks import DataUsed
+from tasks.environment import Workspace, prepare
+from tasks.preflight.disk import check_disk
+from tasks.preflight.models import resolve
+from tasks.preflight.request import Preflight, check_request
+from tasks.registry.config import RegistryConfig
+from tasks.registry.names import RegisteredVersion, default_name
+from tasks.registry.runs import RegistrationInput, parameters_of
+from tasks.retrying import ON_NETWORK_FAULTS
+from tasks.steps.benchmarking import Benchmark, benchmark
+from tasks.steps.bundling import package
+from tasks.steps.evaluation import keep_evaluation
+from tasks.steps.reporting import write_report
+from tasks.sweep.comparing import Outcome, compare_models
+from tasks.sweep.config import SweepConfig
+from tasks.sweep.points import Point, Tried, check_judgeable, grid_of
+from tasks.sweep.recording import record_sweep
+from tasks.sweep.runners import own_environment, runner_of
+from tasks.sweep.trying import try_dense, try_point
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,11 @@ import dataclasses
 import json
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from .architectures import LayerShape
+if TYPE_CHECKING:
+    from slimgpt.checkpoints.families import LayerShape
+
 
 REPORT = "pruning.json"
 
@@ -42,7 +44,7 @@ class LayerReport:
     ratio: float
     seconds: float
 
-    def shape_of(self, dense: LayerShape) -> LayerShape:
+    def shape_of(self, dense: "LayerShape") -> "LayerShape":
         """The pruned layer's shape, given the dense one's."""
         return dataclasses.replace(
             dense,

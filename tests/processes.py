@@ -6,7 +6,7 @@ import sys
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
-    ["slimgpt.pruner", "flows.cli", "flows.show", "tests.tiny_models", "tests.flows.killed_flow"]
+    ["slimgpt.engine.pruner", "flows.cli", "flows.cli.show", "tests.tiny_models", "tests.flows.killed_flow"]
 )
 
 

@@ -1,4 +1,4 @@
-"""A tiny random checkpoint with per-layer widths, laid out as slimgpt/checkpoint.py writes one."""
+"""A tiny random checkpoint with per-layer widths, laid out as slimgpt/checkpoints/shards.py writes one."""
 
 import json
 import shutil

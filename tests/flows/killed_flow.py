@@ -15,26 +15,28 @@ from mlflow.store.db import utils as mlflow_database
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.prefect_api  # noqa: F401
-import tasks.machine  # noqa: F401
-from flows import cli
-from tasks import benchmarking, bundling, evaluation, models, preflight, pruning, recording, registration, reporting
+import tasks.registry.machine  # noqa: F401
+from flows.cli import app as cli
+from tasks.preflight import models, planning
+from tasks.registry import runs, versions
+from tasks.steps import artifacts, benchmarking, bundling, evaluation, pruning, reporting
 
 # Where each phase begins, in the order in which they come.
 PHASES = {
     "database": mlflow_database._initialize_tables.__code__,
     "find": models.resolve.fn.__code__,
-    "plan": preflight.plan_pruning.fn.__code__,
+    "plan": planning.plan_pruning.fn.__code__,
     "prune": pruning.prune_model.__code__,
     "evaluate": evaluation.evaluate_model.__code__,
     "package": bundling.package.fn.__code__,
     "benchmark": benchmarking.benchmark.fn.__code__,
     "report": reporting.write_report.fn.__code__,
-    "run": recording.record_run.__code__,
-    "upload": registration.upload_model.__code__,
-    "version": registration._create_version.__code__,
+    "run": runs.record_run.__code__,
+    "upload": versions.upload_model.__code__,
+    "version": versions._create_version.__code__,
     "finish": MlflowClient.set_terminated.__code__,
     "alias": MlflowClient.set_registered_model_alias.__code__,
-    "show": reporting.publish_artifacts.fn.__code__,
+    "show": artifacts.publish_artifacts.fn.__code__,
 }
 ORDER = {phase: i for i, phase in enumerate(PHASES)}
 BEGINS = {code: phase for phase, code in PHASES.items()}

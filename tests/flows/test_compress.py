@@ -11,18 +11,18 @@ from mlflow import MlflowClient
 from mlflow.pyfunc import load_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.availability import vllm_available
-from deploy.benchmark import BenchConfig
-from deploy.bundle import verify_bundle
+from deploy.bench.config import BenchConfig
+from deploy.bundle.folder import verify_bundle
+from deploy.engines.availability import vllm_available
+from flows.cli.flags import config_from, read_config_file
 from flows.compress import compress
 from flows.defaults import BENCH, EVALUATION, PRUNE
-from flows.flags import config_from, read_config_file
 from slimgpt.config import EvalConfig, PruneConfig
-from slimgpt.harness import EvalResult
+from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
-from tasks.recording import RegistrationInput
-from tasks.registration import register
-from tasks.registry import fetch_model
+from tasks.registry.fetching import fetch_model
+from tasks.registry.runs import RegistrationInput
+from tasks.steps.registration import register
 from tests.tiny_models import write_dense
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]

@@ -13,13 +13,14 @@ import pytest
 from mlflow.entities import LoggedModelStatus
 from prefect.settings import PREFECT_API_URL
 
-from deploy.availability import vllm_available
-from deploy.bundle import verify_bundle
-from deploy.serving import ServeConfig, serving
+from deploy.bundle.folder import verify_bundle
+from deploy.engines.availability import vllm_available
+from deploy.serving.server import ServeConfig, serving
 from slimgpt.files import folder_sha256
-from tasks.content import folder_digest
+from tasks.digests import folder_digest
 from tasks.environment import Workspace
-from tasks.registry import fetch_model, open_client
+from tasks.registry.client import open_client
+from tasks.registry.fetching import fetch_model
 from tests import processes
 from tests.flows import killed_flow
 from tests.tiny_models import write_dense
@@ -160,7 +161,7 @@ def test_killed_while_it_measures_no_server_is_left_and_what_was_registered_befo
         finally:
             os.kill(process.pid, signal.SIGKILL)
         process.join()
-        assert any("deploy.vllm_entry" in words for words in children)
+        assert any("deploy.engines.vllm_entry" in words for words in children)
         assert_nothing_is_left_behind(process.pid)
         assert registered(workspace) == before
     folder = fetch_model(f"models:/{NAME}@challenger", workspace)

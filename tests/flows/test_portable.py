@@ -68,4 +68,7 @@ def test_two_processes_do_not_write_one_folder(run, tmp_path):
 
 
 def test_the_flows_can_be_imported(run):
-    run("-c", "import flows.compress, flows.sweep, flows.benchmark, flows.promote, flows.local, deploy.foreground")
+    run(
+        "-c",
+        "import flows.compress, flows.sweep, flows.benchmark, flows.promote, flows.local, deploy.serving.foreground",
+    )

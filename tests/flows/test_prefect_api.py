@@ -13,7 +13,7 @@ from urllib.request import urlopen
 import psutil
 import pytest
 
-from deploy.serving import check_port, stop_session
+from deploy.serving.server import check_port, stop_session
 from slimgpt.report import load_report
 from tests.tiny_models import write_dense
 

@@ -8,13 +8,13 @@ import pytest
 from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 
-from deploy.availability import vllm_available
-from deploy.bench_config import BenchConfig
+from deploy.bench.config import BenchConfig
+from deploy.engines.availability import vllm_available
 from flows.sweep import sweep
 from slimgpt.config import EvalConfig, PruneConfig
 from tasks.environment import Workspace
-from tasks.registry import fetch_model
-from tasks.sweep_config import SweepConfig
+from tasks.registry.fetching import fetch_model
+from tasks.sweep.config import SweepConfig
 from tests.tiny_models import write_dense
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from slimgpt.config import PruneConfig
-from slimgpt.pruner import prune
-from tests.slimgpt.found_checkpoints import SMALL, logits
+from slimgpt.engine.pruner import prune
+from tests.slimgpt.checkpoints.found_checkpoints import SMALL, logits
 from tests.tiny_models import write_dense
 
 

@@ -10,7 +10,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from deploy.serving import check_port, stop_session
+from deploy.serving.server import check_port, stop_session
 from tasks.environment import Workspace
 
 

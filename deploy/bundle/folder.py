@@ -1,0 +1,274 @@
+"""A folder that serves a model anywhere vLLM runs: weights, settings, start script, container files, checksums.
+
+OUT/model/            the checkpoint: safetensors, config, tokenizer and, for per-layer widths, the code of its classes
+OUT/serve.sh          starts vLLM with serve.yaml; further vLLM options follow it
+OUT/serve.yaml        vLLM's settings (vllm serve --config)
+OUT/vllm_entry.py     vLLM's command line for the CPU wheel too (a copy of deploy/engines/vllm_entry.py)
+OUT/Containerfile     image for NVIDIA GPUs with the model in it; without a GPU: Containerfile.cpu
+OUT/compose.yaml      that image with a health check; compose.cpu.yaml
+OUT/kubernetes.yaml   that image as Deployment and Service; kubernetes.cpu.yaml
+OUT/README.md         model card; also in model/, which can go to the hub as it is
+OUT/MANIFEST.json     sha256 and bytes of every file; written last
+"""
+
+import glob
+import hashlib
+import json
+import math
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from transformers.dynamic_module_utils import get_relative_imports
+
+from deploy.bundle.card import model_card
+from deploy.bundle.files import bundle_files, dns_label
+from deploy.engines.tensor_parallel import family_config, tensor_parallel_sizes
+from slimgpt.engine.journal import JOURNAL
+from slimgpt.files import file_sha256, locked, write_atomically, writing
+from slimgpt.report import REPORT, PruneReport, load_report
+
+FORMAT = "slimgpt-bundle-1"
+EVALUATION = "evaluation.json"  # in the checkpoint: EvalResult.to_dict() of "dense" and "pruned"
+# Formats that run code when loaded.
+PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
+# The same weights once more, for other programs.
+OTHER_WEIGHTS = (".h5", ".msgpack", ".onnx", ".gguf", ".ot", ".tflite")
+
+
+def write_bundle(
+    model: Path,
+    out: Path,
+    *,
+    name: str,
+    image: str = "",
+    report: PruneReport | None = None,
+    evaluations: Mapping[str, dict[str, Any]] | None = None,
+) -> Path:
+    """Write the bundle of ``model`` to ``out`` and return ``out``. It appears whole or not at all.
+
+    Weights are hard links where the file system allows it (no second copy on disk), else copies.
+
+    Args:
+        model: folder of a checkpoint.
+        out: new or empty folder, or an older bundle, which is replaced.
+        name: the model's name in requests to the server.
+        image: name of the container image, with its registry (ghcr.io/me/tiny); the model's where empty.
+        report: what pruning did; read from ``model``/pruning.json where None.
+        evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned"; read from ``model``/evaluation.json where None.
+
+    Raises:
+        ValueError: ``model`` is not whole, is not the model of its report, or holds a pickle; ``out`` holds something
+            else; ``name`` or ``image`` is no good name.
+        OSError: the disk has no room for it; the message names the folder and the remedy.
+    """
+    files = _checkpoint_files(model)
+    _check_target(model, out)
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", name):
+        raise ValueError(f"name is {name!r}; use letters, digits and . _ - / only, for it goes into URLs and scripts")
+    image = image or dns_label(name)
+    if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*", image) or ":" in image.rsplit("/", 1)[-1]:
+        raise ValueError(f"image is {image!r}; use lower-case letters, as in ghcr.io/me/tiny, without a tag")
+    if report is None and (model / REPORT).is_file():
+        report = load_report(model)
+    _check_weights(files, report)
+    if evaluations is None:
+        evaluations = _load(model / EVALUATION) if (model / EVALUATION).is_file() else {}
+    remote_code = _carries_code(model)
+    with writing("the bundle", out.parent), _partial(out) as partial:
+        for file in files:
+            target = partial / "model" / file.relative_to(model)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            _link_or_copy(file.resolve(), target)  # the hub's cache holds links to its files
+        if evaluations:
+            write_atomically(partial / "model" / EVALUATION, json.dumps(evaluations, indent=2) + "\n")
+        tag = hashlib.sha256(json.dumps(_inventory(partial)).encode()).hexdigest()[:12]
+        card = model_card(
+            name,
+            model,
+            image=f"{image}:{tag}",
+            remote_code=remote_code,
+            tensor_parallel=_tensor_parallel(model),
+            report=report,
+            evaluations=evaluations,
+        )
+        weight_bytes = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
+        texts = bundle_files(name, image=image, tag=tag, weight_bytes=weight_bytes, remote_code=remote_code)
+        for filename, text in {**texts, "README.md": card, "model/README.md": card}.items():
+            write_atomically(partial / filename, text)
+        (partial / "serve.sh").chmod(0o755)
+        partial.chmod(0o755)  # mkdtemp gives 0700, which a container's user could not enter
+        manifest = {"format": FORMAT, "name": name, "files": _inventory(partial)}
+        write_atomically(partial / "MANIFEST.json", json.dumps(manifest, indent=2) + "\n")
+        _move_into_place(partial, out)
+    return out
+
+
+def verify_bundle(folder: Path) -> list[str]:
+    """What is wrong with a bundle, one line per file; empty when every file is as it was written, and none is new."""
+    manifest = _manifest(folder)
+    if manifest is None:
+        return [f"{folder} has no readable MANIFEST.json of format {FORMAT}; it is not a whole bundle"]
+    problems = []
+    for name, expected in manifest["files"].items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{name}: missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{name}: {path.stat().st_size} bytes, the manifest says {expected['bytes']}")
+        elif file_sha256(path) != expected["sha256"]:
+            problems.append(f"{name}: content differs from the manifest (sha256)")
+    present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+    unknown = present - {"MANIFEST.json"} - set(manifest["files"])
+    problems += [f"{name}: not in the manifest" for name in sorted(unknown)]
+    return problems
+
+
+def _checkpoint_files(model: Path) -> list[Path]:
+    """Every file of a checkpoint but hidden ones and the journal of its making; whole and free of pickles."""
+    if not (model / "config.json").is_file():
+        raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
+    files = [
+        path
+        for path in sorted(model.rglob("*"))
+        if path.is_file()
+        and path.name != JOURNAL
+        and not any(part.startswith(".") for part in path.relative_to(model).parts)
+    ]
+    if pickles := [path for path in files if path.suffix.lower() in PICKLES]:
+        raise ValueError(
+            f"{pickles[0]} is a pickle, which can run code when loaded; save the model as safetensors and remove it"
+        )
+    if others := [path for path in files if path.suffix.lower() in OTHER_WEIGHTS]:
+        raise ValueError(
+            f"{others[0]} holds weights that vLLM would not read; remove it, a bundle has *.safetensors only"
+        )
+    if not any(path.suffix == ".safetensors" for path in files):
+        raise ValueError(f"{model} holds no *.safetensors weights; is the download or prune complete?")
+    index = model / "model.safetensors.index.json"
+    if index.is_file():
+        shards = set(json.loads(index.read_text())["weight_map"].values())
+        missing = sorted(shard for shard in shards if not (model / shard).is_file())
+        if missing:
+            raise ValueError(f"{model} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; make it again")
+    return files
+
+
+def _check_weights(files: list[Path], report: PruneReport | None) -> None:
+    """Every weight file is whole, and together they hold what the report says: a dense model must not pass for it."""
+    parameters = 0
+    for path in (file for file in files if file.suffix == ".safetensors"):
+        try:
+            with safe_open(path, framework="numpy") as tensors:
+                parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
+        except SafetensorError as error:
+            raise ValueError(f"{path} is not whole ({error}); fetch or make it again") from None
+    if report and parameters != report.parameters_after:
+        raise ValueError(
+            f"the weights in {files[0].parent} hold {parameters:,} parameters and {REPORT} says "
+            f"{report.parameters_after:,}: this is not the model that was pruned; prune again, or remove {REPORT}"
+        )
+
+
+def _check_target(model: Path, out: Path) -> None:
+    inside, outside = out.resolve(), model.resolve()
+    if inside == outside or outside in inside.parents or inside in outside.parents:
+        raise ValueError(f"{out} and the model's folder {model} lie in each other; give a folder beside it")
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"{out} is a file; give the name of a new folder")
+    if out.is_dir() and any(out.iterdir()) and _manifest(out) is None:
+        raise ValueError(f"{out} holds something that is not a bundle of ours; give a new or empty folder")
+
+
+def _carries_code(model: Path) -> bool:
+    """Whether the config names classes in files beside it. All of these, and what they import, must be there."""
+    named = _load(model / "config.json").get("auto_map", {}).values()
+    # MODULE.CLASS, or REPO--MODULE.CLASS where the code lies elsewhere; of a tokenizer two, of which one may be null.
+    classes = [name for value in named for name in (value if isinstance(value, list) else [value]) if name]
+    waiting, found = [name.rpartition(".")[0] for name in classes], set[str]()
+    while waiting:
+        if (module := waiting.pop()) in found:
+            continue
+        file = model / f"{module}.py"
+        if not file.is_file():
+            raise ValueError(
+                f"{model} lacks {file.name}, a part of the code that its config.json names (auto_map); "
+                "copy it there from where the model came from"
+            )
+        found.add(module)
+        waiting += get_relative_imports(file)
+    return bool(found)
+
+
+def _tensor_parallel(model: Path) -> list[int]:
+    """The sizes that divide every layer; empty where the family is not ours."""
+    config = family_config(model)
+    return tensor_parallel_sizes(config) if config else []
+
+
+def _load(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except ValueError as error:
+        raise ValueError(f"{file} is damaged ({error}); fetch or make it again") from None
+
+
+def _manifest(folder: Path) -> dict[str, Any] | None:
+    try:
+        manifest = json.loads((folder / "MANIFEST.json").read_text())
+    except (OSError, ValueError):
+        return None
+    if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
+        return None
+    return manifest
+
+
+def _inventory(folder: Path) -> dict[str, dict[str, Any]]:
+    return {
+        path.relative_to(folder).as_posix(): {"sha256": file_sha256(path), "bytes": path.stat().st_size}
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another file system, or one without hard links
+        shutil.copy2(source, target)
+
+
+@contextmanager
+def _partial(out: Path) -> Iterator[Path]:
+    """A folder beside ``out``, gone afterwards unless it has become ``out``; what a killed process left goes too."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    for left in out.parent.glob(f"{glob.escape(f'.{out.name}.partial-')}*"):
+        with suppress(OSError), locked(left):
+            shutil.rmtree(left)
+    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
+    with locked(folder):
+        try:
+            yield folder
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _move_into_place(partial: Path, out: Path) -> None:
+    """Rename ``partial`` to ``out``; an older bundle there leaves only when the new one has taken its place."""
+    if not out.exists() or not any(out.iterdir()):
+        partial.replace(out)  # POSIX renames onto an empty folder
+        return
+    old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))
+    out.replace(old)
+    try:
+        partial.replace(out)
+    except OSError:
+        old.replace(out)
+        raise
+    shutil.rmtree(old)

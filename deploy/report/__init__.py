@@ -1,0 +1,1 @@
+"""The figures for people: tables, plots, pages, the models of a sweep beside each other."""

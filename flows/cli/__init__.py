@@ -1,0 +1,1 @@
+"""The command line: ``slimgpt``, and ``python -m flows.cli`` for torchrun."""

@@ -1,0 +1,5 @@
+"""``python -m flows.cli``, which torchrun starts."""
+
+from flows.cli.app import main
+
+main()

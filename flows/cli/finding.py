@@ -1,0 +1,52 @@
+"""What several commands need: the folder of a model, the settings of a preset, a flow's parameters."""
+
+from pathlib import Path
+from typing import Any
+
+from flows.cli.flags import config_from, given, read_config_file
+from slimgpt.config import PruneConfig, paper_preset
+
+
+def preset_layers(name: str | None, *layers: dict[str, Any]) -> list[dict[str, Any]]:
+    """A preset, which depends on the ratio, and then what the user gave."""
+    ratio = next((layer["ratio"] for layer in reversed(layers) if "ratio" in layer), PruneConfig().ratio)
+    return [paper_preset(ratio), *layers] if name == "paper" else list(layers)
+
+
+def flow_parameters(
+    file: str, sections: dict[str, Any], asked: dict[str, Any], plain: dict[str, Any], preset: str | None = None
+) -> dict[str, Any]:
+    """A flow's parameters: flags win over the config file, that over a preset, and that over the defaults.
+
+    Args:
+        file: a YAML file, or "".
+        sections: parameter -> its default config.
+        asked: parameter -> the flags that were given for it.
+        plain: the other parameters; None where not given.
+        preset: of the section ``prune``.
+
+    Raises:
+        FileNotFoundError, ValueError: as ``read_config_file`` and the configs raise.
+    """
+    found = read_config_file(file, sections, tuple(plain)) if file else {}
+    parameters: dict[str, Any] = {
+        key: value if isinstance(value, list) else str(value) for key, value in found.items() if key in plain
+    }
+    parameters |= {key: value for key, value in plain.items() if value is not None}
+    layers = {key: [found.get(key, {}), given(asked[key])] for key in sections}
+    layers["prune"] = preset_layers(preset, *layers["prune"])
+    return parameters | {key: config_from(sections[key], *layers[key]) for key in sections}
+
+
+def find(model: str, revision: str, runs: str = "") -> Path:
+    """The local folder of a model; MLflow is imported only where a URI asks for it."""
+    from tasks.environment import prepare
+
+    workspace = prepare(runs)
+    if model.startswith(("models:", "runs:")):
+        from tasks.registry.fetching import fetch_model
+
+        return fetch_model(model, workspace)
+    from slimgpt.checkpoints.source import resolve_model
+
+    return resolve_model(model, revision=revision)

@@ -1,0 +1,112 @@
+"""Command-line flags out of config dataclasses: names, help, limits and defaults are said once, in the config.
+
+A flag that is not given is None, so that what was given is known: flags win over a file, and a file over defaults.
+"""
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+
+def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: tuple[str, ...] = ()) -> Any:
+    """A dataclass of optional flags for the config ``defaults``; use it as ``Annotated[..., Parameter(name="*")]``."""
+    hints = typing.get_type_hints(type(defaults))
+    fields = []
+    for item in dataclasses.fields(defaults):
+        if item.name in leave_out:
+            continue
+        default = getattr(defaults, item.name)
+        hint = hints[item.name]
+        numbers = hint == tuple[float, ...]
+        many = hint in (tuple[str, ...], tuple[float, ...])
+        if many:
+            hint = str  # one value, "a,b,c"
+        shown = ",".join(map(str, default)) if many else default
+        parameter = Parameter(
+            name=f"--{prefix}{item.name.replace('_', '-')}",
+            help=item.metadata.get("description", "")
+            + _limits(item.metadata)
+            + (" Separate several by commas." if numbers else ""),
+            show_default=(lambda _, shown=shown: str(shown)) if str(shown) else False,
+            negative="--no-" + prefix + item.name.replace("_", "-") if hint is bool else (),
+            group=group,
+        )
+        fields.append((item.name, Annotated[hint | None, parameter], dataclasses.field(default=None)))
+    made = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
+    made.__module__ = __name__  # cyclopts takes a class of the module "types" for a plain value
+    return made
+
+
+def _limits(meta: typing.Mapping[str, Any]) -> str:
+    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+    limits = ", ".join(f"{word} {meta[side]}" for side, word in words.items() if side in meta)
+    return f" [{limits}]" if limits else ""
+
+
+def given(chosen: Any) -> dict[str, Any]:
+    """The flags that the user gave."""
+    return {
+        item.name: value for item in dataclasses.fields(chosen) if (value := getattr(chosen, item.name)) is not None
+    }
+
+
+def config_from(defaults: Any, *layers: dict[str, Any], where: str = "") -> Any:
+    """``defaults`` with the values of each layer, later ones winning.
+
+    Raises:
+        ValueError: for a key that is no field, naming those that are; or from the config's own checks.
+    """
+    known = [item.name for item in dataclasses.fields(defaults)]
+    hints = typing.get_type_hints(type(defaults))
+    values: dict[str, Any] = {}
+    for layer in layers:
+        for key, value in layer.items():
+            if key not in known:
+                raise ValueError(f"{where}{key} is not known; known are {', '.join(known)}")
+            if hints[key] in (tuple[str, ...], tuple[float, ...]):
+                value = _several(key, value, float if hints[key] == tuple[float, ...] else str)
+            values[key] = value
+    return dataclasses.replace(defaults, **values)
+
+
+def _several(key: str, value: Any, kind: type) -> tuple[Any, ...]:
+    parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    try:
+        return tuple(kind(part) for part in parts)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"{key} is {value!r}; it must be a list of {'numbers' if kind is float else 'names'}"
+        ) from None
+
+
+def read_config_file(path: str, sections: dict[str, Any], plain: tuple[str, ...]) -> dict[str, Any]:
+    """A YAML file of flow parameters: ``sections`` hold a mapping each, ``plain`` keys a value.
+
+    Raises:
+        FileNotFoundError, ValueError: when it is missing, not YAML, or holds a key that the flow does not know.
+    """
+    from pathlib import Path
+
+    import yaml
+
+    file = Path(path)
+    if not file.is_file():
+        raise FileNotFoundError(f"config file {path!r} does not exist")
+    try:
+        data = yaml.safe_load(file.read_text()) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not YAML: {' '.join(str(error).split())[:200]}") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{path} holds {type(data).__name__}; it must hold the flow's parameters by name")
+    for key, value in data.items():
+        if key not in sections and key not in plain:
+            raise ValueError(f"{path}: {key} is not known; known are {', '.join((*plain, *sections))}")
+        if key in sections and not isinstance(value, dict):
+            raise ValueError(
+                f"{path}: {key} is {value!r}; it must hold settings by name, such as {key}: {{ratio: 0.25}}"
+            )
+        if key in sections:
+            config_from(sections[key], value, where=f"{path}: {key}.")
+    return data

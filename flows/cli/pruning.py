@@ -1,0 +1,145 @@
+"""``slimgpt prune | inspect | eval``."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from flows.cli.finding import find, preset_layers
+from flows.cli.flags import config_from, flags, given
+from slimgpt.config import EvalConfig, PruneConfig
+
+_all: Any = Parameter(name="*")
+PruneFlags = flags("PruneFlags", PruneConfig(), group="Pruning")
+EvalFlags = flags("EvalFlags", EvalConfig(), group="Evaluation")
+
+
+def prune(
+    model: str,
+    out: Path,
+    *,
+    revision: str = "",
+    dry_run: bool = False,
+    preset: Literal["paper"] | None = None,
+    options: Annotated[PruneFlags, _all] = PruneFlags(),
+) -> None:
+    """Prune MODEL into the folder OUT. Run it again to go on after an interruption.
+
+    On several GPUs, or CPUs: torchrun --nproc-per-node=N -m flows.cli prune MODEL OUT ...
+
+    Args:
+        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        out: A new folder for the pruned model.
+        revision: Commit or tag on the hub; empty for the newest.
+        dry_run: Say what would happen, and what is missing, and stop.
+        preset: paper sets what the flags do not to the paper's method: its head scores, budgets, ratios by layer and
+            calibration (256 x 2048 tokens of C4).
+    """
+    config = config_from(PruneConfig(), *preset_layers(preset, given(options)))
+    from flows.cli.interrupts import listening
+
+    with listening() as interrupts:
+        from slimgpt.engine.ranks import joined
+
+        with joined(config.device) as ranks:
+            interrupts.alone = ranks.count == 1
+            for turn in (True, False):  # the first process fetches, the others find what it fetched
+                with ranks.together():
+                    if ranks.first is turn:
+                        folder = find(model, revision)
+            if not dry_run:
+                _prune(folder, out, config, ranks, interrupts)
+            elif ranks.first:
+                _plan(folder, out, config)
+
+
+def _plan(folder: Path, out: Path, config: Any) -> None:
+    from flows.cli import show
+    from slimgpt.engine.plan import plan
+
+    planned = plan(folder, config, out)
+    show.plan(planned)
+    if planned.missing:
+        raise ValueError("; ".join(planned.missing))
+
+
+def _prune(folder: Path, out: Path, config: Any, ranks: Any, interrupts: Any) -> None:
+    from tqdm import tqdm
+
+    from flows.cli import show
+    from slimgpt.engine.pruner import prune as run
+
+    bars: list[Any] = []  # made with the first layer: a refusal before it shows no bar
+
+    def on_layer(layer: Any, layers: int) -> None:
+        if ranks.first:
+            if not bars:
+                bars.append(tqdm(total=layers, unit="layer", desc="prune", file=sys.stderr))
+            bars[0].set_postfix_str(f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}", refresh=False)
+            bars[0].update(layer.layer + 1 - bars[0].n)
+        interrupts.layer_done(layer.layer + 1, layers)
+
+    try:
+        run(folder, out, config, on_layer=on_layer)
+    finally:
+        for bar in bars:
+            bar.close()
+    if ranks.first:
+        show.inspect(out)
+        show.line(f"written to    {out}")
+
+
+def inspect(folder: Path, *, json: bool = False, plots: Path | None = None) -> None:
+    """Show heads, kv heads, FFN width and error of each layer, and the totals.
+
+    Args:
+        folder: A model's folder, pruned or not.
+        json: Print JSON for other programs.
+        plots: Also write widths.svg and errors.svg, by depth, into this folder.
+    """
+    from flows.cli import show
+
+    if plots is not None:
+        from deploy.report.plots import layer_plots
+        from slimgpt.files import write_atomically
+        from slimgpt.report import load_report
+
+        layers = load_report(folder).layers
+        plots.mkdir(parents=True, exist_ok=True)
+        for plot in layer_plots(layers):
+            write_atomically(plots / f"{plot.name}.svg", plot.svg + "\n")
+    show.as_json(show.checkpoint_facts(folder)) if json else show.inspect(folder)
+
+
+def evaluate(
+    model: str, *, revision: str = "", out: Path | None = None, options: Annotated[EvalFlags, _all] = EvalFlags()
+) -> None:
+    """Measure perplexity and lm-eval tasks of MODEL.
+
+    Args:
+        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        revision: Commit or tag on the hub; empty for the newest.
+        out: Also write all results as JSON to this file.
+    """
+    config = config_from(EvalConfig(), given(options))
+    from flows.cli import show
+    from slimgpt.evaluation.harness import evaluate as run
+    from slimgpt.files import write_atomically
+
+    if out is not None and not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {out} does not exist; make it first")
+    result = run(find(model, revision), config, on_progress=lambda text: print(text, file=sys.stderr))
+    rows = []
+    for name, value in result.metrics.items():
+        if not name.endswith("_stderr"):
+            stderr = result.metrics.get(f"{name}_stderr")
+            rows.append((name, f"{value:.4f}", "" if stderr is None else f"{stderr:.4f}"))
+    show.table(f"{model}: {result.dtype} on {result.device}", ("metric", "value", "stderr"), rows)
+    limit = f"the first {config.limit} documents of each task" if config.limit else "all documents"
+    show.line(
+        f"data: {', '.join(f'{text.name} ({text.origin})' for text in result.texts)}; {limit}; {result.seconds:.0f} s"
+    )
+    if out is not None:
+        write_atomically(out, json.dumps(result.to_dict(), indent=2) + "\n")

@@ -1,0 +1,122 @@
+"""``slimgpt compress | promote | rollback``."""
+
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from flows.cli.finding import flow_parameters
+from flows.cli.flags import config_from, flags, given, read_config_file
+from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
+from tasks.registry.gates import GateConfig
+
+_all: Any = Parameter(name="*")
+CompressPrune = flags("CompressPrune", PRUNE, group="Pruning")
+CompressEval = flags("CompressEval", EVALUATION, group="Evaluation", prefix="evaluation.")
+CompressBench = flags("CompressBench", BENCH, group="Benchmark", prefix="bench.")
+CompressRegistry = flags("CompressRegistry", REGISTRY, group="Registry", prefix="registry.")
+GateFlags = flags("GateFlags", GateConfig(), group="Gates")
+
+
+def compress(
+    *,
+    config: str = "",
+    model: str | None = None,
+    name: str | None = None,
+    revision: str | None = None,
+    runs: str | None = None,
+    preset: Literal["paper"] | None = None,
+    prune: Annotated[CompressPrune, _all] = CompressPrune(),
+    evaluation: Annotated[CompressEval, _all] = CompressEval(),
+    bench: Annotated[CompressBench, _all] = CompressBench(),
+    registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
+) -> None:
+    """Prune, evaluate, package, benchmark, register and report: the whole way, as one Prefect flow.
+
+    Args:
+        config: A YAML file of the flow's parameters (model, name, revision, runs, and the sections prune, evaluation,
+            bench and registry). Flags win.
+        model: A folder, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
+        name: Name in the registry; the model's own name and -slim by default.
+        revision: Commit or tag on the hub.
+        runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
+        preset: As of prune; a config file and flags win.
+    """
+    sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
+    asked = {"prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
+    plain = {"model": model, "name": name, "revision": revision, "runs": runs}
+    parameters = flow_parameters(config, sections, asked, plain, preset)
+    from tasks.environment import prepare
+
+    prepare(parameters.get("runs", ""))
+    from deploy.report.comparison import HEADER, notes, rows
+    from flows.cli import show
+    from flows.compress import compress as flow
+    from flows.prefect_api import reached
+
+    with reached():
+        done = flow(**parameters)
+    comparison, version = done.report.comparison, done.version
+    show.table(f"{version.name}: dense against pruned", HEADER, [row.cells for row in rows(comparison)])
+    for note in notes(comparison):
+        show.line(f"- {note}")
+    show.line(f"report       {done.report.html}")
+    show.line(f"registered   {version.name} version {version.version}, alias {version.alias}")
+    show.line(
+        f"serve it     slimgpt serve {version.uri}"
+        + (f" --runs {parameters['runs']}" if parameters.get("runs") else "")
+    )
+
+
+def promote(
+    name: str,
+    *,
+    version: int,
+    to: str = "champion",
+    config: str = "",
+    by: str = "",
+    runs: str = "",
+    options: Annotated[GateFlags, _all] = GateFlags(),
+) -> None:
+    """Let an alias of the registered model NAME point to a version that passes the gates.
+
+    Args:
+        name: Name in the registry.
+        version: Which version.
+        to: The alias. The version that has it now gets the alias previous.
+        config: A YAML file with the section gates. Flags win.
+        by: Who promotes, for the audit trail; your user name by default.
+        runs: Folder of the runs, whose registry holds NAME; ./runs or SLIMGPT_RUNS by default.
+    """
+    file = read_config_file(config, {"gates": GateConfig()}, ()) if config else {}
+    gates = config_from(GateConfig(), file.get("gates", {}), given(options))
+    from tasks.environment import prepare
+
+    workspace = prepare(runs)
+    from flows.cli import show
+    from tasks.registry.promotion import promote as move
+
+    moved = move(name, version, to, gates, workspace, by=by)
+    if moved.gates:
+        rows = [(gate.name, f"{gate.value:.4f}", f"{gate.limit:g}") for gate in moved.gates]
+        show.table(f"{name} version {version}: gates passed", ("gate", "measured", "limit"), rows)
+    was = f", was version {moved.previous}" if moved.previous else ""
+    show.line(f"{to} of {name} is version {version}{was}")
+
+
+def rollback(name: str, *, alias: str = "champion", by: str = "", runs: str = "") -> None:
+    """Give an alias of the registered model NAME back to the version that had it before.
+
+    Args:
+        name: Name in the registry.
+        alias: The alias.
+        by: Who rolls back, for the audit trail; your user name by default.
+        runs: As of promote.
+    """
+    from tasks.environment import prepare
+
+    workspace = prepare(runs)
+    from flows.cli import show
+    from tasks.registry.promotion import rollback as move_back
+
+    moved = move_back(name, workspace, alias=alias, by=by)
+    show.line(f"{alias} of {name} is version {moved.version} again, was version {moved.previous}")

@@ -1,0 +1,150 @@
+"""``slimgpt serve | bench | package``."""
+
+import os
+import re
+import sys
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from deploy.bench.config import BenchConfig
+from deploy.serving.server import ServeConfig
+from flows.cli.finding import find
+from flows.cli.flags import config_from, flags, given
+
+_all: Any = Parameter(name="*")
+ServeFlags = flags("ServeFlags", ServeConfig(port=8000), group="Serving", leave_out=("extra",))
+BenchFlags = flags("BenchFlags", BenchConfig(), group="Benchmark")
+
+
+def serve(
+    model: str,
+    *more: Annotated[str, Parameter(allow_leading_hyphen=True)],
+    revision: str = "",
+    runs: str = "",
+    name: str = "",
+    options: Annotated[ServeFlags, _all] = ServeFlags(),
+) -> None:
+    """Serve MODEL with vLLM until interrupted. vLLM's own options follow after --.
+
+    The environment variable VLLM_API_KEY sets a key that requests must carry.
+
+    Args:
+        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        more: vLLM's own options, after --.
+        revision: Commit or tag on the hub; empty for the newest.
+        runs: Folder of the runs, whose registry holds MODEL; ./runs or SLIMGPT_RUNS by default.
+        name: The model's name in requests; by default the name it was asked for by.
+    """
+    config = config_from(ServeConfig(port=8000), {**given(options), "extra": more})
+    from deploy.engines.vllm_entry import die_with_parent
+    from deploy.serving.foreground import serve_in_foreground
+    from deploy.serving.server import API_KEY, check_port
+    from flows.cli import show
+
+    check_port(config.host, config.port)
+    # In a child, since what finds a model (torch, MLflow) would keep half a gigabyte as long as the server runs.
+    forking = get_context("fork")
+    with ProcessPoolExecutor(1, mp_context=forking, initializer=die_with_parent, initargs=(os.getpid(),)) as child:
+        folder = child.submit(_find_servable, model, revision, runs, config.tensor_parallel_size).result()
+    served = name or (folder.absolute().name if Path(model).is_dir() else model)
+    key = "with the key in" if os.environ.get(API_KEY) else f"for whoever reaches {config.host}; for a key set"
+    show.line(f"serving {folder} as {served}, {key} {API_KEY}")
+
+    def on_ready(url: str, seconds: float) -> None:
+        show.line(f"ready on {url}/v1 as {served} after {seconds:.0f} s (Ctrl-C stops it)")
+
+    if code := serve_in_foreground(folder, config, served_name=served, on_ready=on_ready):
+        raise SystemExit(code)
+
+
+def bench(
+    dense: str, pruned: str, *, workdir: Path = Path("runs/bench"), options: Annotated[BenchFlags, _all] = BenchFlags()
+) -> None:
+    """Measure PRUNED against DENSE with vLLM's own benchmark, in turn, on the same prompts.
+
+    Args:
+        dense: The model to compare with: a folder, a hub id, smollm2, or a registry's URI.
+        pruned: The pruned model.
+        workdir: Folder for bench.json, its plots and the logs.
+    """
+    config = config_from(BenchConfig(), given(options))
+    from deploy.bench.paired import compare
+    from deploy.engines.availability import vllm_available
+    from deploy.report.comparison import HEADER, bench_note, bench_rows
+    from deploy.report.plots import bench_plots
+    from flows.cli import show
+    from slimgpt.files import write_atomically
+
+    if reason := vllm_available():
+        raise ValueError(reason)
+    folders = [find(dense, ""), find(pruned, "")]
+    report = compare(*folders, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
+    show.table("pruned against dense", HEADER, [row.cells for row in bench_rows(report)])
+    show.line(f"- {bench_note(report)}")
+    written = ["bench.json"]
+    for plot in bench_plots(report):
+        written.append(f"{plot.name}.svg")
+        write_atomically(workdir / written[-1], plot.svg + "\n")
+    show.line(f"written to {workdir}: {', '.join(written)}")
+
+
+def package(
+    model: str,
+    out: Path | None = None,
+    *,
+    revision: str = "",
+    runs: str = "",
+    name: str = "",
+    image: str = "",
+    verify: bool = False,
+) -> None:
+    """Make a bundle OUT that serves MODEL anywhere, or check one.
+
+    Args:
+        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID; with --verify, a bundle.
+        out: A new folder for the bundle.
+        revision: Commit or tag on the hub; empty for the newest.
+        runs: Folder of the runs, whose registry holds MODEL; ./runs or SLIMGPT_RUNS by default.
+        name: The model's name in requests to the server; by default the folder's, or the name on the hub or registry.
+        image: Name of the container image, with the registry it is pushed to (ghcr.io/me/tiny); NAME by default.
+        verify: Check every file of the bundle MODEL against its manifest.
+    """
+    from deploy.bundle.folder import verify_bundle, write_bundle
+    from flows.cli import show
+
+    if verify:
+        if problems := verify_bundle(Path(model)):
+            raise ValueError("; ".join(problems))
+        show.line(f"{model} is whole")
+        return
+    if out is None:
+        raise ValueError("OUT is missing; name a new folder for the bundle, or use --verify")
+    folder = find(model, revision, runs)
+    bundle = write_bundle(folder, out, name=name or _served_name(model), image=image)
+    show.line(f"written to {bundle}; start it with {bundle / 'serve.sh'}")
+
+
+def _served_name(model: str) -> str:
+    """What a packaged model is called in requests: its folder's name, its id on the hub, its name in the registry."""
+    if Path(model).is_dir():
+        return Path(model).absolute().name
+    return re.sub(r"^\w+:/+", "", model).partition("@")[0]
+
+
+def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: int) -> Path:
+    """The local folder of a model that vLLM can serve here so; what is missing is found out before a download."""
+    from deploy.engines.availability import vllm_available
+    from deploy.engines.tensor_parallel import check_tensor_parallel, family_config
+    from deploy.serving.server import check_servable
+
+    if reason := vllm_available():
+        raise ValueError(reason)
+    folder = find(model, revision, runs)
+    check_servable(folder)
+    if tensor_parallel_size > 1 and (found := family_config(folder)):
+        check_tensor_parallel(found, tensor_parallel_size)
+    return folder

@@ -1,0 +1,57 @@
+"""``slimgpt sweep``."""
+
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from flows.cli.finding import flow_parameters
+from flows.cli.flags import flags
+from flows.cli.registering import CompressBench, CompressEval, CompressRegistry
+from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
+
+_all: Any = Parameter(name="*")
+SweepPrune = flags("SweepPrune", PRUNE, group="Pruning", leave_out=("ratio", "schedule", "layer_ratios"))
+SweepFlags = flags("SweepFlags", SWEEP, group="Sweep")
+
+
+def sweep(
+    *,
+    config: str = "",
+    models: str | None = None,
+    name: str | None = None,
+    runs: str | None = None,
+    grid: Annotated[SweepFlags, _all] = SweepFlags(),
+    prune: Annotated[SweepPrune, _all] = SweepPrune(),
+    evaluation: Annotated[CompressEval, _all] = CompressEval(),
+    bench: Annotated[CompressBench, _all] = CompressBench(),
+    registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
+) -> None:
+    """Prune at several ratios and schedules, measure all, and register the best within limits, as one Prefect flow.
+
+    Args:
+        config: A YAML file of the flow's parameters (models, name, runs, and the sections grid, prune, evaluation,
+            bench and registry). Flags win.
+        models: Dense models, several separated by commas; smollm2 (built in) by default.
+        name: Name in the registry; the chosen model's own name and -slim by default.
+        runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
+    """
+    sections = {"grid": SWEEP, "prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
+    asked = {"grid": grid, "prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
+    plain = {"models": models, "name": name, "runs": runs}
+    parameters = flow_parameters(config, sections, asked, plain)
+    if isinstance(parameters.get("models"), str):
+        parameters["models"] = tuple(model.strip() for model in parameters["models"].split(",") if model.strip())
+    from tasks.environment import prepare
+
+    prepare(parameters.get("runs", ""))
+    from deploy.report.pareto import HEADER
+    from flows.cli import show
+    from flows.prefect_api import reached
+    from flows.sweep import sweep as flow
+
+    with reached():
+        done = flow(**parameters)
+    show.table("sweep", HEADER, done.outcome.rows)
+    show.line(f"plots        {done.folder}")
+    show.line(f"registered   {done.version.name} version {done.version.version}, alias {done.version.alias}")
+    show.line(f"serve it     slimgpt serve {done.version.uri}")

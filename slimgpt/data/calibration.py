@@ -1,0 +1,120 @@
+"""Text to token blocks ``[N, T]``: deterministic, fingerprinted, without padding (which would enter the statistics)."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from slimgpt.checkpoints.origins import read_config
+from slimgpt.data.text import TextSource, calibration_text
+
+PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is looked at.
+
+    Attributes:
+        ids_NT: token ids ``[num_samples, seq_len]``.
+        facts: name and sha256 of the text, counts, seed, and the sha256 of the ids.
+    """
+
+    ids_NT: Tensor
+    facts: dict[str, Any]
+
+
+def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len: int, seed: int) -> Calibration:
+    """Draw ``num_samples`` blocks of ``seq_len`` tokens: documents in random order, each closed by EOS, no overlap.
+
+    Documents much longer than a block are drawn in passages, so that the seed picks what is seen of a long text file,
+    too. Text is text: ``<|endoftext|>``, ``<s>`` or ``<filename>`` in a document are read as the characters they are,
+    never as the tokenizer's special tokens. Only EOS is added, and nothing where the tokenizer has none.
+
+    Args:
+        tokenizer: of transformers.
+        text: documents.
+        num_samples: blocks wanted.
+        seq_len: tokens in a block.
+        seed: of the order.
+
+    Raises:
+        ValueError: when the text has fewer tokens than asked for.
+    """
+    length = PASSAGE_BLOCKS * seq_len
+    passages = [
+        (document[start : start + length], start + length >= len(document))
+        for document in text.documents
+        for start in range(0, len(document), length)
+    ]
+    random.Random(seed).shuffle(passages)
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    wanted = num_samples * seq_len
+    ids: list[int] = []
+    for start in range(0, len(passages), 64):  # in batches: tokenizers run them in parallel
+        batch = passages[start : start + 64]
+        encoded = tokenizer(
+            [passage for passage, _ in batch], add_special_tokens=False, split_special_tokens=True, verbose=False
+        )
+        for passage_ids, (_, last) in zip(encoded["input_ids"], batch, strict=True):
+            ids += passage_ids + (end if last else [])
+        if len(ids) >= wanted:
+            break
+    if len(ids) < wanted:
+        raise ValueError(
+            f"{text.name} has {len(ids)} tokens; {num_samples} samples of {seq_len} need {wanted}: "
+            f"ask for at most {len(ids) // seq_len} samples, or name a larger text"
+        )
+    ids_NT = torch.tensor(ids[:wanted], dtype=torch.long).view(num_samples, seq_len)
+    facts = {
+        "name": text.name,
+        "origin": text.origin,
+        "sha256": text.sha256,
+        "num_samples": num_samples,
+        "seq_len": seq_len,
+        "tokens": wanted,
+        "seed": seed,
+        "ids_sha256": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),
+    }
+    return Calibration(ids_NT, facts)
+
+
+def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed: int) -> Calibration:
+    """The token blocks of ``source`` for the model in folder ``model``.
+
+    Raises:
+        ValueError: when the source is empty or too short, the sequences are longer than the model reads, or its
+            tokenizer is missing, damaged or another model's.
+        FileNotFoundError: when the source does not exist.
+    """
+    from transformers import AutoTokenizer
+
+    config = read_config(model)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # tokenizers' and transformers' errors share no class
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"{model} has no tokenizer that loads without code of its own ({reason}); "
+            "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the model it was made from"
+        ) from None
+    blocks = token_blocks(tokenizer, calibration_text(source), num_samples=num_samples, seq_len=seq_len, seed=seed)
+    if seq_len > (limit := _positions(config)):
+        raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
+    largest = int(blocks.ids_NT.max())
+    if largest >= config.vocab_size:
+        raise ValueError(
+            f"{model}: its tokenizer gives the token {largest}, its embeddings end at {config.vocab_size - 1}; "
+            "the tokenizer is of another model, copy the right one"
+        )
+    return blocks
+
+
+def _positions(config: Any) -> int:
+    """Tokens the model reads at once; the config of a stretched rotary embedding may name the length before that."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return int(config.max_position_embeddings * max(1.0, rope.get("factor", 1.0)))

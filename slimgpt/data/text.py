@@ -1,0 +1,268 @@
+"""Where text comes from: what the user names, local data (SLIMGPT_DATA), the hub, or what every CPython carries.
+
+In that order, never silently: ``TextSource`` says which it was, and reports and tables repeat it.
+Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw and wikitext-2-raw/wiki.train-head.raw.
+"""
+
+import hashlib
+import io
+import json
+import os
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Literal
+
+from slimgpt.checkpoints.hub import asking, hub_unreachable
+from slimgpt.data import python_text
+
+DATA_VARIABLE = "SLIMGPT_DATA"
+Origin = Literal["file", "local data", "hub", "python"]
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".txt", ".raw", ".parquet")
+C4_DOCUMENTS = 20_000  # of the shard's 356,317: about 9 M tokens, enough for 4096 sequences of 2048
+
+
+@dataclass(frozen=True)
+class _OnHub:
+    """A file of a data set: pinned, since a data set can change under its name, and fetched as it is.
+
+    Names of configurations and loading scripts have changed and vanished before; a file of a commit cannot.
+    """
+
+    name: str
+    local: str
+    repo: str
+    revision: str
+    path: str
+
+
+_C4_REVISION = "1588ec454efa1a09f29cd18ddd04fe05fc8653a2"
+_C4 = _OnHub("c4", "c4/train.jsonl", "allenai/c4", _C4_REVISION, "en/c4-train.00000-of-01024.json.gz")
+_WIKITEXT_REVISION = "b08601e04326c79dfdd32d625aee71d232d685c3"
+_WIKITEXT_TRAIN = _OnHub(
+    "wikitext",
+    "wikitext-2-raw/wiki.train-head.raw",
+    "Salesforce/wikitext",
+    _WIKITEXT_REVISION,
+    "wikitext-2-raw-v1/train-00000-of-00001.parquet",
+)
+_WIKITEXT_TEST = _OnHub(
+    "wikitext2",
+    "wikitext-2-raw/wiki.test.raw",
+    "Salesforce/wikitext",
+    _WIKITEXT_REVISION,
+    "wikitext-2-raw-v1/test-00000-of-00001.parquet",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSource:
+    """Text and where it is from.
+
+    Args:
+        name: short name, part of metric names: "c4", "wikitext2", "python", or the file's name.
+        documents: the text; one string holds a whole document, or a whole file that is one stream.
+        sha256: over the documents, joined by a NUL character; of one document that is its file's own sum.
+        origin: "file" (named by the user), "local data" (SLIMGPT_DATA), "hub" or "python".
+    """
+
+    name: str
+    documents: list[str]
+    sha256: str
+    origin: Origin
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.origin}, sha256 {self.sha256[:12]})"
+
+
+def calibration_text(source: str = "auto") -> TextSource:
+    """The text that calibration sequences are drawn from.
+
+    Args:
+        source: a .jsonl (also .gz, .zst), .parquet (field ``text``), .txt or .raw file, or a folder of such files;
+            "c4" or "wikitext" (local data, else the hub); "python"; or "auto": C4 where it can be had, else "python".
+
+    Raises:
+        FileNotFoundError: there is no such file, or a data set that is neither local nor on a reachable hub.
+        ValueError: a file of another kind, an empty or damaged one, or rows without a ``text`` field.
+    """
+    if source == "python" or (source == "auto" and not _at_hand(_C4)):
+        return _source("python", python_text.calibration_documents(), "python")
+    if source in ("auto", "c4"):
+        return _data_set(_C4)
+    if source == "wikitext":
+        return _data_set(_WIKITEXT_TRAIN)
+    return _named(source, "calibration", "c4, wikitext, python or auto")
+
+
+def perplexity_text(name: str = "auto") -> TextSource:
+    """The text that perplexity is measured on, as one stream.
+
+    Args:
+        name: "wikitext2" (the raw test split: local data, else the hub); "python" (the part that calibration does not
+            see); a file or folder as for ``calibration_text``, whose documents are joined by blank lines; or "auto":
+            WikiText-2 where it can be had, else "python".
+
+    Returns:
+        a TextSource with exactly one document.
+
+    Raises:
+        FileNotFoundError, ValueError: as for ``calibration_text``.
+    """
+    if name == "python" or (name == "auto" and not _at_hand(_WIKITEXT_TEST)):
+        return _source("python", ["\n\n".join(python_text.held_out_documents())], "python")
+    if name in ("auto", "wikitext2"):
+        return _data_set(_WIKITEXT_TEST)
+    named = _named(name, "perplexity", "wikitext2, python or auto")
+    return _source(named.name, ["\n\n".join(named.documents)], "file")
+
+
+def local_data() -> Path | None:
+    """The folder that SLIMGPT_DATA names, or None where it is not set.
+
+    Raises:
+        FileNotFoundError: it names something that is not a folder.
+    """
+    folder = os.environ.get(DATA_VARIABLE, "")
+    if folder and not Path(folder).is_dir():
+        raise FileNotFoundError(f"{DATA_VARIABLE} is {folder!r}, which is not a folder; correct it or unset it")
+    return Path(folder) if folder else None
+
+
+def _local(path: str) -> Path | None:
+    folder = local_data()
+    return folder / path if folder and (folder / path).is_file() else None
+
+
+def _at_hand(data: _OnHub) -> bool:
+    if _local(data.local):
+        return True
+    from huggingface_hub import try_to_load_from_cache
+
+    cached = try_to_load_from_cache(data.repo, data.path, revision=data.revision, repo_type="dataset")
+    return isinstance(cached, str) or not hub_unreachable()
+
+
+def _data_set(data: _OnHub) -> TextSource:
+    if local := _local(data.local):
+        return _source(data.name, _read(local), "local data")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        with asking(data.repo, data.revision) as offline:
+            path = Path(
+                hf_hub_download(
+                    data.repo, data.path, repo_type="dataset", revision=data.revision, local_files_only=offline
+                )
+            )
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{data.name} is not at hand: {error}, and {DATA_VARIABLE} names no folder that holds {data.local}; "
+            f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that Python carries)"
+        ) from None
+    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path, C4_DOCUMENTS)
+    return _source(data.name, rows if data is _C4 else [join_wikitext_rows(rows)], "hub")
+
+
+def _source(name: str, documents: list[str], origin: Origin) -> TextSource:
+    digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
+    return TextSource(name=name, documents=documents, sha256=digest, origin=origin)
+
+
+def _named(source: str, purpose: str, names: str) -> TextSource:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+        if not files:
+            raise ValueError(f"{purpose} text {source!r} is a folder without a {', '.join(SUFFIXES)} file")
+        return _source(path.resolve().name, [text for file in files for text in _read(file)], "file")
+    if not path.name.endswith(SUFFIXES):
+        raise ValueError(
+            f"{purpose} text is {source!r}; it must be a {', '.join(SUFFIXES)} file, a folder of such files, or {names}"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"{purpose} text {source!r} does not exist; name a file that does, or {names}")
+    return _source(path.name, _read(path), "file")
+
+
+def _read(path: Path) -> list[str]:
+    """The documents of a file, blank ones left out. Text files are one document, as it stands but for a leading BOM."""
+    if path.suffix == ".parquet":
+        documents = _read_parquet(path)
+    elif path.suffix in (".txt", ".raw"):
+        documents = [_decoded(path.read_bytes(), repr(str(path)))]
+    else:
+        documents = _read_jsonl(path)
+    documents = [text for text in documents if text.strip()]
+    if not documents:
+        raise ValueError(f"{str(path)!r} holds no text; name a file that does")
+    return documents
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8-sig")  # some editors begin a file with a BOM, which is no text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def _read_jsonl(path: Path, limit: int | None = None) -> list[str]:
+    """The ``text`` of every line, of the first ``limit`` ones where it is given."""
+    try:
+        with _opened(path) as lines:
+            return [
+                _text_of(line, f"{str(path)!r} line {number}")
+                for number, line in enumerate(islice(lines, limit), 1)
+                if line.strip()
+            ]
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}; copy or download it again") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".jsonl":
+        return path.open("rb")
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+
+
+def _text_of(line: bytes, place: str) -> str:
+    try:
+        row = json.loads(_decoded(line, place))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object a line") from None
+    text = row.get("text") if isinstance(row, dict) else None
+    if not isinstance(text, str):
+        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(f"{place} has no field 'text' that is a string (it has: {has}); rename the field")
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place} holds half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from None
+    return text
+
+
+def _read_parquet(path: Path) -> list[str]:
+    import pyarrow as pa  # a fifth of a second to import
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            columns = table.schema_arrow.names
+            if "text" not in columns:
+                raise ValueError(
+                    f"{str(path)!r} has no column 'text' (it has: {', '.join(columns)}); rename the column"
+                )
+            rows = table.read(columns=["text"]).column("text").to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+    wrong = next((row for row in rows if row is not None and not isinstance(row, str)), None)
+    if wrong is not None:
+        raise ValueError(f"{str(path)!r} has a column 'text' of {type(wrong).__name__}; it must hold strings")
+    return [row for row in rows if row is not None]
+
+
+def join_wikitext_rows(rows: list[str]) -> str:
+    """The raw file that the hub's rows were made from: its lines, where a line of blanks became an empty row."""
+    return "".join(row or " \n" for row in rows)

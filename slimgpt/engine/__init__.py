@@ -1,0 +1,1 @@
+"""Walks a model layer by layer: plan, prune, resume."""

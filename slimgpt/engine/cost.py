@@ -1,0 +1,239 @@
+"""What pruning takes, counted from widths alone: operations, bytes, peak memory, disk; seconds once rates are known.
+
+``slimgpt prune --dry-run`` and docs/scale.md say what this says. Sizes are bytes; an operation is one multiplication or
+one addition. What a layer does is in pruner.py, what an elimination does in obs.py.
+
+Letters: n = tokens of one process, b = of a block, D = hidden size, A = heads * head_dim, F = FFN width.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from slimgpt.checkpoints.families import LayerShape
+from slimgpt.engine.activations import Place
+from slimgpt.method.obs import SOLVE_DTYPE, Gram, strip_width
+
+IMPORTS = 600 << 20  # resident memory of a process that has touched no model yet
+CUDA_HOST = 2 << 30  # the same with CUDA's libraries and its context
+SOLVE_ITEM = SOLVE_DTYPE.itemsize
+# Shares of the rate of one large product that a decoder layer and a solve reach: norms, softmax and elementwise work
+# are not counted as operations, and factorisations are no products. From SmolLM2 on a CPU (benchmarks/RESULTS.md).
+FORWARD_SHARE = 0.65
+SOLVE_SHARE = 0.55
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a model is pruned, as far as its cost goes.
+
+    Attributes:
+        samples, seq_len: calibration sequences of all processes, and their length.
+        block_tokens: tokens that pass a layer at once.
+        item: bytes of a number in the forward passes.
+        stored: bytes of a stored weight.
+        keep: bytes at most for one layer's channel activations of all tokens.
+        cpu: whether device memory is host memory.
+        place: where activations wait between layers: device, host or disk.
+        processes: each with a device and a share of the sequences of its own.
+    """
+
+    samples: int
+    seq_len: int
+    block_tokens: int
+    item: int
+    stored: int
+    keep: int
+    cpu: bool
+    place: Place = "device"
+    processes: int = 1
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the process that has most of them."""
+        return -(-self.samples // self.processes) * self.seq_len
+
+    @property
+    def block(self) -> int:
+        """Tokens of one block: whole sequences."""
+        return min(self.tokens, max(1, self.block_tokens // self.seq_len) * self.seq_len)
+
+    def keeps(self, shape: LayerShape) -> bool:
+        """Whether one layer's channel activations stay in memory until its channels are chosen."""
+        return self.samples * self.seq_len * shape.intermediate_size * self.item <= self.keep
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the slowest process does, and what the one that needs most memory holds.
+
+    Attributes:
+        forward, gram, solve: operations, in the forward dtype, in float32 and in SOLVE_DTYPE.
+        moved: bytes of activations that come from and go to where they wait, if that is not the device.
+        reduced: bytes of H that are summed over the processes.
+        read, written: bytes of weights.
+        device, host: bytes of peak memory; on a CPU both are the same memory, and ``device`` is 0.
+        disk: bytes of the pruned weights, and of activations that wait in a file.
+    """
+
+    forward: float
+    gram: float
+    solve: float
+    moved: float
+    reduced: float
+    read: float
+    written: float
+    device: int
+    host: int
+    disk: int
+
+    @property
+    def memory(self) -> int:
+        """Peak memory where the run computes."""
+        return self.device or self.host
+
+
+def estimate(
+    dense: list[LayerShape], pruned: list[LayerShape], setting: Setting, *, embedding: int, parameters: int
+) -> Cost:
+    """The cost of pruning a model of these layers.
+
+    Args:
+        dense: layers as they are.
+        pruned: layers as they will be.
+        setting: tokens, dtypes, place.
+        embedding: parameters of the token embedding.
+        parameters: of the whole pruned model.
+    """
+    s, pairs = setting, list(zip(dense, pruned, strict=True))
+    width = max(shape.num_heads * shape.head_dim for shape in dense)
+    waiting = s.tokens * (dense[0].hidden_size + max(dense[0].hidden_size, width)) * s.item
+    away = waiting if s.place != "device" else 0
+    work = max(_layer_memory(shape, after, s) for shape, after in pairs)
+    work = max(work, embedding * s.item)
+    layer = max(shape.parameters for shape in dense)
+    # as stored, and the pruned copy on its way into a file; at the end the embedding takes that way
+    stored = max(2 * layer * s.stored, 2 * embedding * s.stored)
+    copy = 0 if s.cpu and s.item == s.stored else layer * s.item
+    # blocks that wait elsewhere come and go, no more than three at a time
+    passing = min(waiting, 3 * s.block * waiting // s.tokens) if away else waiting
+    if s.cpu:
+        device, host = 0, IMPORTS + stored + copy + work + passing
+    else:
+        device, host = copy + work + passing, CUDA_HOST + stored + (away if s.place == "host" else 0)
+    return Cost(
+        forward=sum(_forward(shape, after, s) for shape, after in pairs),
+        gram=sum(s.tokens * (_gram(s_a) + _gram(s_f)) for s_a, s_f in map(_columns, dense)),
+        solve=sum(_solve(shape, after) for shape, after in pairs),
+        moved=len(dense) * 4 * away,
+        reduced=sum(4 * (a**2 + f**2) for a, f in map(_columns, dense)) if s.processes > 1 else 0,
+        read=2 * s.stored * sum(shape.parameters for shape in dense),  # once for the checksum of the whole model
+        written=parameters * s.stored,
+        device=device,
+        host=host,
+        disk=parameters * s.stored + (s.processes * waiting if s.place == "disk" else 0),
+    )
+
+
+def _columns(shape: LayerShape) -> tuple[int, int]:
+    """Columns of the two maps that are pruned."""
+    return shape.num_heads * shape.head_dim, shape.intermediate_size
+
+
+def _forward(dense: LayerShape, pruned: LayerShape, s: Setting) -> float:
+    """One pass of a layer, both pruned maps at their pruned width; causal attention sees half the square."""
+    (A, F), (a_kept, f_kept), D = _columns(dense), _columns(pruned), dense.hidden_size
+    kv = dense.num_kv_heads * dense.head_dim
+    weights = D * (A + 2 * kv + a_kept) + D * (2 * F + f_kept)
+    again = 0 if s.keeps(dense) else 2 * D * f_kept
+    return 2.0 * s.tokens * (weights + again + s.seq_len * A)
+
+
+def _gram(columns: int) -> float:
+    """Operations per token for the strips of the upper triangle."""
+    return columns * (columns + strip_width(columns))
+
+
+def _solve(dense: LayerShape, pruned: LayerShape) -> float:
+    """Inverse, elimination and refit of both maps, and the scores of all heads at each step."""
+    (A, F), (a_kept, f_kept), D = _columns(dense), _columns(pruned), dense.hidden_size
+    steps = (A - a_kept) / dense.head_dim
+    scores = steps * dense.num_heads * dense.head_dim**2 * (A - a_kept + D)
+    return _eliminate(D, A, a_kept) + _eliminate(D, F, f_kept) + scores
+
+
+def _eliminate(D: int, columns: int, kept: int) -> float:
+    gone = columns - kept
+    if not gone:
+        return 0.0
+    return columns**3 + gone**2 * columns + 2 * D * (gone * columns + columns**2 + 2 * kept**2) + kept**3 / 3
+
+
+def _layer_memory(dense: LayerShape, pruned: LayerShape, s: Setting) -> int:
+    """The most that one layer holds beside its weights and the activations that wait."""
+    (A, F), f_kept, D, n, b = _columns(dense), pruned.intermediate_size, dense.hidden_size, s.tokens, s.block
+    kv = dense.num_kv_heads * dense.head_dim
+    kept = n * F * s.item if s.keeps(dense) else 0
+    attention = b * s.item * (2 * D + 3 * A + 4 * kv) + 4 * A**2
+    as_float = 4 * b * F if s.item < 4 else 0  # H is summed in float32
+    channels = 4 * F**2 + b * s.item * (3 * D + 3 * F) + as_float
+    eliminate = SOLVE_ITEM * (2 * F**2 + (F - f_kept) * F + 2 * D * F)
+    factor = SOLVE_ITEM * (F**2 + 2 * f_kept**2 + D * F)
+    refit = SOLVE_ITEM * (F**2 + f_kept**2 + D * (2 * F + 3 * f_kept))
+    return max(attention, kept + max(channels, eliminate, factor, refit) if f_kept < F else channels)
+
+
+@dataclass(frozen=True)
+class Rates:
+    """What a device reaches: operations per second by kind, bytes per second by way."""
+
+    forward: float
+    gram: float
+    solve: float
+    moved: float
+    reduced: float
+    read: float
+    written: float
+
+    def seconds(self, cost: Cost) -> dict[str, float]:
+        """Seconds by phase. Copies of activations run beside the forward pass."""
+        return {
+            "forward": max(cost.forward / (FORWARD_SHARE * self.forward), cost.moved / self.moved),
+            "gram": cost.gram / self.gram + cost.reduced / self.reduced,
+            "select": cost.solve / (SOLVE_SHARE * self.solve),
+            "read": cost.read / self.read,
+            "write": cost.written / self.written,
+        }
+
+
+def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
+    """Rates of this device, from products large enough to be representative: a fraction of a second.
+
+    Copies and disks are not measured: 10 GB/s to and from the host, 1 GB/s of disk.
+    """
+    size = 8192 if device.type == "cuda" else 1024
+    x = torch.randn(size, size, device=device, dtype=dtype)
+    gram = Gram(size, device)
+    H = torch.eye(size, device=device, dtype=SOLVE_DTYPE)
+    return Rates(
+        forward=2 * size**3 / _seconds(lambda: x @ x, device),
+        gram=size * _gram(size) / _seconds(lambda: gram.add(x), device),
+        solve=2 * size**3 / _seconds(lambda: H @ H, device),
+        moved=10e9,
+        reduced=10e9,
+        read=1e9,
+        written=1e9,
+    )
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        work()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return best

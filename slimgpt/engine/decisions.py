@@ -1,0 +1,163 @@
+"""What stays of one map: chosen from its weight and H, refitted, applied, and the same on every rank.
+
+Shapes: D = hidden size, A = heads * head_dim, F = FFN width, K = kept columns.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from slimgpt.checkpoints.families import Family, LayerShape, Unit
+from slimgpt.checkpoints.pruned_form import slice_rows
+from slimgpt.config import PruneConfig
+from slimgpt.engine.ranks import Ranks
+from slimgpt.method import obs
+from slimgpt.method.selection import HeadLayout, remove_channels, remove_heads
+from slimgpt.usage import return_freed_memory
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What stays of one map: the kept units of the layer as it came, and the refitted weight in its stored dtype.
+
+    Attributes:
+        heads: query heads (of ``o_proj``).
+        kv_heads: kv heads.
+        columns_K: columns of the dense weight.
+        weight_DK: the weight on them.
+        error: ``||W X - W' X||^2 / ||W X||^2`` of the rounded weight.
+        damping: what was added to H's diagonal, as a share of its mean.
+        marginal_error: error of the last channel that went.
+    """
+
+    heads: list[int]
+    kv_heads: list[int]
+    columns_K: Tensor
+    weight_DK: Tensor
+    error: float = 0.0
+    damping: float = 0.0
+    marginal_error: float = 0.0
+
+    def applied(
+        self, linear: nn.Linear, device: torch.device, dtype: torch.dtype, *, narrow: bool = False
+    ) -> Callable[[Tensor], Tensor]:
+        """The pruned map as a function of the dense one's input (of the kept columns of it, if ``narrow``)."""
+        # contiguous as it comes back from a file: a matrix product's last bit may depend on the layout
+        weight_DK = self.weight_DK.to(device, dtype).contiguous()
+        columns_K = self.columns_K.to(device)
+
+        def apply(x: Tensor) -> Tensor:
+            return functional.linear(x if narrow else x.index_select(-1, columns_K), weight_DK, linear.bias)
+
+        return apply
+
+
+def all_heads(weight_DA: Tensor, layout: HeadLayout) -> Kept:
+    """Every head stays."""
+    heads = list(range(layout.num_heads))
+    return Kept(heads, list(range(layout.num_kv_heads)), layout.columns(heads), weight_DA)
+
+
+def choose_heads(
+    weight_DA: Tensor,
+    gram: obs.Gram,
+    layout: HeadLayout,
+    config: PruneConfig,
+    *,
+    budget: float,
+    price: float,
+    needed: float,
+) -> Kept:
+    """Choose the heads that stay and refit ``o_proj``; budget, price and needed as of ``remove_heads``."""
+    H_AA = gram.finish()
+    W_DA = weight_DA.to(H_AA.device, H_AA.dtype)
+    inverse = obs.invert(H_AA, config.percdamp, gram.name)
+    steps = remove_heads(
+        obs.silence_dead_columns(W_DA, H_AA),
+        inverse.P_DD,
+        layout,
+        unit=config.head_unit,
+        head_error=config.head_error,
+        multiple=config.head_multiple,
+        budget=budget,
+        price=price,
+        needed=needed,
+        name=gram.name,
+    )
+    whole = all_heads(weight_DA, layout)
+    if not steps:
+        return whole
+    gone = {h for step in steps for h in step.heads}
+    gone_kv = {kv for step in steps for kv in step.kv_heads}
+    heads = [h for h in whole.heads if h not in gone]
+    kv_heads = [kv for kv in whole.kv_heads if kv not in gone_kv]
+    kept = _refit(W_DA, H_AA, inverse, layout.columns(heads), weight_DA.dtype)
+    return replace(kept, heads=heads, kv_heads=kv_heads)
+
+
+def choose_channels(weight_DF: Tensor, gram: obs.Gram, count: int, config: PruneConfig) -> Kept:
+    """Choose the channels that stay, when ``count`` go, and refit ``down_proj``."""
+    return_freed_memory()  # what the forward pass left: here memory is at its peak
+    H_FF = gram.finish()
+    W_DF = weight_DF.to(H_FF.device, H_FF.dtype)
+    inverse = obs.invert(H_FF, config.percdamp, gram.name)
+    path = remove_channels(
+        obs.silence_dead_columns(W_DF, H_FF),
+        inverse.P_DD,
+        count,
+        group_size_max=config.group_size_max,
+        group_size_min=config.group_size_min,
+        name=gram.name,
+    )
+    stays_F = torch.ones(W_DF.shape[1], dtype=torch.bool, device=H_FF.device)
+    stays_F[path.order] = False
+    inverse = inverse._replace(P_DD=H_FF[:0, :0])  # free it: the refit needs the shift alone
+    kept = _refit(W_DF, H_FF, inverse, stays_F.nonzero().flatten(), weight_DF.dtype)
+    return replace(kept, marginal_error=path.marginal_error())
+
+
+def _refit(W_DF: Tensor, H_FF: Tensor, inverse: obs.Inverse, columns_K: Tensor, dtype: torch.dtype) -> Kept:
+    """Solve for the kept columns and round to the stored dtype; the error is that of the rounded weight."""
+    columns_K = columns_K.to(H_FF.device)
+    weight_DK, error = obs.refit(W_DF, H_FF, inverse.shift, columns_K, dtype)
+    return Kept([], [], columns_K.cpu(), weight_DK.cpu(), error, inverse.damping)
+
+
+def agree(ranks: Ranks, device: torch.device, decide: Callable[[], Kept]) -> Kept:
+    """Let the first rank decide for all.
+
+    Each could decide alone from the same H. But a last bit that differs, from another GPU or another library, may tip
+    the choice between two heads, and from there on the ranks would sum the statistics of different models.
+    """
+    if ranks.count == 1:
+        return decide()
+    weights: list[Tensor] = []  # large, so it goes from device to device and not with the rest
+
+    def without_weight() -> Kept:
+        kept = decide()
+        weights.append(kept.weight_DK)
+        return replace(kept, weight_DK=kept.weight_DK.to("meta"))
+
+    kept = ranks.from_first(without_weight)
+    weight_DK = weights[0].to(device) if weights else torch.empty_like(kept.weight_DK, device=device)
+    weight_DK = weight_DK.contiguous()
+    ranks.copy(weight_DK)
+    return replace(kept, weight_DK=weight_DK.cpu())
+
+
+def sliced(
+    dense: dict[str, Tensor], family: Family, shape: LayerShape, attention: Kept, ffn: Kept
+) -> dict[str, Tensor]:
+    """The pruned layer's tensors: what is gone is sliced away, never just zeroed."""
+    rows: dict[Unit, Tensor] = {
+        "query": shape.heads.columns(attention.heads),
+        "kv": shape.heads.columns(attention.kv_heads),
+        "channel": ffn.columns_K,
+    }
+    pruned = slice_rows(dense, family, shape, rows)
+    pruned[f"{family.output}.weight"] = attention.weight_DK
+    pruned[f"{family.down}.weight"] = ffn.weight_DK
+    return pruned

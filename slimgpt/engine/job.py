@@ -1,0 +1,214 @@
+"""A model and the config it is pruned with: the checks before any work, the widths, what the work costs."""
+
+import logging
+import shutil
+from dataclasses import replace
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import torch
+
+from slimgpt.checkpoints.families import LayerShape, family_of, layer_shapes
+from slimgpt.checkpoints.origins import open_shards, read_config
+from slimgpt.config import PruneConfig
+from slimgpt.data.calibration import Calibration, calibrate
+from slimgpt.engine import cost
+from slimgpt.engine.activations import Place
+from slimgpt.method.schedule import Budget, layer_ratios
+
+logger = logging.getLogger(__name__)
+
+TOLERANCE = 0.005  # the ratio is met within half a percentage point
+
+
+class Job:
+    """A model and what is asked of it, checked against each other; nothing heavy has been read yet.
+
+    Raises:
+        ValueError: for an unsupported, quantised or incomplete model, or a ratio that these options cannot reach.
+    """
+
+    def __init__(self, model: Path, config: PruneConfig):
+        self.model = model
+        if not (model / "config.json").is_file():
+            raise FileNotFoundError(f"{model} has no config.json: name a model folder")
+        self.model_config = read_config(model)
+        self.family = family_of(self.model_config)
+        self.config = self._prunable(config)
+        self.shards = open_shards(model)
+        self.shapes = layer_shapes(self.model_config)
+        self.ratios = layer_ratios(self.config, [shape.parameters for shape in self.shapes])
+        self.device = _device(config.device)
+        self.dtype = self._forward_dtype()
+        self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
+        if Path(self.base_model).is_dir():
+            self.base_model = model.name  # a path of this machine says nothing to others
+        self._check_multiples()
+        self.planned = planned_shapes(self.config, self.shapes)
+
+    def _prunable(self, config: PruneConfig) -> PruneConfig:
+        """The config for what the family allows."""
+        if self.family.prunes_heads or config.targets == "ffn":
+            return config
+        reason = (
+            f"{self.family.model_type}: removing a head would rescale the others (its q and k norms span all heads)"
+        )
+        if config.targets == "attention":
+            raise ValueError(f"{reason}; use targets ffn")
+        logger.warning("%s: only its FFN is pruned", reason)
+        return replace(config, targets="ffn")
+
+    def _forward_dtype(self) -> torch.dtype:
+        if self.config.dtype != "auto":
+            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.config.dtype]
+        if self.device.type == "cpu":
+            return torch.float32
+        return self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
+
+    def _check_multiples(self) -> None:
+        multiple = self.config.head_multiple
+        for i, shape in enumerate(self.shapes):
+            if shape.num_heads % multiple:
+                raise ValueError(
+                    f"layer {i} has {shape.num_heads} heads; head_multiple {multiple} does not divide them"
+                )
+
+    def calibration(self) -> Calibration:
+        """Read and tokenise the calibration text.
+
+        Raises:
+            ValueError, FileNotFoundError: when it is missing, empty or too short.
+        """
+        c = self.config
+        return calibrate(self.model, c.calibration, num_samples=c.num_samples, seq_len=c.seq_len, seed=c.seed)
+
+    def layer_tensors(self, i: int) -> dict[str, torch.Tensor]:
+        """The weights of decoder layer ``i`` on CPU, in the stored dtype, names relative to the layer."""
+        prefix = f"{self.family.layers}.{i}."
+        tensors = self.shards.load(self.layer_names(i))
+        return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+    def layer_names(self, i: int) -> list[str]:
+        """Names of the tensors of decoder layer ``i``; old checkpoints also store what transformers computes."""
+        names = self.shards.names(f"{self.family.layers}.{i}.")
+        return [name for name in names if not name.endswith("rotary_emb.inv_freq")]
+
+    @cached_property
+    def _names(self) -> frozenset[str]:
+        return frozenset(self.shards.names())
+
+    def rest_names(self) -> tuple[list[str], list[str]]:
+        """Names of the tensors before and after the decoder layers; a tied output head is none."""
+        rest = [name for name in self.shards.names() if not name.startswith(self.family.layers + ".")]
+        if self.model_config.tie_word_embeddings:
+            rest = [name for name in rest if name != "lm_head.weight"]
+        return [n for n in rest if "embed_tokens" in n], [n for n in rest if "embed_tokens" not in n]
+
+    @cached_property
+    def _other_parameters(self) -> int:
+        """Parameters that pruning never touches: all but the projections."""
+        names = [name for part in self.rest_names() for name in part]
+        rows = {f"{projection}.weight" for projection in self.family.rows} | {f"{p}.bias" for p in self.family.rows}
+        columns = {f"{self.family.output}.weight", f"{self.family.down}.weight"}
+        for i in range(len(self.shapes)):
+            prefix = f"{self.family.layers}.{i}."
+            names += [name for name in self.layer_names(i) if name.removeprefix(prefix) not in rows | columns]
+        return sum(prod(self.shards.shape(name)[0]) for name in names)
+
+    def parameters(self, shapes: list[LayerShape]) -> int:
+        """Parameters of the whole model with these layer shapes."""
+        biases = [units for p, units in self.family.rows.items() if f"{self.family.layers}.0.{p}.bias" in self._names]
+        return self._other_parameters + sum(
+            shape.parameters + sum(shape.width(unit) for units in biases for unit in units) for shape in shapes
+        )
+
+    def setting(self, place: Place = "device", processes: int = 1) -> cost.Setting:
+        """What the cost of pruning depends on beside the widths; ``place`` is where activations wait."""
+        c = self.config
+        return cost.Setting(
+            samples=c.num_samples,
+            seq_len=c.seq_len,
+            block_tokens=c.block_tokens,
+            item=self.dtype.itemsize,
+            stored=self.shards_itemsize,
+            keep=int(c.keep_gib * 2**30),
+            cpu=self.device.type == "cpu",
+            place=place,
+            processes=processes,
+        )
+
+    def cost(self, place: Place = "device", processes: int = 1) -> cost.Cost:
+        """Operations, bytes, peak memory and disk."""
+        embedding = sum(prod(self.shards.shape(name)[0]) for name in self.rest_names()[0])
+        return cost.estimate(
+            self.shapes,
+            self.planned,
+            self.setting(place, processes),
+            embedding=embedding,
+            parameters=self.parameters(self.planned),
+        )
+
+    def weight_bytes(self) -> int:
+        """Size of the pruned weight files."""
+        return self.parameters(self.planned) * self.shards_itemsize
+
+    @cached_property
+    def shards_itemsize(self) -> int:
+        """Bytes per stored weight."""
+        return self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1].itemsize
+
+    def check_space(self, out: Path) -> None:
+        """Refuse to start where the disk cannot hold the result.
+
+        Raises:
+            OSError: with the free and the needed size.
+        """
+        there = next(p for p in (out, *out.absolute().parents) if p.exists())
+        if not there.is_dir():
+            raise FileExistsError(f"{there} is a file; OUT must be a folder")
+        already = sum(p.stat().st_size for p in out.glob("*.safetensors")) if out.is_dir() else 0
+        free, need = shutil.disk_usage(there).free, int(1.02 * self.weight_bytes()) + (16 << 20) - already
+        if free < need:
+            raise OSError(f"the disk of {out} has {free / 1e9:.2f} GB free; the pruned model needs {need / 1e9:.2f} GB")
+
+
+def planned_shapes(config: PruneConfig, dense: list[LayerShape]) -> list[LayerShape]:
+    """Widths by layer.
+
+    Only the data can tell which heads are worth their price, and for ``auto`` which kind of unit goes: the plan takes
+    the largest that fits. The FFN makes up the difference, so the totals hold.
+
+    Raises:
+        ValueError: for a ratio that these options cannot reach.
+    """
+    budget, shapes = Budget(config), []
+    ratios = layer_ratios(config, [shape.parameters for shape in dense])
+    for shape, ratio in zip(dense, ratios, strict=True):
+        layout = shape.heads
+        heads, kv_heads = layout.fill(
+            budget.heads(ratio, layout.parameters, shape.parameters), config.head_unit, config.head_multiple
+        )
+        removed = layout.parameters - layout.cost(heads, kv_heads)
+        width = budget.ffn_width(ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size)
+        shapes.append(replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=width))
+    reached = 1 - sum(s.parameters for s in shapes) / sum(s.parameters for s in dense)
+    if abs(reached - config.ratio) > TOLERANCE:
+        raise ValueError(
+            f"ratio {config.ratio} cannot be met: whole heads and FFN widths in multiples of "
+            f"{config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, "
+            "choose another ratio, or prune heads and FFN both"
+        )
+    return shapes
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not usable here ({reason}); use cpu, cuda or auto") from None
+    return device

@@ -1,0 +1,167 @@
+"""The OUT folder while a model is pruned: what is finished, what an earlier run left, and when it becomes a model."""
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from slimgpt.checkpoints import pruned_form
+from slimgpt.checkpoints.companions import copy_companions
+from slimgpt.checkpoints.shards import write_shard
+from slimgpt.data.calibration import Calibration
+from slimgpt.engine.job import Job
+from slimgpt.engine.journal import Journal
+from slimgpt.files import file_sha256, writing
+from slimgpt.report import LayerReport, PruneReport, load_report
+from slimgpt.usage import device_name
+
+FORMAT = 2  # of the journal; a change makes older journals unusable
+KEPT = "finished layers are kept"
+
+
+@dataclass(frozen=True)
+class FinishedLayer:
+    """What an earlier run decided for one layer: its report and its pruned tensors (names relative to the layer)."""
+
+    report: LayerReport
+    tensors: dict[str, Tensor]
+
+
+class OutputFolder:
+    """Owns OUT. Everything in it is written whole or not at all.
+
+    Raises:
+        FileExistsError: when OUT holds something that is no pruning, or a pruning that differs; the message names what.
+    """
+
+    def __init__(self, out: Path, job: Job, calibration: Calibration, ranks: int = 1):
+        self.out, self.job, self.ranks = out, job, ranks
+        self.journal = Journal(out)
+        header = self._header(calibration)
+        entries = self.journal.read()
+        if not entries:
+            strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
+            if strangers and strangers != [self.journal.path.name]:
+                raise FileExistsError(
+                    f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
+                )
+        elif entries[0] != header:
+            raise FileExistsError(
+                f"{out} holds another pruning: {_differences(entries[0], header)}; {_remedy(entries[0], header)}"
+            )
+        self.entries = self._trusted(entries[1:]) if entries else {}
+        if not self.finished:
+            with writing("the journal", out, KEPT):
+                self.journal.rewrite([header, *self.entries.values()])
+
+    def _header(self, calibration: Calibration) -> dict[str, Any]:
+        """What the result depends on, to the bit: two runs with the same header give the same files."""
+        asked = self.job.config.to_dict()
+        return {
+            "format": FORMAT,
+            "model": self.job.shards.digest(),
+            "calibration": calibration.facts["ids_sha256"],
+            "device": device_name(self.job.device),
+            "dtype": str(self.job.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,  # sums are split among them,
+            "processes": self.ranks,  # and among these
+            "torch": torch.__version__,
+            **{f"config.{key}": value for key, value in asked.items() if key not in _NAMED_BY_ITS_EFFECT},
+        }
+
+    def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
+        """Entries whose files are on disk with the recorded sha256, up to the first layer that has to be made again."""
+        trusted: dict[str, dict[str, Any]] = {}
+        for entry in entries:
+            path = self.out / entry["file"]
+            if path.is_file() and file_sha256(path) == entry["sha256"]:
+                trusted[entry["part"]] = entry
+        for i in range(len(self.job.shapes)):
+            if f"layer {i}" not in trusted:
+                # a later layer was pruned on this one's output; make it again as well
+                return {part: e for part, e in trusted.items() if part in {f"layer {j}" for j in range(i)}}
+        return trusted
+
+    @property
+    def finished_layers(self) -> int:
+        """How many layers, the first ones, need not be pruned again."""
+        return sum(part.startswith("layer ") for part in self.entries)
+
+    @property
+    def finished(self) -> bool:
+        """Whether every part is there and config.json, written last, too."""
+        return len(self.entries) == len(self.job.shapes) + 2 and (self.out / "config.json").is_file()
+
+    def report(self) -> PruneReport:
+        """The report of a finished run."""
+        return load_report(self.out)
+
+    def finished_layer(self, i: int) -> FinishedLayer:
+        """What an earlier run left of layer ``i``, one of the first ``finished_layers``."""
+        entry = self.entries[f"layer {i}"]
+        prefix = f"{self.job.family.layers}.{i}."
+        tensors = load_file(self.out / entry["file"])
+        return FinishedLayer(
+            LayerReport(**entry["report"]), {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+        )
+
+    def finish_layer(self, i: int, tensors: dict[str, Tensor], report: LayerReport) -> None:
+        """Write a layer's shard (names relative to the layer), then its journal line."""
+        prefix = f"{self.job.family.layers}.{i}."
+        named = {prefix + name: tensor for name, tensor in tensors.items()}
+        self._write(f"layer {i}", i + 1, named, report=asdict(report))
+
+    def finish_rest(self) -> None:
+        """Everything that is no decoder layer: embeddings, final norm, output head (unless tied)."""
+        before, after = self.job.rest_names()
+        for part, index, names in (("before", 0, before), ("after", len(self.job.shapes) + 1, after)):
+            if part not in self.entries:
+                self._write(part, index, self.job.shards.load(names))
+
+    def _write(self, part: str, index: int, tensors: dict[str, Tensor], **facts: Any) -> None:
+        name = pruned_form.shard_name(index, len(self.job.shapes))
+        sizes = sum(t.numel() * t.itemsize for t in tensors.values())
+        with writing(f"{name} ({sizes / 1e6:.1f} MB)", self.out, KEPT):
+            sha256 = write_shard(self.out / name, tensors)
+            entry = {"part": part, "file": name, "sha256": sha256, "tensors": sorted(tensors), "bytes": sizes, **facts}
+            self.journal.append(entry)
+        self.entries[part] = entry
+
+    @property
+    def bytes(self) -> int:
+        """Size of the weight files."""
+        return sum((self.out / entry["file"]).stat().st_size for entry in self.entries.values())
+
+    def publish(self, config: dict[str, Any], report: PruneReport) -> None:
+        """Turn the finished shards into a model."""
+        weight_map = {name: entry["file"] for entry in self.entries.values() for name in entry["tensors"]}
+        total = sum(entry["bytes"] for entry in self.entries.values())
+        with writing("the model's small files", self.out, KEPT):
+            copy_companions(self.job.model, self.out)
+            pruned_form.publish(self.out, config, self.job.family, weight_map, total, report.to_dict())
+
+
+# Not compared by its setting: activations change no bit wherever they are, and of these three the header has what came
+# of them (auto may be what was said by name before).
+_NAMED_BY_ITS_EFFECT = ("activations", "calibration", "device", "dtype")
+
+
+def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
+    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
+    return ", ".join(
+        f"{key.removeprefix('config.')} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys[:4]
+    )
+
+
+def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
+    if {**old, "threads": 0} == {**new, "threads": 0}:
+        return f"set OMP_NUM_THREADS={old['threads']} to go on with it, or name another OUT"
+    return "name another OUT"
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 20 else text[:12] + "..."

@@ -1,0 +1,240 @@
+"""Evaluation: perplexity and lm-eval's tasks on one model that is loaded once.
+
+The figures of dense and pruned models belong together: same config, data, machine and backend (transformers).
+"""
+
+import json
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
+from slimgpt.checkpoints.families import attention_kernel
+from slimgpt.config import EvalConfig
+from slimgpt.data.text import TextSource, local_data, perplexity_text
+from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
+from slimgpt.evaluation.perplexity import PerplexityResult, perplexity
+
+# Facts about the machine and its folders that lm-eval puts beside the figures.
+PRIVATE = ("pretty_env_info", "git_hash", "upper_git_hash", "model_source", "samples", "eval_time")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalResult:
+    """The figures of one model.
+
+    Args:
+        model: the folder's name.
+        metrics: flat, e.g. "wikitext2/perplexity", "hellaswag/acc_norm", "hellaswag/acc_norm_stderr".
+        perplexity: in full, or None where it was not asked for.
+        results: lm-eval's own JSON without facts about the machine; {} where no task was asked for.
+        texts: the data behind the figures.
+        config: the EvalConfig's fields, with the tasks that "auto" became.
+        device: the kind of device, e.g. "cpu" or "cuda".
+        dtype: the model's dtype, e.g. "float32".
+        seconds: the whole evaluation, loading included.
+        versions: of torch, transformers and lm_eval.
+    """
+
+    model: str
+    metrics: dict[str, float]
+    perplexity: PerplexityResult | None
+    results: dict[str, Any]
+    texts: tuple[DataUsed, ...]
+    config: dict[str, Any]
+    device: str
+    dtype: str
+    seconds: float
+    versions: dict[str, str]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "EvalResult":
+        """The inverse of ``to_dict``."""
+        return cls(
+            **fields
+            | {
+                "perplexity": PerplexityResult(**fields["perplexity"]) if fields["perplexity"] else None,
+                "texts": tuple(DataUsed(**data) for data in fields["texts"]),
+            }
+        )
+
+
+def evaluate(
+    model_folder: str | Path,
+    config: EvalConfig | None = None,
+    *,
+    model: Any = None,
+    tokenizer: Any = None,
+    on_progress: Callable[[str], None] | None = None,
+) -> EvalResult:
+    """Measure one model. Tasks and texts are found before the model is loaded, so that a wrong name costs seconds.
+
+    Args:
+        model_folder: the checkpoint; with ``model`` and ``tokenizer`` given, only its name is used.
+        config: what is measured.
+        model: a loaded transformers causal LM, measured on its own device and in its own dtype.
+        tokenizer: its tokenizer.
+        on_progress: called with one line for each step and each perplexity block.
+
+    Raises:
+        ValueError, FileNotFoundError: an unknown task, data that cannot be had, a folder without a model, a device that
+            this machine lacks, or what ``perplexity`` refuses.
+        ModuleNotFoundError: tasks are asked for and lm-eval is not installed.
+    """
+    start, config, say = time.perf_counter(), config or EvalConfig(), on_progress or (lambda _: None)
+    folder = Path(model_folder)
+    if (model is None or tokenizer is None) and not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{str(folder)!r} holds no config.json; name a folder with a Hugging Face checkpoint")
+    device = evaluation_device(config.device)
+    names = choose_tasks(config.tasks)
+    text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
+    # Definitions and converted data live here while tasks run (Windows cannot remove files that are still mapped).
+    with tempfile.TemporaryDirectory(prefix="slimgpt-eval-", ignore_cleanup_errors=True) as scratch:
+        tasks, used = load_tasks(names, Path(scratch)) if names else ({}, ())
+        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if model is None:
+            say(f"loading {folder.name}")
+            dtype = ("float32" if device == "cpu" else "auto") if config.dtype == "auto" else config.dtype
+            kernel = attention_kernel(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+            model = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
+            ).to(device)
+        measured = _perplexity(model, tokenizer, text, config, say) if text else None
+        results = _run_tasks(model, tokenizer, tasks, config, folder.name, Path(scratch), say) if tasks else {}
+    metrics = {_name(f"{measured.text}/perplexity"): measured.perplexity} if measured else {}
+    if measured and measured.stderr is not None:
+        metrics[_name(f"{measured.text}/perplexity_stderr")] = measured.stderr
+    texts = (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),) if text else ()
+    return EvalResult(
+        model=folder.name,
+        metrics=metrics | flatten(results),
+        perplexity=measured,
+        results=results,
+        texts=(*texts, *used),
+        config=asdict(config) | {"tasks": list(names)},
+        device=model.device.type,
+        dtype=str(model.dtype).removeprefix("torch."),
+        seconds=time.perf_counter() - start,
+        versions={
+            "torch": torch.__version__,
+            "transformers": transformers.__version__,
+            **({"lm_eval": version("lm_eval")} if tasks else {}),
+        },
+    )
+
+
+def flatten(results: dict[str, Any]) -> dict[str, float]:
+    """lm-eval's results as flat metrics: ``results["piqa"]["acc,none"]`` becomes "piqa/acc"; "N/A" is left out."""
+    metrics = {}
+    for task, figures in results.get("results", {}).items():
+        for key, value in figures.items():
+            metric, _, filtered = key.partition(",")
+            if filtered and isinstance(value, int | float) and math.isfinite(value):
+                suffix = "" if filtered == "none" else f"_{filtered}"
+                metrics[_name(f"{task}/{metric}{suffix}")] = float(value)
+    return metrics
+
+
+def _name(metric: str) -> str:
+    """Metric names keep to what MLflow accepts."""
+    return re.sub(r"[^\w.\-/ ]", "_", metric)
+
+
+def evaluation_device(asked: str) -> str:
+    """The device that ``EvalConfig.device`` means here.
+
+    Raises:
+        ValueError: this machine lacks it.
+    """
+    if asked == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=asked)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device is {asked!r}, which cannot be used here ({reason}); use cpu or auto") from error
+    return asked
+
+
+def _perplexity(
+    model: Any, tokenizer: Any, text: TextSource, config: EvalConfig, say: Callable[[str], None]
+) -> PerplexityResult:
+    return perplexity(
+        model,
+        tokenizer,
+        text,
+        seq_len=config.seq_len,
+        max_blocks=config.max_blocks or None,
+        batch_size=1,  # a block's logits alone are seq_len * vocabulary floats
+        on_progress=lambda done, blocks: say(f"perplexity on {text.name}: block {done} of {blocks}"),
+    )
+
+
+def _run_tasks(
+    model: Any,
+    tokenizer: Any,
+    tasks: dict[str, Any],
+    config: EvalConfig,
+    name: str,
+    scratch: Path,
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    import lm_eval  # seconds to import, and optional
+    from lm_eval.models.huggingface import HFLM
+    from lm_eval.utils import handle_non_serializable, hash_string
+
+    say(f"tasks: {', '.join(tasks)}")
+    # Said explicitly and recorded: a tokenizer that lost its BOS when it was saved again shifts every figure.
+    add_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    lm = HFLM(
+        pretrained=model,
+        tokenizer=tokenizer,
+        batch_size=config.batch_size,
+        device=str(model.device),
+        add_bos_token=add_bos,
+    )
+    # Samples are asked for to make lm-eval's task hashes, which prove that two runs saw the same documents and prompts.
+    raw = lm_eval.simple_evaluate(
+        model=lm, tasks=list(tasks.values()), limit=config.limit or None, batch_size=config.batch_size, log_samples=True
+    )
+    raw["task_hashes"] = {
+        task: hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
+        for task, rows in raw["samples"].items()
+    }
+    for private in PRIVATE:
+        raw.pop(private, None)
+    raw["config"] |= {"model": name, "add_bos_token": add_bos}
+    raw["model_name"] = raw["model_name_sanitized"] = name
+    for task, definition in raw["configs"].items():
+        if definition.get("dataset_path") == "json" and task in LOCAL_TASKS:
+            definition["dataset_kwargs"].pop("cache_dir")
+            definition["metadata"]["config_source"] = f"lm_eval/tasks/{LOCAL_TASKS[task].definition}"
+    folders = [str(scratch), str(Path(lm_eval.__file__).parents[1]), *([str(data)] if (data := local_data()) else [])]
+    return _without_folders(json.loads(json.dumps(raw, default=handle_non_serializable)), folders)  # type: ignore[no-any-return]
+
+
+def _without_folders(value: Any, folders: list[str]) -> Any:
+    """The same value, where files inside these folders are named relative to them, in every string."""
+    if isinstance(value, dict):
+        return {key: _without_folders(inner, folders) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_without_folders(inner, folders) for inner in value]
+    if isinstance(value, str):
+        for folder in folders:
+            value = value.replace(folder + os.sep, "")
+    return value

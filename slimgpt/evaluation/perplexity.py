@@ -1,0 +1,137 @@
+"""Perplexity: exp of the mean negative log-likelihood over text read as one stream.
+
+The stream is cut into consecutive blocks of ``seq_len`` tokens that do not overlap; the first token of a block is not
+scored, and what is left over at the end is dropped. No special tokens are added, to dense and pruned models alike.
+"""
+
+# Shapes: B = blocks in a batch, T = seq_len, V = vocabulary.
+
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.nn import functional
+
+from slimgpt.data.text import TextSource
+
+
+@dataclass(frozen=True, kw_only=True)
+class PerplexityResult:
+    """A perplexity and what it was measured on.
+
+    Args:
+        perplexity: exp of the mean negative log-likelihood in nats; infinite where that overflows.
+        tokens: scored tokens, blocks * (seq_len - 1).
+        blocks: blocks of ``seq_len`` tokens.
+        seq_len: tokens in a block.
+        text: the text's name; ``origin`` and ``sha256`` as in TextSource.
+        origin: where the text was from.
+        sha256: of the whole text, the part that ``blocks`` leaves out included.
+        block_nats: each block's mean negative log-likelihood per token.
+    """
+
+    perplexity: float
+    tokens: int
+    blocks: int
+    seq_len: int
+    text: str
+    origin: str
+    sha256: str
+    block_nats: list[float]
+
+    @property
+    def stderr(self) -> float | None:
+        """Standard error of the perplexity over the blocks (delta method); None of one block."""
+        if self.blocks < 2:
+            return None
+        return self.perplexity * statistics.stdev(self.block_nats) / math.sqrt(self.blocks)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as JSON types."""
+        return asdict(self)
+
+
+def ratio_interval(dense: PerplexityResult, pruned: PerplexityResult) -> tuple[float, float] | None:
+    """95 % confidence interval of pruned over dense perplexity, from the differences of the same blocks.
+
+    None where there is one block, or the two were not measured on the same blocks (two tokenizers).
+    """
+    asked = [(result.sha256, result.blocks, result.seq_len) for result in (dense, pruned)]
+    if dense.blocks < 2 or asked[0] != asked[1]:
+        return None
+    differences = [p - d for d, p in zip(dense.block_nats, pruned.block_nats, strict=True)]
+    mean, half = statistics.mean(differences), 1.96 * statistics.stdev(differences) / math.sqrt(dense.blocks)
+    return math.exp(mean - half), math.exp(mean + half)
+
+
+def perplexity(
+    model: Any,
+    tokenizer: Any,
+    text: TextSource,
+    *,
+    seq_len: int = 1024,
+    max_blocks: int | None = 12,
+    batch_size: int = 1,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> PerplexityResult:
+    """Measure a causal language model's perplexity on a text, on the model's own device and in its own dtype.
+
+    Args:
+        model: a transformers causal LM (or any callable with ``device`` that returns ``.logits`` [B, T, V]).
+        tokenizer: its tokenizer.
+        text: the text; several documents are joined by blank lines.
+        seq_len: tokens per block, at least 2 and at most what the model has positions for.
+        max_blocks: use the first so many blocks; None uses all.
+        batch_size: blocks that pass the model at once. The logits need batch_size * seq_len * V * 4 bytes.
+        on_progress: called with (blocks done, blocks in all).
+
+    Raises:
+        ValueError: a limit above is broken, the text is shorter than one block, or the model returns NaN.
+    """
+    if seq_len < 2 or batch_size < 1 or (max_blocks is not None and max_blocks < 1):
+        raise ValueError(
+            f"seq_len is {seq_len}, batch_size {batch_size}, max_blocks {max_blocks}; "
+            "they must be at least 2, 1 and 1 (None for all blocks)"
+        )
+    positions = getattr(model.config, "max_position_embeddings", None)
+    if positions and seq_len > positions:
+        raise ValueError(f"seq_len is {seq_len}, but the model has {positions} positions; lower seq_len to {positions}")
+    stream = "\n\n".join(text.documents)
+    ids = tokenizer(stream, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    blocks = len(ids) // seq_len
+    if blocks == 0:
+        raise ValueError(f"{text.name} has {len(ids)} tokens, fewer than seq_len {seq_len}; lower seq_len")
+    if max_blocks is not None:
+        blocks = min(blocks, max_blocks)
+    ids_BT = torch.tensor(ids[: blocks * seq_len]).view(blocks, seq_len)
+
+    was_training = model.training
+    model.eval()
+    block_nats: list[float] = []  # Python floats: the sum over millions of tokens keeps double precision
+    with torch.inference_mode():
+        for start in range(0, blocks, batch_size):
+            batch_BT = ids_BT[start : start + batch_size].to(model.device)
+            logits_BTV = model(input_ids=batch_BT, use_cache=False).logits
+            for logits_TV, ids_T in zip(logits_BTV, batch_BT, strict=True):  # one block's float32 logits at a time
+                nats = functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="sum").item()
+                block_nats.append(nats / (seq_len - 1))
+            if on_progress:
+                on_progress(min(start + batch_size, blocks), blocks)
+    model.train(was_training)
+
+    mean = statistics.fmean(block_nats)  # all blocks have the same number of tokens
+    if math.isnan(mean):
+        raise ValueError(f"the model's logits on {text.name} hold NaN; its weights are broken or its dtype overflows")
+    return PerplexityResult(
+        perplexity=math.exp(mean) if mean < 700 else math.inf,
+        tokens=blocks * (seq_len - 1),
+        blocks=blocks,
+        seq_len=seq_len,
+        text=text.name,
+        origin=text.origin,
+        sha256=text.sha256,
+        block_nats=block_nats,
+    )

@@ -1,0 +1,1 @@
+"""The mathematics on matrices and numbers: Optimal Brain Surgeon, which units go, how many go where."""

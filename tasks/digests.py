@@ -1,0 +1,37 @@
+"""What a step's result depends on, as digests: the keys that Prefect's cache finds earlier results by."""
+
+import hashlib
+import json
+from functools import cache
+from pathlib import Path
+
+import slimgpt
+from slimgpt.engine.journal import JOURNAL
+from slimgpt.files import file_sha256
+from slimgpt.report import REPORT
+
+MADE_ANEW = (JOURNAL, REPORT)  # hold times: they differ between two makings of the same model
+
+
+def folder_digest(folder: Path) -> str:
+    """sha256 over the names and contents of a model folder's files, about a second per GB; how it was made left out."""
+    total = hashlib.sha256()
+    for path in sorted(folder.iterdir()):
+        if path.is_file() and path.name not in MADE_ANEW and not path.name.startswith("."):
+            total.update(f"{path.name} {file_sha256(path)}\n".encode())
+    return total.hexdigest()
+
+
+def facts_digest(facts: dict[str, object]) -> str:
+    """sha256 of facts that JSON can hold."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """sha256 of slimgpt's own source: another version of the method may give another result."""
+    root = Path(slimgpt.__file__).parent
+    total = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        total.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
+    return total.hexdigest()

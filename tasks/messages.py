@@ -1,0 +1,24 @@
+"""Addresses and errors of servers as they may be shown: short, without passwords."""
+
+import re
+from urllib.parse import urlsplit, urlunsplit
+
+
+def without_password(uri: str) -> str:
+    """``uri`` as it may be shown."""
+    parts = urlsplit(uri)
+    if parts.password is None and parts.username is None:
+        return uri
+    return urlunsplit(parts._replace(netloc=parts.netloc.rpartition("@")[2]))
+
+
+def reason(error: Exception, uri: str) -> str:
+    """The cause in a few words, without user or password: it lies at the end of what requests and SQLAlchemy say."""
+    text, parts = str(error) or type(error).__name__, urlsplit(uri)
+    if found := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
+        return found[0]
+    text = text.splitlines()[0][-160:]
+    for secret in (parts.password, parts.username):
+        if secret:
+            text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,1 @@
+"""What comes before the long work: find the model, refuse what cannot work, plan, check the disk."""

@@ -1,0 +1,39 @@
+"""Find the model: a folder, a hub id, the built-in one, or a version in the registry."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from slimgpt.checkpoints.source import resolve_model
+from tasks.digests import folder_digest
+from tasks.environment import Workspace
+from tasks.registry.fetching import fetch_model
+from tasks.registry.names import is_model_uri
+from tasks.retrying import ON_NETWORK_FAULTS
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """A model, where its files are, and the sha256 over them."""
+
+    asked: str
+    folder: Path
+    digest: str
+
+
+def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
+    """The local folder of any model a user can name.
+
+    Raises:
+        FileNotFoundError, ValueError: when there is none; the message says what can be named.
+    """
+    return fetch_model(model, workspace) if is_model_uri(model) else resolve_model(model, revision=revision)
+
+
+@task(name="find the model", cache_policy=NO_CACHE, persist_result=False, **ON_NETWORK_FAULTS)
+def resolve(model: str, revision: str, workspace: Workspace) -> ResolvedModel:
+    """The local folder of ``model``; fetched or converted on the first use."""
+    folder = find_model(model, workspace, revision=revision)
+    return ResolvedModel(model, folder, folder_digest(folder))

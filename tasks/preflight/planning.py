@@ -1,0 +1,29 @@
+"""Plan the pruning: what is missing for it stops the flow here."""
+
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.cache_policies import NO_CACHE
+
+from slimgpt.config import PruneConfig
+from slimgpt.engine.plan import PrunePlan, plan
+
+
+@task(name="plan the pruning", cache_policy=NO_CACHE, persist_result=False)
+def plan_pruning(model: Path, config: PruneConfig) -> PrunePlan:
+    """Widths, memory and the calibration's tokens before any weight is read; what is missing stops the flow here.
+
+    Raises:
+        ValueError: one line that names all that is missing.
+    """
+    planned = plan(model, config)
+    if planned.missing:
+        raise ValueError("; ".join(planned.missing))
+    get_run_logger().info(
+        "%.1f M parameters become %.1f M; calibration: %s; about %.1f GB of memory",
+        planned.parameters_before / 1e6,
+        planned.parameters_after / 1e6,
+        planned.calibration.get("name"),
+        planned.memory_bytes / 1e9,
+    )
+    return planned

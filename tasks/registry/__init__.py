@@ -1,0 +1,1 @@
+"""MLflow, without Prefect: client, runs, versions, promotion and its gates."""

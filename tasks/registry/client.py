@@ -1,0 +1,115 @@
+"""The MLflow side that needs no Prefect: a client that answers within seconds, and models fetched by URI."""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import SQLAlchemyError
+
+from tasks.environment import Workspace, prepare
+from tasks.messages import reason, without_password
+
+
+def open_client(workspace: Workspace) -> MlflowClient:
+    """A client of the tracking server (``MLFLOW_TRACKING_URI``) or of the workspace's SQLite file, checked to answer.
+
+    Raises:
+        ConnectionError: when the server does not answer within seconds.
+        OSError: when the SQLite file cannot be opened.
+    """
+    prepare(workspace.root)
+    # Tables made on the first use, an input example that fits, a file of uv's that is not looked for: no news.
+    for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.utils.uv_utils"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    uri = workspace.tracking_uri
+    make_database(uri)
+    try:
+        with impatient():
+            client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+            client.search_experiments(max_results=1)
+    except Exception as error:  # MLflow, requests, SQLAlchemy: whatever it is, the server cannot be used
+        raise ConnectionError(
+            f"MLflow at {without_password(uri)} does not answer ({reason(error, uri)}); "
+            "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"
+        ) from None
+    return client
+
+
+def make_database(uri: str) -> None:
+    """Make MLflow's tables, all or none: MLflow takes a hundred steps, and cannot go on where it was killed in them.
+
+    Args:
+        uri: where it is no SQLite file, or the file is there, nothing is done.
+
+    Raises:
+        OSError: when there can be no such file.
+    """
+    if not uri.startswith("sqlite:") or not (database := make_url(uri).database) or (file := Path(database)).exists():
+        return
+    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as temporary:
+            made = Path(temporary) / file.name
+            SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            try:
+                os.link(made, file)
+            except OSError:
+                if not file.exists():  # no hard links here; else another process was quicker
+                    made.replace(file)
+    except (OSError, SQLAlchemyError) as error:
+        raise OSError(
+            f"MLflow's database {file} cannot be made: {reason(error, '')}; choose another runs folder"
+        ) from None
+
+
+@contextlib.contextmanager
+def impatient() -> Iterator[None]:
+    """MLflow's own patience is minutes, which suits uploads; whether a server is there is known in seconds."""
+    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+    before = {name: os.environ.get(name) for name in limits}
+    os.environ.update(limits)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
+    """Let ``alias`` stand for ``version``, also where another process makes the alias at the same moment.
+
+    Raises:
+        MlflowException: when the server refuses.
+    """
+    try:
+        client.set_registered_model_alias(name, alias, version)
+    except MlflowException:
+        # MLflow looks whether the alias is there and then inserts it: on PostgreSQL two may both find none.
+        if alias not in client.get_registered_model(name).aliases:
+            raise
+        client.set_registered_model_alias(name, alias, version)
+
+
+def artifact_folder(client: MlflowClient, experiment: str, workspace: Workspace) -> Path | None:
+    """The folder of this machine that takes the files of ``experiment``; None where a server or a store does."""
+    if (found := client.get_experiment_by_name(experiment)) is not None:
+        return local_folder(found.artifact_location)
+    served = workspace.tracking_uri.startswith(("http:", "https:"))
+    return None if served else workspace.mlflow_artifacts
+
+
+def local_folder(location: str) -> Path | None:
+    """The folder that an artifact location of MLflow names, where it is one of this machine."""
+    return Path(location.removeprefix("file://")) if location.startswith(("file:", "/")) else None

@@ -1,0 +1,107 @@
+"""Fetch a registered or logged model by its URI, and compare it with the checksum that was registered."""
+
+import logging
+import re
+import shutil
+import tempfile
+from pathlib import Path
+
+from mlflow import MlflowClient
+from mlflow.artifacts import download_artifacts
+from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.exceptions import MlflowException
+
+from slimgpt.files import folder_sha256
+from tasks.environment import Workspace
+from tasks.registry.client import local_folder, open_client
+from tasks.registry.names import CHECKSUM, LOCATION, MODEL_PATH, MODEL_URI
+
+
+def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
+    """The Hugging Face folder of ``models:/NAME@alias``, ``models:/NAME/3``, ``models:/m-ID`` or ``runs:/ID``.
+
+    Where the artifact store is a folder of this machine, its own folder is returned: nothing is copied. Otherwise the
+    files are downloaded once, under a temporary name until they are whole. Every time they are compared with the
+    checksum that was registered.
+
+    Raises:
+        ValueError: when the URI is none of these.
+        FileNotFoundError: when there is no such model, version or alias, or it is not whole.
+        ConnectionError: when the server does not answer.
+        OSError: when a file is not the one that was registered.
+    """
+    workspace = workspace or Workspace.at()
+    found = MODEL_URI.fullmatch(uri)
+    if not found or (found["scheme"] == "models" and not re.search(r"@.|/.|^m-", found["rest"])):
+        raise ValueError(f"{uri!r} names no model; use models:/NAME@challenger, models:/NAME/1 or runs:/RUN_ID")
+    client = open_client(workspace)
+    try:
+        model = _logged_model(client, found["scheme"], found["rest"].strip("/"))
+    except MlflowException as error:
+        raise FileNotFoundError(
+            f"{uri}: {str(error).splitlines()[0].rstrip('.')}; see the registry's list of models"
+        ) from None
+    if model.status != LoggedModelStatus.READY:
+        raise FileNotFoundError(f"{uri} is not whole (its status is {model.status}): its registration did not finish")
+    if LOCATION in model.tags:
+        folder = Path(model.tags[LOCATION])
+        if not folder.is_dir():
+            raise FileNotFoundError(
+                f"{uri} was registered by reference to {folder}, which is not there on this machine"
+            )
+    elif (kept := local_folder(model.artifact_location)) is not None:
+        folder = kept / MODEL_PATH
+    else:
+        folder = workspace.fetched / model.model_id
+        if not folder.is_dir():
+            _download(client, model, folder)
+    if not (folder / "config.json").is_file():
+        raise FileNotFoundError(f"{uri} holds no {MODEL_PATH}/config.json: it was not registered by slimgpt compress")
+    _verify(uri, folder, model.tags.get(CHECKSUM, ""))
+    return folder
+
+
+def _verify(uri: str, folder: Path, registered: str) -> None:
+    if not registered:
+        logging.getLogger(__name__).warning("%s was registered without a checksum: its files are not verified", uri)
+    elif (found := folder_sha256(folder)) != registered:
+        raise OSError(
+            f"{uri}: the files in {folder} are not those that were registered (sha256 {found[:12]}, registered "
+            f"{registered[:12]}); register it again, or, where it is a download, remove the folder to fetch it again"
+        )
+
+
+def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
+    if scheme == "runs":
+        run_id, _, name = rest.partition("/")
+        outputs = client.get_run(run_id).outputs
+        models = [client.get_logged_model(model.model_id) for model in (outputs.model_outputs if outputs else [])]
+        models = [model for model in models if not name or model.name == name]
+        if len(models) != 1:
+            raise FileNotFoundError(
+                f"runs:/{rest} has {len(models)} logged models; name one as runs:/RUN_ID/MODEL_NAME"
+            )
+        return models[0]
+    if "@" in rest:
+        version = client.get_model_version_by_alias(*rest.rsplit("@", 1))
+    elif "/" in rest:
+        version = client.get_model_version(*rest.rsplit("/", 1))
+    else:
+        return client.get_logged_model(rest)
+    model_id = version.model_id or version.source.removeprefix("models:/")
+    return client.get_logged_model(model_id)
+
+
+def _download(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{model.model_id}-"))
+    try:
+        uri = f"{model.artifact_location}/{MODEL_PATH}"
+        whole = Path(download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri))
+        try:
+            whole.rename(folder)
+        except OSError:
+            if not folder.is_dir():  # else another process was quicker
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

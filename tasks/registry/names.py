@@ -1,0 +1,48 @@
+"""Names in the registry: of models, versions and aliases, and of what is stored where. Needs no MLflow."""
+
+import re
+from dataclasses import dataclass
+
+ALIAS = "challenger"
+MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
+CHECKSUM = "sha256"  # tag: over the names and contents of that folder's files
+LOCATION = "location"  # tag: where the folder is, when it was registered by reference
+MODEL_URI = re.compile(r"(?P<scheme>models|runs):/+(?P<rest>.+)")
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A version in the registry."""
+
+    name: str
+    version: str
+    alias: str
+    run_id: str
+    model_id: str
+
+    @property
+    def uri(self) -> str:
+        """What other tools take: it follows the alias."""
+        return f"models:/{self.name}@{self.alias}"
+
+
+def is_model_uri(model: str) -> bool:
+    """Whether ``model`` names a logged or registered model rather than a folder or a hub id."""
+    return bool(MODEL_URI.fullmatch(model))
+
+
+def check_name(name: str) -> str:
+    """Return ``name`` where it can name a registered model.
+
+    Raises:
+        ValueError: when MLflow or a server's URLs could not carry it.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise ValueError(f"name is {name!r}; a registered model's name has letters, digits and . _ - only")
+    return name
+
+
+def default_name(model: str) -> str:
+    """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``."""
+    last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.").removesuffix("-slim") + "-slim"

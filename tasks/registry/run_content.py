@@ -1,0 +1,147 @@
+"""What an MLflow run of a compression holds: tags, parameters, metrics, data sets, files, and a child run a model."""
+
+import getpass
+import json
+import subprocess
+import time
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any
+
+from mlflow import MlflowClient
+from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
+
+import slimgpt
+from deploy.bench.results import BenchReport
+from deploy.report.comparison import Comparison
+from slimgpt.evaluation.harness import DataUsed
+from slimgpt.report import PruneReport
+
+_LAYER_METRICS = (
+    "num_attention_heads",
+    "num_key_value_heads",
+    "intermediate_size",
+    "attention_error",
+    "ffn_error",
+    "ratio",
+    "seconds",
+)
+_TOTALS = (
+    "ratio",
+    "model_ratio",
+    "parameters_before",
+    "parameters_after",
+    "bytes_before",
+    "bytes_after",
+    "seconds",
+    "peak_memory_bytes",
+)
+
+
+def tags_of(told: Comparison) -> dict[str, str]:
+    """What one looks for: ratio, base model, perplexity, speed-up, device, versions."""
+    pruning = told.pruning
+    tags = {"ratio": f"{pruning.ratio:.4f}", "base_model": pruning.base_model, "device": pruning.device}
+    if name := told.perplexity_name:
+        tags |= {"perplexity": f"{told.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
+    if told.bench is not None:
+        tags["speedup"] = f"{told.bench.ratios['output_throughput'].median:.4f}"
+    versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **pruning.versions}
+    return tags | {f"version.{name}": number for name, number in versions.items()}
+
+
+def source_tags(flow: str = "flows.compress") -> dict[str, str]:
+    """What MLflow's own client sets on a run: who, from what, at which commit."""
+    tags = {"mlflow.source.type": "LOCAL", "mlflow.source.name": flow}
+    try:
+        tags["mlflow.user"] = getpass.getuser()
+    except (KeyError, OSError):  # a container's user may have no name
+        tags["mlflow.user"] = "unknown"
+    if commit := _git_commit(Path(slimgpt.__file__).parents[1]):
+        tags["mlflow.source.git.commit"] = commit
+    return tags
+
+
+def _git_commit(folder: Path) -> str:
+    """The commit of a checkout; an installed package has none. Only ``folder`` itself counts, not what it lies in."""
+    if not (folder / ".git").exists():
+        return ""
+    try:
+        asked = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def data_of(calibration: dict[str, Any], texts: tuple[DataUsed, ...]) -> list[DatasetInput]:
+    """Every text and data set, with its digest and what it was used for."""
+    used = [(calibration["name"], calibration["sha256"], calibration.get("origin", ""), "calibration")]
+    used += [(text.name, text.sha256, text.origin, "evaluation") for text in texts]
+    return [_dataset(*item) for item in used]
+
+
+def _dataset(name: str, sha256: str, origin: str, context: str) -> DatasetInput:
+    # MLflow keeps 36 characters of a digest; data from the hub has a revision of its own and none
+    source = json.dumps({"origin": origin, "sha256": sha256})
+    dataset = Dataset(
+        name=name, digest=sha256[:36] or "none", source_type=origin.replace(" ", "_") or "local", source=source
+    )
+    return DatasetInput(dataset, [InputTag("mlflow.data.context", context)])
+
+
+def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of an absolute path only the last part."""
+    found: dict[str, str] = {}
+    for key, value in parameters.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        else:
+            text = str(list(value) if isinstance(value, tuple) else value)
+            found[f"{prefix}{key}"] = Path(text).name if Path(text).is_absolute() else text[:6000]
+    return found
+
+
+def metrics_of(told: Comparison) -> list[Metric]:
+    """Figures of both models, and those of each layer by step."""
+    found = {f"pruning/{name}": float(getattr(told.pruning, name)) for name in _TOTALS}
+    for side, figures in (("dense", told.dense), ("pruned", told.pruned)):
+        found |= {f"{side}/{name}": value for name, value in figures.items()}
+    found |= _bench(told.bench)
+    return [*_at_once(found), *_by_layer(told.pruning)]
+
+
+def metrics_of_side(told: Comparison, side: str) -> list[Metric]:
+    """Figures of one model, under the same names for both, so that MLflow can set the runs beside each other."""
+    found = dict(told.dense if side == "dense" else told.pruned)
+    own = f"bench/{side}/"
+    found |= {f"bench/{name.removeprefix(own)}": v for name, v in _bench(told.bench).items() if name.startswith(own)}
+    when = "before" if side == "dense" else "after"
+    found |= {name: float(getattr(told.pruning, f"{name}_{when}")) for name in ("parameters", "bytes")}
+    return _at_once(found)
+
+
+def _bench(bench: BenchReport | None) -> dict[str, float]:
+    return {f"bench/{name}": value for name, value in bench.metrics.items()} if bench is not None else {}
+
+
+def _at_once(figures: dict[str, float]) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [Metric(name, float(value), now, 0) for name, value in figures.items()]
+
+
+def _by_layer(pruning: PruneReport) -> list[Metric]:
+    now = int(time.time() * 1000)
+    return [
+        Metric(f"layer/{name}", float(getattr(layer, name)), now, layer.layer)
+        for layer in pruning.layers
+        for name in _LAYER_METRICS
+    ]
+
+
+def log(client: MlflowClient, run_id: str, params: dict[str, str], metrics: list[Metric]) -> None:
+    """Parameters, which cannot be changed once written, and metrics, in as many requests as MLflow's limits ask for."""
+    entries = [Param(name, value) for name, value in params.items()]
+    for start in range(0, len(entries), 100):
+        client.log_batch(run_id, params=entries[start : start + 100])
+    for start in range(0, len(metrics), 1000):
+        client.log_batch(run_id, metrics=metrics[start : start + 1000])

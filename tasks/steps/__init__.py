@@ -1,0 +1,1 @@
+"""One Prefect task a file: prune, evaluate, package, benchmark, report, register."""

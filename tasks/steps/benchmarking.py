@@ -1,0 +1,36 @@
+"""Serve dense and pruned with vLLM and measure them in turn; skipped with one line where vLLM cannot run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from deploy.bench.config import BenchConfig
+from deploy.bench.paired import compare
+from deploy.bench.results import BenchReport
+from deploy.report.comparison import bench_note, bench_rows
+from tasks.environment import RunFolder
+from tasks.preflight.request import Preflight
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The benchmark, or why there is none."""
+
+    report: BenchReport | None
+    skipped: str = ""
+
+
+@task(name="benchmark", tags=["gpu"], cache_policy=NO_CACHE, persist_result=False)
+def benchmark(dense: Path, pruned: Path, config: BenchConfig, ready: Preflight, folder: RunFolder) -> Benchmark:
+    """Throughput and latency of both, as ratios with their spread."""
+    logger = get_run_logger()
+    if ready.serving:
+        logger.warning("benchmark skipped: %s", ready.serving)
+        return Benchmark(None, f"benchmark: {ready.serving}")
+    report = compare(dense, pruned, config, workdir=folder.bench, on_progress=lambda line: logger.info("%s", line))
+    table = [row.to_dict() for row in bench_rows(report)]
+    create_table_artifact(table, key="compress-benchmark", description=bench_note(report))
+    return Benchmark(report)

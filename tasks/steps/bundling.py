@@ -1,0 +1,38 @@
+"""Make the bundle that serves anywhere, and check it before anything is uploaded."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deploy.bundle.folder import verify_bundle, write_bundle
+from slimgpt.evaluation.harness import EvalResult
+from tasks.environment import RunFolder
+from tasks.steps.pruning import PrunedModel
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle's folder; the checkpoint is in ``model``."""
+
+    folder: Path
+
+    @property
+    def model(self) -> Path:
+        """The checkpoint in the bundle."""
+        return self.folder / "model"
+
+
+@task(name="package", cache_policy=NO_CACHE, persist_result=False)
+def package(pruned: PrunedModel, dense: EvalResult, after: EvalResult, name: str, folder: RunFolder) -> Bundle:
+    """Write the bundle, its card with the figures of both models, and verify every checksum.
+
+    Raises:
+        OSError: when a file is not as the manifest says.
+    """
+    evaluations = {"dense": dense.to_dict(), "pruned": after.to_dict()}
+    bundle = write_bundle(pruned.folder, folder.bundle, name=name, report=pruned.report, evaluations=evaluations)
+    if problems := verify_bundle(bundle):
+        raise OSError(f"the bundle {bundle} is not whole: {'; '.join(problems)}")
+    return Bundle(bundle)

@@ -1,0 +1,98 @@
+"""Evaluate one model, or find what an earlier run measured: of the same bytes, on the same data and machine."""
+
+import json
+import logging
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from prefect import get_run_logger, runtime, task
+from prefect.context import TaskRunContext
+
+from slimgpt.config import EvalConfig
+from slimgpt.evaluation.harness import EvalResult, evaluate, evaluation_device
+from slimgpt.evaluation.harness_tasks import DataUsed
+from slimgpt.files import write_atomically
+from slimgpt.usage import device_name
+from tasks.digests import code_digest, facts_digest
+from tasks.environment import RunFolder
+
+
+@dataclass(frozen=True)
+class EvalRequest:
+    """A model and what is measured of it.
+
+    Args:
+        side: "dense" or "pruned".
+        model: its folder.
+        digest: sha256 over its files.
+        config: what is measured.
+        data: what that takes, as the preflight found it.
+    """
+
+    side: str
+    model: Path
+    digest: str
+    config: EvalConfig
+    data: tuple[DataUsed, ...]
+
+    @property
+    def facts(self) -> dict[str, object] | None:
+        """All that the figures depend on; None where data comes from the hub, which names no digest of it."""
+        if not all(data.sha256 for data in self.data):
+            return None
+        device = evaluation_device(self.config.device)
+        return {
+            "model": [self.model.name, self.digest],
+            "config": asdict(self.config),
+            "data": [data.to_dict() for data in self.data],
+            "device": device_name(torch.device(device)),
+            "threads": torch.get_num_threads() if device == "cpu" else 0,
+            "versions": [torch.__version__, transformers.__version__, version("lm_eval") if self.config.tasks else ""],
+            "code": code_digest(),
+        }
+
+
+def evaluate_model(wanted: EvalRequest, folder: RunFolder) -> EvalResult:
+    """Perplexity and tasks of one model; the figures also go to evaluation-SIDE.json."""
+    logger, made = get_run_logger(), _evaluate(wanted)
+    result = EvalResult.from_dict(made["result"])
+    if made["flow_run"] != str(runtime.flow_run.id):
+        logger.info("%s: nothing is measured again: flow run %s measured the same", wanted.side, made["flow_run"])
+    keep_evaluation(wanted.side, result, folder)
+    logger.info(
+        "%s: %s",
+        wanted.side,
+        ", ".join(f"{name} {value:.4g}" for name, value in result.metrics.items() if "stderr" not in name),
+    )
+    return result
+
+
+def _key(_: TaskRunContext, given: dict[str, Any]) -> str | None:
+    facts = given["wanted"].facts
+    return facts_digest(facts) if facts else None
+
+
+@task(
+    name="evaluate",
+    task_run_name="evaluate {wanted.side}",
+    tags=["gpu"],
+    cache_key_fn=_key,
+    persist_result=True,
+    result_serializer="json",
+)
+def _evaluate(wanted: EvalRequest) -> dict[str, Any]:
+    """Measure. Answers who did, and the figures."""
+    logger, side = get_run_logger(), wanted.side
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant: an object instead of a name
+    result = evaluate(wanted.model, wanted.config, on_progress=lambda line: logger.info("%s: %s", side, line))
+    return {"flow_run": str(runtime.flow_run.id), "result": result.to_dict()}
+
+
+def keep_evaluation(side: str, result: EvalResult, folder: RunFolder) -> None:
+    """Write evaluation-SIDE.json, whole or not at all."""
+    folder.root.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder.root / f"evaluation-{side}.json", json.dumps(result.to_dict(), indent=2) + "\n")

@@ -1,0 +1,94 @@
+"""Tell the result: report.html and report.md in the run's folder, and the artifacts that the Prefect UI shows."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from prefect import task
+from prefect.cache_policies import NO_CACHE
+
+from deploy.report.comparison import Comparison
+from deploy.report.files import Report, write_report_files
+from slimgpt.evaluation.harness import EvalResult
+from slimgpt.evaluation.perplexity import ratio_interval
+from slimgpt.report import PruneReport
+from tasks.environment import RunFolder
+from tasks.registry.names import ALIAS
+from tasks.steps.benchmarking import Benchmark
+
+
+@task(name="report", cache_policy=NO_CACHE, persist_result=False)
+def write_report(
+    name: str,
+    pruning: PruneReport,
+    dense: EvalResult,
+    pruned: EvalResult,
+    bench: Benchmark,
+    asked: dict[str, Any],
+    folder: RunFolder,
+    registered: bool = True,
+) -> Report:
+    """Write the report's files, each whole or not at all.
+
+    Args:
+        name: the report's title: the registered name, where it is registered.
+        pruning: what pruning did.
+        dense: the dense model's evaluation.
+        pruned: the pruned model's.
+        bench: the benchmark, or why there is none.
+        asked: the flow's parameters, nested.
+        folder: for the files.
+        registered: whether the model will have a version and a bundle.
+    """
+    change = None
+    if dense.perplexity is not None and pruned.perplexity is not None:
+        change = ratio_interval(dense.perplexity, pruned.perplexity)
+    comparison = Comparison(
+        title=name,
+        pruning=pruning,
+        dense=dense.metrics,
+        pruned=pruned.metrics,
+        bench=bench.report,
+        data=[line for line in (_calibration(pruning), _evaluation(dense)) if line],
+        skipped=[bench.skipped] if bench.skipped else [],
+        perplexity_change=change,
+        serve=[
+            f"slimgpt serve models:/{name}@{ALIAS}",
+            "# or on any machine with vLLM, from the folder of this run:",
+            "bundle/serve.sh",
+        ]
+        if registered
+        else ["slimgpt serve model  # in the folder of this run"],
+        parameters=run_file(({"name": name} if registered else {}) | asked),
+    )
+    return write_report_files(comparison, folder.report)
+
+
+def run_file(parameters: dict[str, Any]) -> str:
+    """The flow's parameters as a file for ``slimgpt compress --config``; of an absolute path only the last part."""
+
+    def plain(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: plain(item) for key, item in value.items() if item != ""}  # "" is the default of every text
+        if isinstance(value, tuple | list):
+            return [plain(item) for item in value]
+        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+
+    text: str = yaml.safe_dump(plain(parameters), sort_keys=False, width=100)
+    return text
+
+
+def _calibration(pruning: PruneReport) -> str:
+    facts = pruning.calibration
+    origin = f" ({facts['origin']})" if "origin" in facts else ""
+    return f"Calibration: {facts.get('name')}{origin}, {facts.get('num_samples')} x {facts.get('seq_len')} tokens."
+
+
+def _evaluation(dense: EvalResult) -> str:
+    limit = dense.config.get("limit")
+    documents = f"; first {limit} documents of each task" if limit else ""
+    blocks = ""
+    if dense.perplexity is not None:
+        blocks = f"; perplexity on {dense.perplexity.blocks} blocks of {dense.perplexity.seq_len} tokens"
+    used = ", ".join(f"{text.name} ({text.origin})" for text in dense.texts)
+    return f"Evaluation, {dense.dtype} on {dense.device}: {used}{documents}{blocks}."

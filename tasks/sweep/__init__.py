@@ -1,0 +1,1 @@
+"""A sweep: its grid, its runners, its points, their comparison and record."""

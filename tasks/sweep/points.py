@@ -1,0 +1,106 @@
+"""The grid of a sweep: every point planned before any long work, and whether its limits can be judged."""
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+
+from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.engine.plan import PrunePlan
+from slimgpt.evaluation.harness import EvalResult
+from tasks.environment import RunFolder, Workspace
+from tasks.preflight.models import ResolvedModel
+from tasks.preflight.planning import plan_pruning
+from tasks.registry.names import default_name
+from tasks.steps.pruning import PrunedModel, PruneRequest
+from tasks.sweep.config import SweepConfig
+
+
+@dataclass(frozen=True)
+class Point:
+    """One model to try: a dense one, and how it is pruned."""
+
+    dense: ResolvedModel
+    config: PruneConfig
+    plan: PrunePlan
+
+    @property
+    def model(self) -> str:
+        """The dense model's name, without the folder it is in."""
+        return Path(self.dense.asked).name
+
+    @property
+    def title(self) -> str:
+        """What tables, plots and MLflow call it."""
+        return title_of(self.dense, self.config)
+
+    def folder(self, workspace: Workspace) -> RunFolder:
+        """Where its files go: the folder that ``compress`` uses for the same model."""
+        return folder_of(PruneRequest(self.dense, self.config, self.plan), workspace)
+
+
+@dataclass(frozen=True)
+class Tried:
+    """A point that was pruned and evaluated; its files are in ``folder``."""
+
+    point: Point
+    pruned: PrunedModel
+    evaluation: EvalResult
+    folder: RunFolder
+
+
+def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) -> list[Point]:
+    """Every point of the grid, each planned: what cannot be pruned is found before any long work.
+
+    Raises:
+        ValueError: naming the point and what is missing, or the models whose names are the same.
+    """
+    names = [Path(dense.asked).name for dense in models]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        same = ", ".join(dense.asked for dense, name in zip(models, names, strict=True) if name in twice)
+        raise ValueError(
+            f"models holds {same}, which tables would call the same; give their folders names of their own"
+        )
+    points = []
+    for dense in models:
+        for schedule in grid.schedules:
+            for ratio in grid.ratios:
+                config = dataclasses.replace(prune, ratio=ratio, schedule=schedule)
+                try:
+                    points.append(Point(dense, config, plan_pruning(dense.folder, config)))
+                except ValueError as error:
+                    raise ValueError(f"{title_of(dense, config)}: {error}") from None
+    return points
+
+
+def check_judgeable(grid: SweepConfig, evaluation: EvalConfig, no_serving: str) -> None:
+    """Refuse limits and preferences in figures that will not be measured.
+
+    Args:
+        grid: its limits and preference.
+        evaluation: what will be measured.
+        no_serving: why vLLM cannot run here; "" where it can.
+
+    Raises:
+        ValueError: naming the setting, why its figure will be missing, and what to set.
+    """
+    why = {
+        "speed": f"throughput cannot be measured here ({no_serving})" if no_serving else "",
+        "perplexity": "no perplexity is asked of the evaluation" if evaluation.perplexity == "none" else "",
+        "accuracy": "" if evaluation.tasks else "no task is asked of the evaluation",
+    }
+    limits = {"speed": "min_speedup", "perplexity": "max_perplexity_ratio", "accuracy": "min_accuracy_retention"}
+    for figure, setting in limits.items():
+        if why[figure] and getattr(grid, setting):
+            raise ValueError(f"{setting} is {getattr(grid, setting):g}, and {why[figure]}; set {setting} to 0")
+        if why[figure] and grid.prefer == figure:
+            raise ValueError(f"prefer is {figure!r}, and {why[figure]}; prefer size")
+
+
+def title_of(dense: ResolvedModel, config: PruneConfig) -> str:
+    """What tables, plots and MLflow call a model that is pruned so."""
+    return f"{Path(dense.asked).name} {100 * config.ratio:g}% {config.schedule}"
+
+
+def folder_of(wanted: PruneRequest, workspace: Workspace) -> RunFolder:
+    """The folder that ``compress`` uses for the same model."""
+    return workspace.run(default_name(wanted.dense.asked), wanted.facts)

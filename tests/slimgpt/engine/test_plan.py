@@ -1,0 +1,64 @@
+"""The dry run says what then happens."""
+
+import subprocess
+
+import pytest
+
+from slimgpt.engine.plan import plan
+from slimgpt.engine.pruner import prune
+
+
+@pytest.mark.parametrize("unit", ["kv_group", "query"])
+def test_planned_widths_are_the_widths_that_come_out(dense, tmp_path, tiny_config, unit):
+    config = tiny_config(head_unit=unit, head_budget="ratio")
+    planned = plan(dense, config, tmp_path / "out")
+    assert planned.missing == []
+    report = prune(dense, tmp_path / "out", config)
+    widths = [(x.num_attention_heads, x.num_key_value_heads, x.intermediate_size) for x in report.layers]
+    assert [
+        tuple(p["planned"][k] for k in ("num_attention_heads", "num_key_value_heads", "intermediate_size"))
+        for p in planned.layers
+    ] == widths
+    assert (planned.parameters_before, planned.parameters_after) == (report.parameters_before, report.parameters_after)
+    assert planned.bytes_before == report.bytes_before
+    assert planned.bytes_after == pytest.approx(report.bytes_after, rel=0.05)
+    assert planned.calibration == report.calibration
+
+
+def test_for_auto_only_the_data_can_tell_the_units_but_the_totals_hold(dense, tmp_path, tiny_config):
+    planned = plan(dense, tiny_config(), tmp_path / "out")
+    report = prune(dense, tmp_path / "out", tiny_config())
+    assert planned.ratio == pytest.approx(report.ratio, abs=0.005)
+    assert planned.parameters_after == pytest.approx(report.parameters_after, rel=0.005)
+
+
+def test_a_dry_run_writes_nothing_and_lists_what_is_missing(dense, tmp_path, tiny_config):
+    planned = plan(dense, tiny_config(calibration=str(tmp_path / "none.jsonl")), tmp_path / "out")
+    assert len(planned.missing) == 1
+    assert "none.jsonl" in planned.missing[0]
+    assert not (tmp_path / "out").exists()
+
+
+def test_the_memory_estimate_follows_tokens_and_not_depth(dense, tmp_path, tiny_config):
+    from tests.tiny_models import write_dense
+
+    few = plan(dense, tiny_config(num_samples=4)).memory_bytes
+    many = plan(dense, tiny_config(num_samples=8)).memory_bytes
+    deep = plan(write_dense(tmp_path / "deep", num_hidden_layers=8), tiny_config(num_samples=8)).memory_bytes
+    assert few < many == deep
+
+
+def test_a_disk_that_is_too_small_is_said_before_anything_is_written(dense, tmp_path, tiny_config):
+    """A real file system of 200 kB; the pruned model takes some 500."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=200k", "tmpfs", disk], capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"mounting a small file system needs root here: {mounted.stderr.strip()}")
+    try:
+        assert "GB free; the pruned model needs" in plan(dense, tiny_config(), disk / "out").missing[0]
+        with pytest.raises(OSError, match="GB free; the pruned model needs"):
+            prune(dense, disk / "out", tiny_config())
+        assert list(disk.iterdir()) == []
+    finally:
+        subprocess.run(["umount", disk], check=True)

@@ -1,0 +1,253 @@
+"""Evaluation with the real lm-eval on a tiny model: definitions, data, figures, and what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from lm_eval.tasks import TaskManager
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimgpt.data import python_text
+from slimgpt.evaluation.harness import EvalConfig, EvalResult, evaluate, flatten
+from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, PAPER_TASKS, choose_tasks, continuation_rows, load_tasks
+from tests.tiny_models import write_dense
+
+# One or two rows of each data set, in the fields of their Hugging Face versions.
+ROWS = {
+    "boolq": {"question": "is it", "passage": "Title -- It is.", "idx": 0, "label": 1},
+    "piqa": {"goal": "Open a jar", "sol1": "twist", "sol2": "sing", "label": 0},
+    "hellaswag": {
+        "activity_label": "Baking",
+        "ctx_a": "A man bakes.",
+        "ctx_b": "he",
+        "ctx": "A man bakes. he",
+        "endings": ["eats.", "[title] flies.", "sinks.", "sings."],
+        "label": "0",
+        "split": "val",
+    },
+    "winogrande": {"sentence": "Ann met Bea and _ left.", "option1": "Ann", "option2": "Bea", "answer": "2"},
+    "arc_easy": {
+        "id": "a",
+        "question": "Why?",
+        "choices": {"text": ["so", "no"], "label": ["A", "B"]},
+        "answerKey": "B",
+    },
+    "openbookqa": {
+        "id": "a",
+        "question_stem": "The sun",
+        "choices": {"text": ["shines", "rains"], "label": ["A", "B"]},
+        "answerKey": " A",
+    },
+    "wikitext": {"page": " \n = Title = \n \n A line of text . \n"},
+}
+ROWS["arc_challenge"] = ROWS["arc_easy"]
+# Where the data is from is all that a local definition may change.
+DATA_SOURCE = {"dataset_path", "dataset_name", "dataset_kwargs", "training_split", "validation_split", "fewshot_split"}
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_dense(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture
+def local_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "data"
+    for name, task in LOCAL_TASKS.items():
+        (folder / task.path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / task.path).write_text((json.dumps(ROWS[name]) + "\n") * 2)
+    monkeypatch.setenv("SLIMGPT_DATA", str(folder))
+    return folder
+
+
+@pytest.fixture
+def without_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SLIMGPT_DATA", raising=False)
+
+
+@pytest.fixture(scope="module")
+def manager() -> Iterator[TaskManager]:
+    return TaskManager()
+
+
+@pytest.mark.parametrize("name", LOCAL_TASKS)
+def test_local_definitions_are_the_official_ones_but_for_the_data_source(
+    name: str, local_data: Path, tmp_path: Path, manager: TaskManager
+) -> None:
+    tasks, used = load_tasks((name,), tmp_path)
+    assert [(data.name, data.origin) for data in used] == [(name, "local data")]
+    ours = tasks[name].config.to_dict()
+    official = manager.task_index[name].cfg  # the registered YAML, its own includes resolved
+    for key in official.keys() - DATA_SOURCE - {"tag"}:
+        if callable(getattr(tasks[name].config, key)):
+            continue  # compared by what it makes, below
+        if key == "metadata":
+            assert ours[key]["version"] == official[key]["version"]
+        elif key == "metric_list":
+            assert [metric["metric"] for metric in ours[key]] == [metric["metric"] for metric in official[key]]
+        else:
+            assert ours.get(key) == official[key], key
+    scored = "test" if "test" in tasks[name].dataset else "validation"
+    assert scored == (official.get("test_split") or official["validation_split"])
+
+
+PROMPTS = {
+    "boolq": ("Title -- It is.\nQuestion: is it?\nAnswer:", ["no", "yes"], 1),
+    "piqa": ("Question: Open a jar\nAnswer:", ["twist", "sing"], 0),
+    "hellaswag": ("Baking: A man bakes. He", ["eats.", "flies.", "sinks.", "sings."], 0),
+    "winogrande": (1, ["Ann met Bea and Ann", "Ann met Bea and Bea"], "left."),
+    "arc_easy": ("Question: Why?\nAnswer:", ["so", "no"], 1),
+    "arc_challenge": ("Question: Why?\nAnswer:", ["so", "no"], 1),
+    "openbookqa": ("The sun", ["shines", "rains"], 0),
+}
+
+
+@pytest.mark.parametrize("name", PAPER_TASKS)
+def test_prompts_choices_and_targets_are_the_official_ones(name: str, local_data: Path, tmp_path: Path) -> None:
+    task = load_tasks((name,), tmp_path)[0][name]
+    document = next(iter(task.eval_docs))
+    text, choices, target = PROMPTS[name]
+    assert task.doc_to_text(document) == text
+    assert [choice.strip() for choice in task.doc_to_choice(document)] == choices
+    found = task.doc_to_target(document)
+    assert (int(found) if isinstance(target, int) else found) == target
+
+
+def test_auto_takes_the_papers_seven_where_local_data_has_them(local_data: Path) -> None:
+    assert choose_tasks(("auto", "wikitext", "piqa")) == (*PAPER_TASKS, "wikitext")
+
+
+def test_all_tasks_run_and_figures_are_named_for_mlflow(local_data: Path, tiny: Path) -> None:
+    lines: list[str] = []
+    config = EvalConfig(tasks=("auto", "wikitext"), perplexity="python", seq_len=64, max_blocks=2)
+    result = evaluate(tiny, config, on_progress=lines.append)
+    assert {f"{task}/acc" for task in PAPER_TASKS} | {"wikitext/word_perplexity", "python/perplexity"} <= set(
+        result.metrics
+    )
+    assert result.results["results"]["piqa"]["acc,none"] == result.metrics["piqa/acc"]  # the keys everybody knows
+    assert "wikitext/word_perplexity_stderr" not in result.metrics  # lm-eval says "N/A"
+    assert [(data.name, data.origin) for data in result.texts] == [
+        ("python", "python"),
+        *[(task, "local data") for task in (*PAPER_TASKS, "wikitext")],
+    ]
+    assert all(len(data.sha256) == 64 for data in result.texts)
+    assert result.results["configs"]["piqa"]["dataset_kwargs"] == {
+        "data_files": {"validation": "piqa/validation.jsonl"}
+    }
+    assert set(result.results["task_hashes"]) == {*PAPER_TASKS, "wikitext"}
+    assert "perplexity on python: block 2 of 2" in lines
+
+    written = json.dumps(result.to_dict())
+    assert EvalResult.from_dict(json.loads(written)) == result
+    private = [str(local_data.parent), str(tiny.parent), str(Path(sys.prefix)), str(Path.home()), "slimgpt-eval-"]
+    assert [fact for fact in private if fact in written] == []
+
+
+def test_by_object_and_by_path_give_equal_figures(tiny: Path, without_data: None) -> None:
+    config = EvalConfig(tasks=("continuation",), limit=12, perplexity="python", seq_len=64, max_blocks=3)
+    by_path = evaluate(tiny, config)
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
+    by_object = evaluate("in memory", config, model=model, tokenizer=tokenizer)
+    assert by_path.metrics == by_object.metrics
+    assert by_path.results["task_hashes"] == by_object.results["task_hashes"]
+    assert (by_path.model, by_object.model, by_object.dtype) == ("tiny", "in memory", "float32")
+    assert by_path.results["n-samples"]["continuation"]["effective"] == 12
+
+
+def test_perplexity_alone_needs_no_task(tiny: Path) -> None:
+    result = evaluate(tiny, EvalConfig(tasks=(), perplexity="python", seq_len=64, max_blocks=1))
+    assert list(result.metrics) == ["python/perplexity"]
+    assert result.results == {}
+
+
+def test_dtype_is_as_asked(tiny: Path) -> None:
+    config = EvalConfig(tasks="none", perplexity="python", seq_len=64, max_blocks=1, dtype="bfloat16", device="cpu")
+    assert evaluate(tiny, config).dtype == "bfloat16"
+
+
+def test_continuation_is_made_of_held_out_text_and_has_one_right_answer() -> None:
+    rows = continuation_rows()
+    assert rows == continuation_rows()
+    assert len(rows) > 300
+    held_out = " ".join(" ".join(python_text.held_out_documents()).split())
+    seen_in_calibration = " ".join(" ".join(python_text.calibration_documents()).split())
+    for row in rows[:50]:
+        assert len(set(row["continuations"])) == 4
+        # A passage may join paragraphs over a table or code between them, so one of its ends stands there as it is.
+        words = row["passage"].split() + row["continuations"][row["label"]].split()
+        assert " ".join(words[:8]) in held_out or " ".join(words[-8:]) in held_out
+        assert row["passage"] not in seen_in_calibration
+    labels = [row["label"] for row in rows]
+    assert all(0.15 < labels.count(label) / len(rows) < 0.35 for label in range(4))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"limit": -1}, "limit is -1; it must be at least 0"),
+        ({"seq_len": 1}, "seq_len is 1; it must be at least 2"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"dtype": "int8"}, "dtype is 'int8'; it must be one of auto"),
+        ({"tasks": (), "perplexity": "none"}, "nothing would be measured"),
+    ],
+)
+def test_config_is_checked_when_it_is_made(fields: dict[str, object], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        EvalConfig(**fields)  # type: ignore[arg-type]
+
+
+def test_tasks_come_as_list_or_text_too() -> None:
+    assert EvalConfig(tasks=["piqa", "boolq"]) == EvalConfig(tasks="piqa, boolq") == EvalConfig(tasks=("piqa,boolq",))
+
+
+def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, without_data: None) -> None:
+    (tmp_path / "config.json").write_text("{ this cannot be loaded")
+    with pytest.raises(ValueError, match=r"task 'hellswag' is not known \(did you mean hellaswag") as caught:
+        evaluate(tmp_path, EvalConfig(tasks="hellswag"))
+    assert "boolq, piqa" in str(caught.value)
+    with pytest.raises(ValueError, match="perplexity text is 'wikitxt2'"):
+        evaluate(tmp_path, EvalConfig(tasks="continuation", perplexity="wikitxt2"))
+
+
+def test_a_folder_without_a_model_and_a_device_that_is_none_are_refused(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+        evaluate(tmp_path)
+    with pytest.raises(ValueError, match=r"device is 'cuda:99'.*use cpu or auto"):
+        evaluate(tiny, EvalConfig(device="cuda:99"))
+    with pytest.raises(ValueError, match="device is 'gpu'"):
+        evaluate(tiny, EvalConfig(device="gpu"))
+
+
+def test_flatten_keeps_other_filters_apart() -> None:
+    results = {
+        "results": {"gsm8k": {"alias": "x", "sample_len": 4, "em,strict": 0.5, "em,none": 1, "em_stderr,none": "N/A"}}
+    }
+    assert flatten(results) == {"gsm8k/em_strict": 0.5, "gsm8k/em": 1.0}
+
+
+WITHOUT_DATA = """
+from pathlib import Path
+from tempfile import mkdtemp
+from slimgpt.evaluation.harness_tasks import choose_tasks, load_tasks
+print(choose_tasks(("auto",)))
+try:
+    load_tasks(("continuation", "piqa"), Path(mkdtemp()))
+except FileNotFoundError as error:
+    print(error)
+"""
+
+
+def test_with_neither_data_nor_hub_auto_is_continuation_and_names_are_errors(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "SLIMGPT_DATA"}
+    environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, "-c", WITHOUT_DATA], env=environment, capture_output=True, text=True, timeout=600, check=True
+    )
+    auto, error = done.stdout.splitlines()
+    assert auto == "('continuation',)"
+    assert error.startswith("the data of task piqa is not at hand: HF_HUB_OFFLINE is set")
+    assert "piqa/validation.jsonl" in error

@@ -1,0 +1,102 @@
+"""Perplexity against its definition, written out a second time with loops."""
+
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from slimgpt.data.text import TextSource, perplexity_text
+from slimgpt.evaluation.perplexity import perplexity
+from tests.tiny_models import VOCAB_SIZE, write_dense
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory):
+    folder = write_dense(tmp_path_factory.mktemp("dense"))
+    return AutoModelForCausalLM.from_pretrained(folder), AutoTokenizer.from_pretrained(folder)
+
+
+def text(*documents: str) -> TextSource:
+    return TextSource(name="a.txt", documents=list(documents), sha256="0" * 64, origin="file")
+
+
+def by_definition(model, tokenizer, stream: str, seq_len: int, blocks: int) -> float:
+    ids = tokenizer(stream)["input_ids"]
+    losses = []
+    for block in range(blocks):
+        chunk = ids[block * seq_len : (block + 1) * seq_len]
+        with torch.no_grad():
+            logits = model(torch.tensor([chunk])).logits[0].double()
+        for position in range(1, seq_len):
+            losses.append(-logits[position - 1].log_softmax(-1)[chunk[position]].item())
+    return math.exp(sum(losses) / len(losses))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 5])
+def test_equals_the_definition_whatever_the_batch_size(tiny, batch_size: int) -> None:
+    stream = perplexity_text("python").documents[0][:20_000]
+    result = perplexity(*tiny, text(stream), seq_len=64, max_blocks=5, batch_size=batch_size)
+    assert result.perplexity == pytest.approx(by_definition(*tiny, stream, 64, 5), rel=1e-5)
+    assert (result.blocks, result.tokens) == (5, 5 * 63)
+
+
+def test_documents_are_one_stream(tiny) -> None:
+    apart = perplexity(*tiny, text("One document.", "Another one."), seq_len=4, max_blocks=None)
+    together = perplexity(*tiny, text("One document.\n\nAnother one."), seq_len=4, max_blocks=None)
+    assert apart.perplexity == together.perplexity
+    assert apart.blocks == together.blocks >= 2
+
+
+def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(tiny, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(write_dense(tmp_path))
+    torch.nn.init.zeros_(model.lm_head.weight)
+    result = perplexity(model, tiny[1], text("The same for every token. " * 50), seq_len=16)
+    assert result.perplexity == pytest.approx(VOCAB_SIZE, rel=1e-5)
+
+
+def test_all_blocks_are_used_where_no_limit_is_given_and_the_rest_is_dropped(tiny) -> None:
+    stream = "word " * 100
+    tokens = len(tiny[1](stream)["input_ids"])
+    result = perplexity(*tiny, text(stream), seq_len=32, max_blocks=None)
+    assert result.blocks == tokens // 32
+    assert tokens % 32
+
+
+def test_progress_ends_at_the_number_of_blocks(tiny) -> None:
+    seen: list[tuple[int, ...]] = []
+    perplexity(
+        *tiny, text("word " * 100), seq_len=16, max_blocks=5, batch_size=2, on_progress=lambda *n: seen.append(n)
+    )
+    assert seen == [(2, 5), (4, 5), (5, 5)]
+
+
+def test_a_training_model_is_measured_in_evaluation_mode_and_left_as_it_was(tiny) -> None:
+    model, tokenizer = tiny
+    model.train()
+    perplexity(model, tokenizer, text("word " * 100), seq_len=16)
+    assert model.training
+    model.eval()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"seq_len": 1}, "at least 2"),
+        ({"max_blocks": 0}, "max_blocks 0"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"seq_len": 513}, "the model has 512 positions; lower seq_len"),
+        ({"seq_len": 500}, "fewer than seq_len 500; lower seq_len"),
+    ],
+)
+def test_bad_input_is_refused(tiny, arguments: dict[str, int], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        perplexity(*tiny, text("short"), **({"seq_len": 2} | arguments))
+
+
+def test_broken_weights_are_an_error_rather_than_a_number(tiny, tmp_path: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(write_dense(tmp_path))
+    model.lm_head.weight.data[3] = math.nan
+    with pytest.raises(ValueError, match="NaN"):
+        perplexity(model, tiny[1], text("word " * 100), seq_len=16)

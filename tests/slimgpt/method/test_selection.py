@@ -1,0 +1,179 @@
+"""Greedy selection against brute force: at every step, try every allowed unit and refit."""
+
+from itertools import product
+from math import inf
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slimgpt.method import obs
+from slimgpt.method.selection import ChannelPath, HeadLayout, group_size, remove_channels, remove_heads
+
+from .test_obs import damped, least_squares_error
+
+
+def head_problem(seed: int, layout: HeadLayout):
+    generator = torch.Generator().manual_seed(seed)
+    dim = layout.num_heads * layout.head_dim
+    x_TD = torch.randn(3 * dim, dim, generator=generator, dtype=torch.float64) @ torch.randn(
+        dim, dim, generator=generator, dtype=torch.float64
+    )
+    W_OD = torch.randn(layout.hidden_size, dim, generator=generator, dtype=torch.float64)
+    return W_OD, *damped(x_TD.T @ x_TD)
+
+
+def loss_without(W_OD, H_DD, layout, gone: set[int]):
+    kept_K = layout.columns([h for h in range(layout.num_heads) if h not in gone])
+    return float(least_squares_error(W_OD, H_DD, kept_K)[0])
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6))
+def test_heads_of_multi_head_attention_go_in_brute_force_order(seed):
+    layout = HeadLayout(num_heads=5, num_kv_heads=5, head_dim=2, hidden_size=6)
+    W_OD, H_DD, P_DD = head_problem(seed, layout)
+    gone: set[int] = set()
+    loss = 0.0
+    for step in remove_heads(W_OD, P_DD, layout):
+        losses = {h: loss_without(W_OD, H_DD, layout, gone | {h}) for h in range(5) if h not in gone}
+        best = min(losses, key=losses.__getitem__)
+        assert step.heads == step.kv_heads == (best,)
+        assert step.error == pytest.approx(losses[best] - loss, rel=1e-6)
+        gone.add(best)
+        loss = losses[best]
+    assert len(gone) == 4  # the last head always stays
+
+
+@settings(max_examples=15, deadline=None)
+@given(seed=st.integers(0, 10**6), unit=st.sampled_from(["kv_group", "query", "auto"]))
+def test_grouped_query_units_go_in_brute_force_order(seed, unit):
+    """kv_group: exact against all groups. query: the cheapest head of each group. auto: the better per parameter."""
+    layout = HeadLayout(num_heads=6, num_kv_heads=2, head_dim=2, hidden_size=6)
+    W_OD, H_DD, P_DD = head_problem(seed, layout)
+    groups = {0: [0, 1, 2], 1: [3, 4, 5]}
+    gone: set[int] = set()
+    loss = 0.0
+    for step in remove_heads(W_OD, P_DD, layout, unit=unit):
+        choices = {}
+        if unit != "query" and len(groups) > 1:
+            for kv, heads in groups.items():
+                choices[tuple(heads), (kv,)] = loss_without(W_OD, H_DD, layout, gone | set(heads)) - loss
+        if unit != "kv_group" and len(next(iter(groups.values()))) > 1:
+            single = {h: loss_without(W_OD, H_DD, layout, gone | {h}) for heads in groups.values() for h in heads}
+            pick = tuple(min(heads, key=single.__getitem__) for heads in groups.values())
+            choices[pick, ()] = loss_without(W_OD, H_DD, layout, gone | set(pick)) - loss
+        heads, kv_heads = min(choices, key=lambda c: choices[c] / layout.cost(len(c[0]), len(c[1])))
+        assert (step.heads, step.kv_heads) == (tuple(sorted(heads)), kv_heads)
+        assert step.error == pytest.approx(choices[heads, kv_heads], rel=1e-6)
+        loss += choices[heads, kv_heads]
+        gone |= set(heads)
+        groups = {kv: [h for h in hs if h not in gone] for kv, hs in groups.items() if kv not in kv_heads}
+        assert len({len(hs) for hs in groups.values()}) == 1  # num_heads % num_kv_heads == 0 holds at every step
+    assert len(groups) >= 1
+    assert all(groups.values())
+
+
+@pytest.mark.parametrize(("unit", "multiple"), list(product(["kv_group", "query", "auto"], [1, 2, 4])))
+@pytest.mark.parametrize(("heads", "kv_heads"), [(8, 8), (8, 4), (8, 2), (8, 1), (12, 4)])
+def test_multiples_and_divisibility_hold_at_every_step(unit, multiple, heads, kv_heads):
+    layout = HeadLayout(heads, kv_heads, head_dim=2, hidden_size=8)
+    W_OD, _, P_DD = head_problem(0, layout)
+    left, left_kv = heads, kv_heads
+    for step in remove_heads(W_OD, P_DD, layout, unit=unit, multiple=multiple):
+        left, left_kv = left - len(step.heads), left_kv - len(step.kv_heads)
+        assert left > 0
+        assert left_kv > 0
+        assert left % left_kv == 0
+        assert left % multiple == 0
+        assert left_kv == kv_heads or left_kv % multiple == 0
+
+
+def test_a_budget_is_never_exceeded_and_a_unit_that_does_not_fit_is_not_taken():
+    layout = HeadLayout(num_heads=6, num_kv_heads=2, head_dim=2, hidden_size=6)
+    W_OD, _, P_DD = head_problem(4, layout)
+    whole = layout.cost(3, 1)
+    query = layout.cost(2, 0)
+    assert remove_heads(W_OD, P_DD, layout, budget=query - 1) == []
+    assert [s.parameters for s in remove_heads(W_OD, P_DD, layout, budget=query)] == [query]
+    assert [s.parameters for s in remove_heads(W_OD, P_DD, layout, unit="kv_group", budget=whole)] == [whole]
+    assert layout.smallest_unit("auto", 1) == query
+    assert layout.smallest_unit("kv_group", 1) == whole
+    assert HeadLayout(2, 1, 2, 6).smallest_unit("kv_group", 1) == inf
+
+
+def test_a_unit_over_the_price_stays_unless_it_is_needed():
+    layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=2, hidden_size=6)
+    W_OD, _, P_DD = head_problem(5, layout)
+    free = remove_heads(W_OD, P_DD, layout)
+    price = (free[0].error + free[1].error) / 2 / free[0].parameters
+    assert remove_heads(W_OD, P_DD, layout, price=price) == free[:1]
+    assert remove_heads(W_OD, P_DD, layout, price=0) == []
+    assert remove_heads(W_OD, P_DD, layout, price=0, needed=layout.cost(1, 1) + 1) == free[:2]
+
+
+def test_the_marginal_error_is_that_of_the_last_channels():
+    path = ChannelPath(torch.arange(112), [64, 32, 16], [1.0, 2.0, 4.0])
+    assert path.marginal_error(16) == 4 / 16
+    assert path.marginal_error(17) == 6 / 48
+    assert path.marginal_error(1000) == 7 / 112
+
+
+def test_the_papers_score_is_used_when_asked_for():
+    """The two scores disagree on the cheapest head in a share of random cases: both must occur."""
+    layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=4, hidden_size=6)
+    firsts = []
+    for seed in range(20):
+        W_OD, _, P_DD = head_problem(seed, layout)
+        firsts.append(tuple(remove_heads(W_OD, P_DD, layout, head_error=e)[0].heads for e in ("exact", "paper")))
+        scores = obs.Elimination(W_OD, P_DD, 0).group_errors_paper(torch.arange(16).view(4, 4))
+        assert firsts[-1][1] == (int(scores.argmin()),)
+    assert any(a != b for a, b in firsts)
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), count=st.integers(1, 7))
+def test_group_size_one_is_one_at_a_time_greedy(seed, count):
+    layout = HeadLayout(num_heads=8, num_kv_heads=8, head_dim=1, hidden_size=5)
+    W_OD, _, P_DD = head_problem(seed, layout)
+    path = remove_channels(W_OD, P_DD, count, group_size_max=1, group_size_min=1)
+    expected = remove_heads(W_OD, P_DD, layout)[:count]
+    assert path.order.tolist() == [step.heads[0] for step in expected]
+    assert path.step_errors == pytest.approx([step.error for step in expected], rel=1e-6)
+
+
+@settings(max_examples=30, deadline=None)
+@given(count=st.integers(0, 60), largest=st.sampled_from([1, 4, 16, 1024]), smallest=st.sampled_from([1, 4, 8]))
+def test_exactly_as_many_channels_go_as_asked_each_once(count, largest, smallest):
+    layout = HeadLayout(num_heads=64, num_kv_heads=64, head_dim=1, hidden_size=4)
+    W_OD, _, P_DD = head_problem(1, layout)
+    path = remove_channels(W_OD, P_DD, count, group_size_max=largest, group_size_min=smallest)
+    assert len(set(path.order.tolist())) == len(path.order) == count == sum(path.step_sizes)
+
+
+def test_errors_of_the_steps_add_up_to_the_loss_of_the_whole():
+    layout = HeadLayout(num_heads=32, num_kv_heads=32, head_dim=1, hidden_size=6)
+    W_OD, H_DD, P_DD = head_problem(7, layout)
+    path = remove_channels(W_OD, P_DD, 20, group_size_max=8, group_size_min=2)
+    assert sum(path.step_errors) == pytest.approx(loss_without(W_OD, H_DD, layout, set(path.order.tolist())), rel=1e-6)
+
+
+def test_dead_columns_go_first_at_no_error():
+    layout = HeadLayout(num_heads=8, num_kv_heads=8, head_dim=1, hidden_size=5)
+    W_OD, H_DD, _ = head_problem(2, layout)
+    H_DD[[1, 6]] = 0
+    H_DD[:, [1, 6]] = 0
+    path = remove_channels(obs.silence_dead_columns(W_OD * 100, H_DD), obs.invert(H_DD, 0.01).P_DD, 3, group_size_min=1)
+    assert set(path.order[:2].tolist()) == {1, 6}
+    assert path.step_errors[0] == 0
+
+
+def test_group_size_halves_towards_the_target():
+    left, sizes = 3000, []
+    while left:
+        sizes.append(group_size(left, 1024, 8))
+        left -= sizes[-1]
+    assert sizes[:2] == [1024, 512]
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[-1] == 8

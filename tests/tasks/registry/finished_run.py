@@ -1,0 +1,59 @@
+"""A compression on a tiny model up to its registration; as a program, that registration: PLACE NAME RUNS."""
+
+import json
+import sys
+from pathlib import Path
+
+from prefect import flow
+
+from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.engine.pruner import prune
+from slimgpt.evaluation.harness import EvalResult, evaluate
+from slimgpt.report import load_report
+from tasks.environment import RunFolder, Workspace
+from tasks.registry.config import RegistryConfig
+from tasks.registry.runs import RegistrationInput, parameters_of
+from tasks.steps.artifacts import publish_artifacts
+from tasks.steps.benchmarking import Benchmark
+from tasks.steps.registration import register
+from tasks.steps.reporting import write_report
+from tests.tiny_models import write_dense
+
+EVALUATION = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_blocks=2)
+PRUNE = PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=4)
+
+
+def make(place: Path) -> Path:
+    """Prune and evaluate; what is left is what a flow leaves in a run's folder."""
+    folder = RunFolder(place / "run")
+    dense = write_dense(place / "tiny")
+    folder.root.mkdir()
+    prune(dense, folder.model, PRUNE)
+    for side, model in (("dense", dense), ("pruned", folder.model)):
+        result = evaluate(model, EVALUATION)
+        (folder.root / f"evaluation-{side}.json").write_text(json.dumps(result.to_dict()))
+    return folder.root
+
+
+def asked(root: Path, name: str, *, model: Path | None = None, **rest: object) -> RegistrationInput:
+    folder = RunFolder(root)
+    sides = [
+        EvalResult.from_dict(json.loads((root / f"evaluation-{side}.json").read_text())) for side in ("dense", "pruned")
+    ]
+    parameters = parameters_of(model=str(root.parent / "tiny"), revision="", prune=PRUNE, evaluation=EVALUATION)
+    skipped = Benchmark(None, "benchmark: not here")
+    report = write_report.fn(name, load_report(folder.model), *sides, skipped, parameters, folder)
+    return RegistrationInput(model or folder.model, parameters, *sides, report, folder, **rest)
+
+
+@flow
+def registration(root: str, name: str, runs: str, registry: RegistryConfig) -> str:
+    workspace = Workspace.at(runs)
+    whole = asked(Path(root), name, config=registry)
+    version = register(whole, workspace)
+    publish_artifacts(whole.report, version, workspace.tracking_uri)
+    return version.version
+
+
+if __name__ == "__main__":
+    registration(*sys.argv[1:], RegistryConfig())

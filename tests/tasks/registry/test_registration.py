@@ -1,0 +1,234 @@
+"""Registration on real registries: what a run and a version hold, what goes wrong on the way, and what is kept out."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import mlflow
+import pytest
+from mlflow import MlflowClient
+from mlflow.entities import LoggedModelStatus
+from prefect.logging import disable_run_logger
+
+from deploy.serving.server import check_port
+from flows.cli.app import main
+from slimgpt.files import folder_sha256
+from tasks.environment import Workspace
+from tasks.registry.client import open_client
+from tasks.registry.config import RegistryConfig
+from tasks.registry.fetching import fetch_model
+from tasks.registry.machine import MachineWatch
+from tasks.steps.registration import register
+from tests.tasks.conftest import MlflowServer
+from tests.tasks.registry import finished_run
+
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return finished_run.make(tmp_path_factory.mktemp("finished"))
+
+
+@pytest.fixture
+def own_server(tmp_path, monkeypatch):
+    """A server that a test may kill; who waits for it gives up after one more try."""
+    server = MlflowServer(tmp_path, int(check_port("127.0.0.1", 0)))
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    yield server
+    server.stop()
+
+
+def registered(run, workspace, name="tiny-slim", **rest):
+    with disable_run_logger():
+        return register.fn(finished_run.asked(run, name, **rest), workspace)
+
+
+def test_a_run_on_a_server_holds_everything_and_the_version_loads_back(run, served_workspace):
+    watch = MachineWatch(0.01)
+    while len(watch.samples) < 2:
+        time.sleep(0.01)
+    config = RegistryConfig(experiment="team", run_name="first try")
+    version = registered(run, served_workspace, config=config, machine=watch.stop())
+    client = open_client(served_workspace)
+    parent = client.get_run(version.run_id)
+    assert client.get_experiment(parent.info.experiment_id).name == "team"
+    assert (parent.info.run_name, parent.info.status) == ("first try", "FINISHED")
+    head = subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert parent.data.tags["mlflow.source.git.commit"] == head.stdout.strip()
+    assert {"device", "version.torch", "version.slimgpt", "mlflow.user", "perplexity"} <= set(parent.data.tags)
+    assert parent.data.params["evaluation.max_blocks"] == "2"
+    assert parent.data.metrics["system/system_memory_usage_megabytes"] > 0
+    assert [m.step for m in client.get_metric_history(version.run_id, "system/cpu_utilization_percentage")][:2] == [
+        0,
+        1,
+    ]
+    contexts = {(item.dataset.name, item.tags[0].value) for item in parent.inputs.dataset_inputs}
+    assert contexts == {("python", "calibration"), ("python", "evaluation")}
+    children = client.search_runs(
+        [parent.info.experiment_id],
+        f"tags.mlflow.parentRunId = '{version.run_id}' and params.`evaluation.max_blocks` = '2'",
+    )
+    sides = {child.data.tags["side"]: child for child in children}
+    assert set(sides) == {"dense", "pruned"}
+    for side, child in sides.items():
+        assert child.info.status == "FINISHED"
+        assert child.data.metrics["python/perplexity"] == parent.data.metrics[f"{side}/python/perplexity"]
+    assert sides["pruned"].data.metrics["parameters"] < sides["dense"].data.metrics["parameters"]
+
+    kept = client.get_model_version("tiny-slim", version.version)
+    assert kept.status == "READY"
+    assert kept.tags["ratio"].startswith("0.2") and kept.tags["base_model"] == "tiny"
+    assert kept.tags["perplexity"] == f"{sides['pruned'].data.metrics['python/perplexity']:.4f}"
+    assert "tiny without" in kept.description
+    folder = fetch_model(version.uri, served_workspace)
+    assert folder_sha256(folder) == kept.tags["sha256"] == folder_sha256(run / "model")
+    loaded = mlflow.pyfunc.load_model(version.uri)
+    assert loaded.metadata.signature.inputs.input_names() == ["prompt"]
+    [text] = loaded.predict(loaded.input_example, params={"max_new_tokens": 3})
+    assert isinstance(text, str)
+
+
+@pytest.mark.parametrize("where", ["workspace", "served_workspace"])
+def test_changed_files_are_refused_where_they_are_fetched_and_served(run, where, request, monkeypatch, capsys):
+    workspace = request.getfixturevalue(where)
+    version = registered(run, workspace, name="changed-slim")
+    folder = fetch_model(version.uri, workspace)
+    weights = next(folder.glob("*.safetensors"))
+    data = bytearray(weights.read_bytes())
+    data[-1] ^= 1
+    weights.chmod(0o644)
+    weights.write_bytes(data)
+    with pytest.raises(OSError, match="are not those that were registered"):
+        fetch_model(version.uri, workspace)
+    monkeypatch.setattr(sys, "argv", ["slimgpt", "serve", version.uri, "--runs", str(workspace.root)])
+    with pytest.raises(SystemExit) as stopped:
+        main()
+    assert stopped.value.code == 2
+    assert "are not those that were registered" in capsys.readouterr().err
+
+
+def test_files_changed_on_the_server_are_refused(run, served_workspace, mlflow_server):
+    version = registered(run, served_workspace, name="changed-there-slim")
+    [kept] = (mlflow_server.place / "artifacts").rglob(f"{version.model_id}/artifacts/artifacts/model/config.json")
+    kept.write_text(kept.read_text() + " ")
+    with pytest.raises(OSError, match="changed-there-slim@challenger: the files in .* are not those"):
+        fetch_model(version.uri, served_workspace)
+
+
+def test_by_reference_nothing_is_copied_and_it_is_found_checked_and_loaded(run, served_workspace, tmp_path):
+    model = tmp_path / "stays"
+    shutil.copytree(run / "model", model)
+    version = registered(
+        run, served_workspace, "referred-slim", model=model, config=RegistryConfig(weights="reference")
+    )
+    client = open_client(served_workspace)
+    names = [file.path for file in client.list_logged_model_artifacts(version.model_id)]
+    assert "MLmodel" in names
+    assert not any("safetensors" in f.path for f in client.list_logged_model_artifacts(version.model_id, "artifacts"))
+    assert fetch_model(version.uri, served_workspace) == model
+    [text] = mlflow.pyfunc.load_model(version.uri).predict([{"prompt": "def"}], params={"max_new_tokens": 3})
+    assert isinstance(text, str)
+    (model / "config.json").write_text("{}")
+    with pytest.raises(OSError, match="are not those that were registered"):
+        fetch_model(version.uri, served_workspace)
+    shutil.rmtree(model)
+    with pytest.raises(FileNotFoundError, match="registered by reference to .*, which is not there"):
+        fetch_model(version.uri, served_workspace)
+
+
+def test_a_server_that_dies_during_the_upload_leaves_nothing_that_looks_whole(
+    run, own_server, tmp_path, monkeypatch, caplog
+):
+    for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):
+        monkeypatch.setenv(variable, "")  # and taken back after the test
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", own_server.url.replace("http://", "http://planted0user:planted0word@"))
+    workspace = Workspace.at(tmp_path / "runs")
+    first = registered(run, workspace)
+
+    def kill_at_the_first_file_of_the_second_model():
+        while True:
+            files = (own_server.place / "artifacts").rglob("artifacts/artifacts/model/*")
+            if any(first.model_id not in str(file) for file in files):
+                os.killpg(own_server.process.pid, signal.SIGKILL)
+                return
+            time.sleep(0.001)
+
+    killer = threading.Thread(target=kill_at_the_first_file_of_the_second_model)
+    killer.start()
+    with pytest.raises(ConnectionError, match="MLflow failed while tiny-slim was registered .*has not moved") as error:
+        registered(run, workspace)
+    killer.join()
+    assert "\n" not in str(error.value)
+    assert "planted0" not in str(error.value) + caplog.text
+    own_server.start()
+    client = open_client(workspace)
+    assert [version.run_id for version in client.search_model_versions("name='tiny-slim'")] == [first.run_id]
+    assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == first.run_id
+    experiment = client.get_experiment_by_name("slimgpt").experiment_id
+    models = {model.model_id: model for model in client.search_logged_models([experiment])}
+    [half] = [model for model in models.values() if model.model_id != first.model_id]
+    assert half.status != LoggedModelStatus.READY
+    for uri in (f"models:/{half.model_id}", f"runs:/{half.source_run_id}"):
+        with pytest.raises(FileNotFoundError, match="registration did not finish"):
+            fetch_model(uri, workspace)
+    again = registered(run, workspace)
+    assert again.version == "2"
+    assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == again.run_id
+    assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(run / "model")
+
+
+def child(run, name, runs, **environment):
+    command = [sys.executable, "-m", "tests.tasks.registry.finished_run", str(run), name, str(runs)]
+    own = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, **own)
+
+
+@pytest.mark.slow
+def test_two_registrations_of_one_name_at_once_both_end_whole(run, served_workspace, prefect_server):
+    both = [child(run, "twins-slim", served_workspace.root / str(i)) for i in range(2)]
+    told = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], told
+    client = MlflowClient(served_workspace.tracking_uri)
+    versions = client.search_model_versions("name='twins-slim'")
+    assert {(str(version.version), version.status) for version in versions} == {("1", "READY"), ("2", "READY")}
+    assert len({version.run_id for version in versions}) == 2
+    assert str(client.get_model_version_by_alias("twins-slim", "challenger").version) in ("1", "2")
+    for number in (1, 2):
+        folder = fetch_model(f"models:/twins-slim/{number}", served_workspace)
+        assert folder_sha256(folder) == folder_sha256(run / "model")
+
+
+SECRETS = {
+    "HF_TOKEN": "hf_planted0token",
+    "MLFLOW_TRACKING_TOKEN": "",
+    "AWS_SECRET_ACCESS_KEY": "aws0planted0key",
+    "PREFECT_API_KEY": "pnu_planted0key",
+    "DATABASE_URL": "postgresql://someone:planted0database@localhost/db",
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dies", [False, True])
+def test_planted_secrets_show_up_nowhere(run, own_server, tmp_path, prefect_server, dies):
+    uri = own_server.url.replace("http://", "http://planted0user:planted0password@")
+    if dies:  # what MLflow then says names the address
+        own_server.stop()
+    process = child(run, "tiny-slim", tmp_path / "runs", MLFLOW_TRACKING_URI=uri, **SECRETS)
+    told = process.communicate()[0]
+    assert (process.returncode != 0) == dies, told
+    own_server.stop()
+    words = [b"planted0"]
+    places = [path for path in (*tmp_path.rglob("*"), *run.rglob("*")) if path.is_file()]
+    if not dies:
+        assert any(b"tiny-slim" in path.read_bytes() for path in places if path.name.startswith("db"))
+        assert any(path.name == "report.html" for path in places)
+    assert "planted0" not in told
+    assert [path for path in places if any(word in path.read_bytes() for word in words)] == []

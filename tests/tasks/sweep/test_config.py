@@ -1,0 +1,72 @@
+"""What a sweep can be asked for, and what is refused before any work."""
+
+from pathlib import Path
+
+import pytest
+
+from slimgpt.config import EvalConfig, PruneConfig
+from tasks.preflight.models import ResolvedModel
+from tasks.sweep.config import SweepConfig
+from tasks.sweep.points import check_judgeable, grid_of, title_of
+from tasks.sweep.runners import runner_of
+
+
+def test_lists_of_json_and_yaml_become_tuples_without_repeats():
+    grid = SweepConfig(ratios=[0.25, 0.5, 0.25], schedules=["log", "uniform"])
+    assert (grid.ratios, grid.schedules) == ((0.25, 0.5), ("log", "uniform"))
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"ratios": ()}, "ratios is empty; name at least one"),
+        ({"ratios": (0.25, 0.95)}, "ratios holds 0.95; each must be more than 0 and at most 0.9"),
+        ({"ratios": (0.0,)}, "ratios holds 0; each must"),
+        ({"schedules": ("log", "explicit")}, "schedules holds 'explicit'; each must be one of log, linear, uniform"),
+        ({"runner": "ray"}, "runner is 'ray'; it must be one of threads, dask"),
+        ({"workers": 0}, "workers is 0; it must be at least 1"),
+        ({"prefer": "fame"}, "prefer is 'fame'; it must be one of"),
+        ({"dask_scheduler": "tcp://host:8786"}, "it belongs to runner='dask'"),
+        ({"max_size_ratio": -1.0}, "max_size_ratio is -1.0; it must be at least 0"),
+    ],
+)
+def test_what_cannot_be_is_refused_by_name(asked, message):
+    with pytest.raises(ValueError, match=message):
+        SweepConfig(**asked)
+
+
+@pytest.mark.parametrize(
+    ("asked", "evaluation", "no_serving", "message"),
+    [
+        ({"min_speedup": 1.1}, {}, "no wheel fits", r"min_speedup is 1.1, and .*\(no wheel fits\); set min_speedup to"),
+        ({"prefer": "speed"}, {}, "no wheel fits", "prefer is 'speed', and throughput cannot .*; prefer size"),
+        ({}, {"tasks": ("none",)}, "", "min_accuracy_retention is 0.8, and no task is asked"),
+        ({}, {"perplexity": "none"}, "", "max_perplexity_ratio is 2.5, and no perplexity is asked"),
+    ],
+)
+def test_limits_in_figures_that_will_not_be_measured_are_refused(asked, evaluation, no_serving, message):
+    with pytest.raises(ValueError, match=message):
+        check_judgeable(SweepConfig(**asked), EvalConfig(**evaluation), no_serving)
+
+
+def test_limits_that_are_off_need_no_figure():
+    off = SweepConfig(min_accuracy_retention=0, max_perplexity_ratio=0)
+    check_judgeable(off, EvalConfig(tasks=("none",)), "no wheel fits")
+
+
+def test_the_runner_is_prefects():
+    assert type(runner_of(SweepConfig())).__name__ == "ThreadPoolTaskRunner"
+    assert type(runner_of(SweepConfig(runner="dask"))).__name__ == "DaskTaskRunner"
+
+
+def test_every_point_has_a_title_of_its_own():
+    model = ResolvedModel("folder/tiny", Path("folder/tiny"), "")
+    ratios = (0.29, 0.125, 0.12, 0.13)
+    titles = [title_of(model, PruneConfig(ratio=ratio)) for ratio in ratios]
+    assert titles == ["tiny 29% log", "tiny 12.5% log", "tiny 12% log", "tiny 13% log"]
+
+
+def test_two_models_of_one_name_are_refused():
+    models = [ResolvedModel(asked, Path(asked), "") for asked in ("a/tiny", "b/tiny", "b/other")]
+    with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which tables would call the same"):
+        grid_of(models, SweepConfig(), PruneConfig())
