@@ -20,7 +20,7 @@ from random_llama import SHAPES, Shape
 from slimgpt.config import PruneConfig
 from slimgpt.engine.activations import Place
 from slimgpt.engine.cost import Cost, Rates, Setting, estimate
-from slimgpt.engine.job import planned_shapes
+from slimgpt.method.allocation import planned_shapes
 
 HERE = Path(__file__).parent
 BASE = Shape(512, 1408, 4, 8, 8, vocab_size=4096)

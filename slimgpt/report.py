@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Self
 
 if TYPE_CHECKING:
-    from slimgpt.checkpoints.families import LayerShape
+    from slimgpt.method.shapes import LayerShape
 
 
 REPORT = "pruning.json"

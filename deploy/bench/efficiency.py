@@ -16,8 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench.results import Ratio, Saving
-from slimgpt.checkpoints.families import LayerShape, layer_shapes
+from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.checkpoints.origins import read_config
+from slimgpt.method.shapes import LayerShape
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from typing import Any
 from transformers import AutoConfig
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
-from slimgpt.checkpoints.families import FAMILIES, LayerShape, layer_shapes
+from slimgpt.checkpoints.families import FAMILIES, layer_shapes
+from slimgpt.method.shapes import LayerShape
 
 
 def _obstacle(shape: LayerShape, size: int) -> str:

@@ -19,12 +19,14 @@ class Interrupts:
     """Counts finished layers, and stops the run where it may.
 
     Attributes:
+        kept: what is left of the run, for the message.
         alone: a process alone stops at once. One of several stops at the end of a layer, where all meet: elsewhere the
             others would wait for it.
     """
 
     def __init__(self) -> None:
         self.alone = True
+        self.kept = "finished layers are kept: run the same command again to go on"
         self.done = self.layers = 0
         self._pending: int | None = None
 
@@ -50,7 +52,7 @@ class Interrupts:
 
     def _stop(self) -> None:
         at = f"at layer {min(self.done + 1, self.layers)} of {self.layers}" if self.done else "before the first layer"
-        raise Stopped(f"interrupted {at}; finished layers are kept: run the same command again to go on", self._pending)
+        raise Stopped(f"interrupted {at}; {self.kept}", self._pending)
 
 
 @contextmanager

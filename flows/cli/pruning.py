@@ -2,6 +2,8 @@
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -22,6 +24,7 @@ def prune(
     *,
     revision: str = "",
     dry_run: bool = False,
+    measure: bool = False,
     preset: Literal["paper"] | None = None,
     options: Annotated[PruneFlags, _all] = PruneFlags(),
 ) -> None:
@@ -34,10 +37,16 @@ def prune(
         out: A new folder for the pruned model.
         revision: Commit or tag on the hub; empty for the newest.
         dry_run: Say what would happen, and what is missing, and stop.
+        measure: With --dry-run: make all decisions, in the time that pruning takes, and write nothing. Gives the widths
+            where they depend on the calibration text.
         preset: paper sets what the flags do not to the paper's method: its head scores, budgets, ratios by layer and
             calibration (256 x 2048 tokens of C4).
     """
     config = config_from(PruneConfig(), *preset_layers(preset, given(options)))
+    if measure and not dry_run:
+        raise ValueError(
+            "--measure belongs to --dry-run: without it the model is pruned, and the report has the widths"
+        )
     from flows.cli.interrupts import listening
 
     with listening() as interrupts:
@@ -52,43 +61,52 @@ def prune(
             if not dry_run:
                 _prune(folder, out, config, ranks, interrupts)
             elif ranks.first:
-                _plan(folder, out, config)
+                _plan(folder, out, config, measure, interrupts)
 
 
-def _plan(folder: Path, out: Path, config: Any) -> None:
+def _plan(folder: Path, out: Path, config: Any, measure: bool, interrupts: Any) -> None:
     from flows.cli import show
     from slimgpt.engine.plan import plan
 
-    planned = plan(folder, config, out)
+    interrupts.kept = "nothing was written"
+    with _progress("measure", interrupts) as on_layer:
+        planned = plan(folder, config, out, measure=measure, on_layer=on_layer)
     show.plan(planned)
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
 
 
 def _prune(folder: Path, out: Path, config: Any, ranks: Any, interrupts: Any) -> None:
-    from tqdm import tqdm
-
     from flows.cli import show
     from slimgpt.engine.pruner import prune as run
 
-    bars: list[Any] = []  # made with the first layer: a refusal before it shows no bar
+    with _progress("prune", interrupts, shown=ranks.first) as on_layer:
+        run(folder, out, config, on_layer=on_layer)
+    if ranks.first:
+        show.inspect(out)
+        show.line(f"written to    {out}")
+
+
+@contextmanager
+def _progress(name: str, interrupts: Any, *, shown: bool = True) -> Iterator[Callable[[Any, int], None]]:
+    """A bar on stderr that moves with each layer; made with the first one: a refusal before it shows no bar."""
+    from tqdm import tqdm
+
+    bars: list[Any] = []
 
     def on_layer(layer: Any, layers: int) -> None:
-        if ranks.first:
+        if shown:
             if not bars:
-                bars.append(tqdm(total=layers, unit="layer", desc="prune", file=sys.stderr))
+                bars.append(tqdm(total=layers, unit="layer", desc=name, file=sys.stderr))
             bars[0].set_postfix_str(f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}", refresh=False)
             bars[0].update(layer.layer + 1 - bars[0].n)
         interrupts.layer_done(layer.layer + 1, layers)
 
     try:
-        run(folder, out, config, on_layer=on_layer)
+        yield on_layer
     finally:
         for bar in bars:
             bar.close()
-    if ranks.first:
-        show.inspect(out)
-        show.line(f"written to    {out}")
 
 
 def inspect(folder: Path, *, json: bool = False, plots: Path | None = None) -> None:

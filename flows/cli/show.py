@@ -38,7 +38,7 @@ def plan(planned: Any) -> None:
         (
             str(layer["layer"]),
             f"{layer['ratio']:.1%}",
-            *(f"{layer['dense'][key]} -> {layer['planned'][key]}" for key in layer["dense"]),
+            *(f"{layer['dense'][key]} -> {_span(layer['least'][key], layer['most'][key])}" for key in layer["dense"]),
         )
         for layer in planned.layers
     ]
@@ -55,8 +55,16 @@ def plan(planned: Any) -> None:
         f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",
     ):
         line(text)
+    if planned.depends_on_data:
+        line("widths        the calibration data decide within these bounds; --dry-run --measure gives the widths")
+    elif planned.measured:
+        line("widths        measured: pruning gives these")
     for missing in planned.missing:
         line(f"missing       {missing}")
+
+
+def _span(least: int, most: int) -> str:
+    return str(least) if least == most else f"{least} to {most}"
 
 
 def inspect(folder: Path) -> None:

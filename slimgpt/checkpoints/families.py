@@ -7,9 +7,7 @@ from typing import Any, Literal
 
 from transformers import PretrainedConfig
 
-from slimgpt.method.selection import HeadLayout
-
-Unit = Literal["query", "kv", "channel"]
+from slimgpt.method.shapes import LayerShape, Unit
 
 _SEPARATE: Mapping[str, tuple[Unit, ...]] = MappingProxyType(
     {
@@ -128,47 +126,6 @@ def attention_kernel(config: PretrainedConfig) -> Literal["eager", "sdpa"]:
     torch's sdpa silently leaves out the soft cap on attention scores (Gemma 2).
     """
     return "eager" if getattr(config, "attn_logit_softcapping", None) else "sdpa"
-
-
-@dataclass(frozen=True)
-class LayerShape:
-    """The widths of one decoder layer."""
-
-    hidden_size: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-
-    @property
-    def heads(self) -> HeadLayout:
-        """How its heads are laid out."""
-        return HeadLayout(self.num_heads, self.num_kv_heads, self.head_dim, self.hidden_size)
-
-    @property
-    def channel_parameters(self) -> int:
-        """Weights of one FFN channel in gate, up and down."""
-        return 3 * self.hidden_size
-
-    @property
-    def parameters(self) -> int:
-        """Weights of the seven projections."""
-        return self.heads.parameters + self.channel_parameters * self.intermediate_size
-
-    def width(self, unit: Unit) -> int:
-        """Rows of a block of this unit."""
-        if unit == "channel":
-            return self.intermediate_size
-        return self.head_dim * (self.num_heads if unit == "query" else self.num_kv_heads)
-
-    @property
-    def overrides(self) -> dict[str, int]:
-        """As an entry of ``config.per_layer_config``."""
-        return {
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "intermediate_size": self.intermediate_size,
-        }
 
 
 def layer_shapes(config: PretrainedConfig) -> list[LayerShape]:

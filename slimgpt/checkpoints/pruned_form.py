@@ -10,9 +10,10 @@ from torch import Tensor
 from transformers import PretrainedConfig
 
 from slimgpt import modeling
-from slimgpt.checkpoints.families import Family, LayerShape, Unit
+from slimgpt.checkpoints.families import Family
 from slimgpt.checkpoints.weight_files import INDEX
 from slimgpt.files import write_atomically
+from slimgpt.method.shapes import LayerShape, Unit
 from slimgpt.report import REPORT
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from slimgpt.checkpoints.families import LayerShape
 from slimgpt.engine.activations import Place
 from slimgpt.method.obs import SOLVE_DTYPE, Gram, strip_width
+from slimgpt.method.shapes import LayerShape
 
 IMPORTS = 600 << 20  # resident memory of a process that has touched no model yet
 CUDA_HOST = 2 << 30  # the same with CUDA's libraries and its context

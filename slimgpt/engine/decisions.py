@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from slimgpt.checkpoints.families import Family, LayerShape, Unit
+from slimgpt.checkpoints.families import Family
 from slimgpt.checkpoints.pruned_form import slice_rows
 from slimgpt.config import PruneConfig
 from slimgpt.engine.ranks import Ranks
 from slimgpt.method import obs
-from slimgpt.method.selection import HeadLayout, remove_channels, remove_heads
+from slimgpt.method.selection import HeadPath, channel_path, head_path
+from slimgpt.method.shapes import HeadLayout, LayerShape, Unit
 from slimgpt.usage import return_freed_memory
 
 
@@ -61,39 +62,38 @@ def all_heads(weight_DA: Tensor, layout: HeadLayout) -> Kept:
     return Kept(heads, list(range(layout.num_kv_heads)), layout.columns(heads), weight_DA)
 
 
+def all_channels(weight_DF: Tensor) -> Kept:
+    """Every channel stays."""
+    return Kept([], [], torch.arange(weight_DF.shape[1]), weight_DF)
+
+
 def choose_heads(
     weight_DA: Tensor,
     gram: obs.Gram,
     layout: HeadLayout,
     config: PruneConfig,
     *,
-    budget: float,
-    price: float,
-    needed: float,
+    limit: float,
+    cut: Callable[[HeadPath], int],
 ) -> Kept:
-    """Choose the heads that stay and refit ``o_proj``; budget, price and needed as of ``remove_heads``."""
+    """Order the units of heads within ``limit`` parameters, take as many as ``cut`` says, and refit ``o_proj``."""
     H_AA = gram.finish()
     W_DA = weight_DA.to(H_AA.device, H_AA.dtype)
     inverse = obs.invert(H_AA, config.percdamp, gram.name)
-    steps = remove_heads(
+    path = head_path(
         obs.silence_dead_columns(W_DA, H_AA),
         inverse.P_DD,
         layout,
         unit=config.head_unit,
         head_error=config.head_error,
         multiple=config.head_multiple,
-        budget=budget,
-        price=price,
-        needed=needed,
+        limit=limit,
         name=gram.name,
     )
-    whole = all_heads(weight_DA, layout)
-    if not steps:
-        return whole
-    gone = {h for step in steps for h in step.heads}
-    gone_kv = {kv for step in steps for kv in step.kv_heads}
-    heads = [h for h in whole.heads if h not in gone]
-    kv_heads = [kv for kv in whole.kv_heads if kv not in gone_kv]
+    count = cut(path)
+    if count == 0:
+        return all_heads(weight_DA, layout)
+    heads, kv_heads = path.kept(count)
     kept = _refit(W_DA, H_AA, inverse, layout.columns(heads), weight_DA.dtype)
     return replace(kept, heads=heads, kv_heads=kv_heads)
 
@@ -104,7 +104,7 @@ def choose_channels(weight_DF: Tensor, gram: obs.Gram, count: int, config: Prune
     H_FF = gram.finish()
     W_DF = weight_DF.to(H_FF.device, H_FF.dtype)
     inverse = obs.invert(H_FF, config.percdamp, gram.name)
-    path = remove_channels(
+    path = channel_path(
         obs.silence_dead_columns(W_DF, H_FF),
         inverse.P_DD,
         count,

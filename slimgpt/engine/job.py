@@ -9,17 +9,16 @@ from pathlib import Path
 
 import torch
 
-from slimgpt.checkpoints.families import LayerShape, family_of, layer_shapes
+from slimgpt.checkpoints.families import family_of, layer_shapes
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration, calibrate
 from slimgpt.engine import cost
 from slimgpt.engine.activations import Place
-from slimgpt.method.schedule import Budget, layer_ratios
+from slimgpt.method.allocation import Allocation, planned_shapes
+from slimgpt.method.shapes import LayerShape
 
 logger = logging.getLogger(__name__)
-
-TOLERANCE = 0.005  # the ratio is met within half a percentage point
 
 
 class Job:
@@ -38,7 +37,6 @@ class Job:
         self.config = self._prunable(config)
         self.shards = open_shards(model)
         self.shapes = layer_shapes(self.model_config)
-        self.ratios = layer_ratios(self.config, [shape.parameters for shape in self.shapes])
         self.device = _device(config.device)
         self.dtype = self._forward_dtype()
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
@@ -73,6 +71,10 @@ class Job:
                 raise ValueError(
                     f"layer {i} has {shape.num_heads} heads; head_multiple {multiple} does not divide them"
                 )
+
+    def allocation(self) -> Allocation:
+        """How many units go where, from the first layer on."""
+        return Allocation(self.config, self.shapes)
 
     def calibration(self) -> Calibration:
         """Read and tokenise the calibration text.
@@ -171,35 +173,6 @@ class Job:
         free, need = shutil.disk_usage(there).free, int(1.02 * self.weight_bytes()) + (16 << 20) - already
         if free < need:
             raise OSError(f"the disk of {out} has {free / 1e9:.2f} GB free; the pruned model needs {need / 1e9:.2f} GB")
-
-
-def planned_shapes(config: PruneConfig, dense: list[LayerShape]) -> list[LayerShape]:
-    """Widths by layer.
-
-    Only the data can tell which heads are worth their price, and for ``auto`` which kind of unit goes: the plan takes
-    the largest that fits. The FFN makes up the difference, so the totals hold.
-
-    Raises:
-        ValueError: for a ratio that these options cannot reach.
-    """
-    budget, shapes = Budget(config), []
-    ratios = layer_ratios(config, [shape.parameters for shape in dense])
-    for shape, ratio in zip(dense, ratios, strict=True):
-        layout = shape.heads
-        heads, kv_heads = layout.fill(
-            budget.heads(ratio, layout.parameters, shape.parameters), config.head_unit, config.head_multiple
-        )
-        removed = layout.parameters - layout.cost(heads, kv_heads)
-        width = budget.ffn_width(ratio, shape.parameters, removed, shape.channel_parameters, shape.intermediate_size)
-        shapes.append(replace(shape, num_heads=heads, num_kv_heads=kv_heads, intermediate_size=width))
-    reached = 1 - sum(s.parameters for s in shapes) / sum(s.parameters for s in dense)
-    if abs(reached - config.ratio) > TOLERANCE:
-        raise ValueError(
-            f"ratio {config.ratio} cannot be met: whole heads and FFN widths in multiples of "
-            f"{config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, "
-            "choose another ratio, or prune heads and FFN both"
-        )
-    return shapes
 
 
 def _device(name: str) -> torch.device:

@@ -163,8 +163,8 @@ class Frame:
             if buffers:
                 self.model._init_weights(module)  # the module's parameters stay on meta, where this does nothing
 
-    def embed(self, ids_NT: Tensor, block: int) -> list[Tensor]:
-        """Hidden states before the first layer, as blocks of ``block`` sequences ``[B, T, D]``.
+    def embed(self, ids_NT: Tensor, block: int) -> Iterator[Tensor]:
+        """Hidden states before the first layer, block after block of ``block`` sequences ``[B, T, D]``.
 
         Also learns how the model calls each layer (masks, rotary embeddings), for each block size that occurs.
         """
@@ -172,16 +172,15 @@ class Frame:
         name = f"{prefix}.embed_tokens.weight"
         weight = self.shards.load([name], self.device)[name].to(self.dtype)
         self.model.embed_tokens.weight = nn.Parameter(weight, requires_grad=False)
-        blocks = []
         for ids_BT in ids_NT.split(block):
             self.model(input_ids=ids_BT.to(self.device), use_cache=False)
-            blocks.append(self._recorders[0].hidden_states)
             for known, recorder in zip(self._kwargs, self._recorders, strict=True):
                 known.setdefault(ids_BT.shape[0], recorder.kwargs)
+            x_BTD = self._recorders[0].hidden_states
+            for recorder in self._recorders:
+                del recorder.hidden_states
+            yield x_BTD
         self.model.embed_tokens.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
-        for recorder in self._recorders:
-            del recorder.hidden_states
-        return blocks
 
     def layer(self, index: int, tensors: dict[str, Tensor]) -> LayerPass:
         """Layer ``index`` with these weights (names relative to the layer), cast to the forward dtype.

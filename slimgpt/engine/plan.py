@@ -1,13 +1,18 @@
 """The dry run: what pruning would do and what is missing for it, said before any weight is read."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from slimgpt.config import PruneConfig
+from slimgpt.data.calibration import Calibration
 from slimgpt.engine import cost
 from slimgpt.engine.activations import choose_place
 from slimgpt.engine.job import Job
+from slimgpt.engine.pruner import measure as measure_layers
+from slimgpt.method.allocation import width_bounds
+from slimgpt.report import LayerReport
 
 
 @dataclass(frozen=True)
@@ -15,10 +20,13 @@ class PrunePlan:
     """The dry run: what would happen, and what is missing for it.
 
     Attributes:
-        layers: per layer the dense and the planned widths and the ratio.
+        measured: the planned widths are those that pruning gives, since its decisions were made.
+        layers: per layer its ratio and the widths ``dense``, ``planned``, and ``least`` and ``most``, between which
+            they can come out. Where these two differ, the widths depend on the calibration data, and ``planned`` is one
+            case.
         memory_bytes, disk_bytes: estimated peak memory, and disk that the run needs.
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
-            reading the calibration text is not part of it.
+            reading the calibration text is not part of it. None where it was not asked for.
         missing: one line each; empty when pruning could start.
     """
 
@@ -35,25 +43,50 @@ class PrunePlan:
     calibration: dict[str, Any]
     memory_bytes: int
     disk_bytes: int
-    seconds: float
+    seconds: float | None
+    measured: bool
     layers: list[dict[str, Any]]
     missing: list[str]
+
+    @property
+    def depends_on_data(self) -> bool:
+        """Whether pruning can come out with other widths than the planned ones."""
+        return any(layer["least"] != layer["most"] for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it."""
         return asdict(self)
 
 
-def plan(model: str | Path, config: PruneConfig, out: str | Path | None = None) -> PrunePlan:
-    """What ``prune`` would do. Tokenises the calibration text, reads no weights.
+def plan(
+    model: str | Path,
+    config: PruneConfig,
+    out: str | Path | None = None,
+    *,
+    measure: bool = False,
+    estimate_seconds: bool = True,
+    on_layer: Callable[[LayerReport, int], None] | None = None,
+) -> PrunePlan:
+    """Say what ``prune`` would do. Tokenises the calibration text; reads no weights, unless it measures.
+
+    Args:
+        model: as of ``prune``.
+        config: as of ``prune``.
+        out: where the pruned checkpoint would go; its disk is looked at.
+        measure: make the decisions, in the time that pruning takes, and write nothing: gives the widths where they
+            depend on the calibration data.
+        estimate_seconds: measure this device's rate in a matrix product.
+        on_layer: as of ``prune``, while it measures.
 
     Raises:
         ValueError: where ``prune`` would refuse the model or the config.
     """
     job = Job(Path(model), config)
     missing, facts = [], {"name": config.calibration, "tokens": config.num_samples * config.seq_len}
+    calibration: Calibration | None = None
     try:
-        facts = job.calibration().facts
+        calibration = job.calibration()
+        facts = calibration.facts
     except (ValueError, OSError) as error:
         missing.append(str(error))
     if out is not None:
@@ -61,8 +94,14 @@ def plan(model: str | Path, config: PruneConfig, out: str | Path | None = None) 
             job.check_space(Path(out))
         except OSError as error:
             missing.append(str(error))
-    before, after = job.parameters(job.shapes), job.parameters(job.planned)
+    planned, bounds = job.planned, width_bounds(job.config, job.shapes)
+    if measured := measure and calibration is not None:
+        reports = measure_layers(job, calibration, on_layer)
+        planned = [report.shape_of(shape) for report, shape in zip(reports, job.shapes, strict=True)]
+        bounds = [(shape, shape) for shape in planned]
+    before, after = job.parameters(job.shapes), job.parameters(planned)
     costs = job.cost(choose_place(config.activations, job.device, job.cost().device))
+    seconds = sum(cost.measure_rates(job.device, job.dtype).seconds(costs).values()) if estimate_seconds else None
     return PrunePlan(
         model=job.base_model,
         model_type=job.model_config.model_type,
@@ -73,14 +112,22 @@ def plan(model: str | Path, config: PruneConfig, out: str | Path | None = None) 
         parameters_before=before,
         parameters_after=after,
         bytes_before=job.shards.bytes,
-        bytes_after=job.weight_bytes(),
+        bytes_after=after * job.shards_itemsize,
         calibration=facts,
         memory_bytes=costs.memory,
         disk_bytes=costs.disk,
-        seconds=sum(cost.measure_rates(job.device, job.dtype).seconds(costs).values()),
+        seconds=seconds,
+        measured=measured,
         layers=[
-            {"layer": i, "ratio": r, "dense": d.overrides, "planned": p.overrides}
-            for i, (r, d, p) in enumerate(zip(job.ratios, job.shapes, job.planned, strict=True))
+            {
+                "layer": i,
+                "ratio": ratio,
+                "dense": job.shapes[i].overrides,
+                "planned": planned[i].overrides,
+                "least": bounds[i][0].overrides,
+                "most": bounds[i][1].overrides,
+            }
+            for i, ratio in enumerate(job.allocation().ratios)
         ],
         missing=missing,
     )

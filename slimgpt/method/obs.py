@@ -216,9 +216,9 @@ class Elimination:
 
 def _cholesky(A_SS: Tensor) -> Tensor:
     """Without torch.linalg.cholesky's check, which waits for a GPU: a failure shows as an error that is not finite."""
-    L_SS, _ = torch.linalg.cholesky_ex(A_SS)
+    L_SS, info = torch.linalg.cholesky_ex(A_SS)
     assert isinstance(L_SS, Tensor)
-    return L_SS
+    return L_SS.masked_fill_((info != 0)[..., None, None], torch.nan)  # LAPACK leaves finite numbers behind
 
 
 def refit(W_OD: Tensor, H_DD: Tensor, shift: float, kept_K: Tensor, dtype: torch.dtype) -> tuple[Tensor, float]:

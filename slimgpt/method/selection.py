@@ -1,74 +1,20 @@
-"""Which units go: batched greedy pruning of heads, dynamic group size for FFN channels.
+"""The order in which units go: heads by batched greedy pruning, FFN channels by dynamic group size.
 
-A selection only orders units and says what each step costs. How many go is a budget's affair (schedule.py), how the
-rest is refitted is obs.refit's. Letters as in obs.py.
+A path only orders units and says what each step costs. How many go is the allocation's affair (allocation.py), how the
+rest is refitted obs.refit's. Letters as in obs.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from math import gcd, inf, isfinite
+from math import inf, isfinite
 
 import torch
 from torch import Tensor
 
 from slimgpt.method import obs
+from slimgpt.method.shapes import HeadLayout
 
 BREAKDOWN = "too ill-conditioned to compare units: raise percdamp (0.01 suits most models)"
-
-
-@dataclass(frozen=True)
-class HeadLayout:
-    """How the columns of ``o_proj`` belong to heads, and heads to kv groups.
-
-    Attributes:
-        num_heads: query heads; ``num_heads % num_kv_heads == 0``.
-        num_kv_heads: kv heads.
-        head_dim: consecutive columns per head.
-        hidden_size: width of the residual stream, which gives a head's parameters.
-    """
-
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    hidden_size: int
-
-    @property
-    def parameters(self) -> int:
-        """Weights of q, k, v and o."""
-        return self.cost(self.num_heads, self.num_kv_heads)
-
-    def cost(self, heads: int, kv_heads: int) -> int:
-        """Weights of ``heads`` query heads (rows of q, columns of o) and ``kv_heads`` kv heads (rows of k and v)."""
-        return 2 * (heads + kv_heads) * self.head_dim * self.hidden_size
-
-    def columns(self, heads: list[int]) -> Tensor:
-        """The columns of o_proj (or rows of q, k, v) that belong to these heads ``[len(heads) * head_dim]``."""
-        starts = torch.tensor(heads, dtype=torch.long)[:, None] * self.head_dim
-        return (starts + torch.arange(self.head_dim)).flatten()
-
-    def fill(self, budget: float, unit: str, multiple: int) -> tuple[int, int]:
-        """Heads and kv heads left when the largest units that fit ``budget`` parameters go, whatever the data say."""
-        left = self
-        while (choices := [u for u in left.units(unit, multiple) if self.cost(*u) <= budget]) and (
-            best := max(choices, key=lambda u: self.cost(*u))
-        ):
-            budget -= self.cost(*best)
-            left = replace(left, num_heads=left.num_heads - best[0], num_kv_heads=left.num_kv_heads - best[1])
-        return left.num_heads, left.num_kv_heads
-
-    def smallest_unit(self, unit: str, multiple: int) -> float:
-        """Parameters of the smallest unit that may go; infinite where none may."""
-        return min((self.cost(*u) for u in self.units(unit, multiple)), default=inf)
-
-    def units(self, unit: str, multiple: int) -> list[tuple[int, int]]:
-        """The kinds of unit that may go now, as (query heads, kv heads). One unit of each kind always stays."""
-        per_group, units = self.num_heads // self.num_kv_heads, []
-        if unit != "query" and self.num_kv_heads > multiple and self.num_kv_heads % multiple == 0:
-            units.append((multiple * per_group, multiple))
-        take = multiple // gcd(self.num_kv_heads, multiple)
-        if unit != "kv_group" and per_group > take:
-            units.append((take * self.num_kv_heads, 0))
-        return units
 
 
 @dataclass(frozen=True)
@@ -81,7 +27,31 @@ class HeadStep:
     error: float
 
 
-def remove_heads(
+@dataclass(frozen=True)
+class HeadPath:
+    """Units of heads in the order they go, and the error each step added.
+
+    Attributes:
+        layout: of the heads before the first step.
+        steps: the removals.
+        broken: the errors of what would go next are not numbers: H is too ill-conditioned to go further.
+        name: what is pruned, for messages.
+    """
+
+    layout: HeadLayout
+    steps: tuple[HeadStep, ...]
+    broken: bool
+    name: str
+
+    def kept(self, count: int) -> tuple[list[int], list[int]]:
+        """The heads and kv heads that stay after the first ``count`` steps."""
+        gone = {head for step in self.steps[:count] for head in step.heads}
+        gone_kv = {kv for step in self.steps[:count] for kv in step.kv_heads}
+        heads = [head for head in range(self.layout.num_heads) if head not in gone]
+        return heads, [kv for kv in range(self.layout.num_kv_heads) if kv not in gone_kv]
+
+
+def head_path(
     W_OD: Tensor,
     P_DD: Tensor,
     layout: HeadLayout,
@@ -89,11 +59,9 @@ def remove_heads(
     unit: str = "auto",
     head_error: str = "exact",
     multiple: int = 1,
-    budget: float = inf,
-    price: float = inf,
-    needed: float = 0,
+    limit: float = inf,
     name: str = "H",
-) -> list[HeadStep]:
+) -> HeadPath:
     """Batched Greedy Pruning (paper section 3.2): remove the unit with the smallest error, update W and P, repeat.
 
     A removal depends on the one before, so the CPU waits for a GPU once per step.
@@ -106,16 +74,12 @@ def remove_heads(
             error per parameter removed. With as many kv heads as heads a kv group is a head.
         head_error: ``exact`` or ``paper``.
         multiple: heads and kv heads stay multiples of this.
-        budget: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
-        price: error per parameter that a unit may cost at most, such as what the FFN's parameters cost.
-        needed: parameters that must go whatever their price.
+        limit: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
         name: what is pruned, for messages.
 
     Returns:
-        The removals in order. Errors are re-computed after each, since heads are not independent.
-
-    Raises:
-        ValueError: when H is so ill-conditioned that errors are no numbers any more.
+        The removals in order, as far as the limit allows. Errors are re-computed after each, since heads are not
+        independent.
     """
     elimination = obs.Elimination(W_OD, P_DD, capacity=P_DD.shape[0])
     score = elimination.group_errors if head_error == "exact" else elimination.group_errors_paper
@@ -126,25 +90,21 @@ def remove_heads(
     while True:
         alive_GM = torch.tensor(list(groups.values()), device=P_DD.device)
         left = replace(layout, num_heads=alive_GM.numel(), num_kv_heads=len(groups))
-        units = [sizes for sizes in left.units(unit, multiple) if layout.cost(*sizes) <= budget]
+        units = [sizes for sizes in left.units(unit, multiple) if layout.cost(*sizes) <= limit]
+        if not units:
+            return HeadPath(layout, tuple(steps), broken=False, name=name)
         cheapest = [_cheapest_unit(alive_GM, *sizes, columns_NH, score) for sizes in units]
-        best = None
-        for row in torch.cat(cheapest).cpu().split([len(x) for x in cheapest]) if units else ():  # one copy brings all
+        choices = []
+        for row in torch.cat(cheapest).cpu().split([len(x) for x in cheapest]):  # one copy brings all
             error, *chosen = row.tolist()
             if not isfinite(error):
-                raise ValueError(f"{name}: {BREAKDOWN}")
+                return HeadPath(layout, tuple(steps), broken=True, name=name)
             heads = tuple(sorted(map(int, chosen)))
             kv_heads = tuple(kv for kv, members in groups.items() if set(heads).issuperset(members))
-            parameters = layout.cost(len(heads), len(kv_heads))
-            if needed <= 0 and error > price * parameters:
-                continue
-            if best is None or error / parameters < best.error / best.parameters:
-                best = HeadStep(heads, kv_heads, parameters, error)
-        if best is None:
-            return steps
+            choices.append(HeadStep(heads, kv_heads, layout.cost(len(heads), len(kv_heads)), error))
+        best = min(choices, key=lambda step: step.error / step.parameters)
         elimination.remove(columns_NH[list(best.heads)].flatten())
-        budget -= best.parameters
-        needed -= best.parameters
+        limit -= best.parameters
         groups = {
             kv: [h for h in heads if h not in best.heads] for kv, heads in groups.items() if kv not in best.kv_heads
         }
@@ -154,15 +114,18 @@ def remove_heads(
 def _cheapest_unit(
     alive_GM: Tensor, heads: int, kv_heads: int, columns_NH: Tensor, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Error of the cheapest unit of this size, then its query heads: whole numbers are exact as floats."""
+    """Error of the cheapest unit of this size, then its query heads: whole numbers are exact as floats.
+
+    The error is not a number where that of any head or group is not: it cannot be said which is the cheapest.
+    """
     if kv_heads:
-        errors_G = score(columns_NH[alive_GM].flatten(1))
-        chosen = alive_GM[errors_G.argsort(stable=True)[:kv_heads]].flatten()
+        errors = score(columns_NH[alive_GM].flatten(1))
+        chosen = alive_GM[errors.argsort(stable=True)[:kv_heads]].flatten()
     else:
-        errors_GM = score(columns_NH[alive_GM.flatten()]).view(alive_GM.shape)
-        order_GM = errors_GM.argsort(dim=1, stable=True)[:, : heads // len(alive_GM)]
+        errors = score(columns_NH[alive_GM.flatten()])
+        order_GM = errors.view(alive_GM.shape).argsort(dim=1, stable=True)[:, : heads // len(alive_GM)]
         chosen = alive_GM.gather(1, order_GM).flatten()
-    error = score(columns_NH[chosen].flatten()[None])
+    error = score(columns_NH[chosen].flatten()[None]).masked_fill(~errors.isfinite().all(), torch.nan)
     return torch.cat([error, chosen.to(error.dtype)])
 
 
@@ -184,7 +147,7 @@ class ChannelPath:
         return error / max(count, 1)
 
 
-def remove_channels(
+def channel_path(
     W_OD: Tensor,
     P_DD: Tensor,
     count: int,

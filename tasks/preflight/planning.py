@@ -16,7 +16,7 @@ def plan_pruning(model: Path, config: PruneConfig) -> PrunePlan:
     Raises:
         ValueError: one line that names all that is missing.
     """
-    planned = plan(model, config)
+    planned = plan(model, config, estimate_seconds=False)
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
     get_run_logger().info(

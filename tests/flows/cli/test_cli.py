@@ -62,12 +62,25 @@ def one_line(result):
         (["--calibration", "missing.jsonl", "--ffn-multiple", "8"], "calibration text 'missing.jsonl' does not exist"),
         (["--calibration", "python", "--num-samples", "90000", "--ffn-multiple", "8"], "ask for at most"),
         (["--layer-ratios", "0.1,x"], "layer_ratios is '0.1,x'"),
+        (["--measure"], "--measure belongs to --dry-run"),
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(slimgpt, dense, tmp_path, flags, message):
     out = tmp_path / "out"
     assert message in one_line(slimgpt("prune", dense, out, *flags))
     assert not out.exists()
+
+
+def test_a_dry_run_shows_bounds_and_a_measured_one_the_widths_that_come_out(slimgpt, dense, tmp_path):
+    code, bounds, _ = slimgpt("prune", dense, tmp_path / "out", *SMALL, "--dry-run")
+    assert code == 0
+    assert "8 -> 6 to 8" in bounds
+    assert "the calibration data decide within these bounds" in bounds
+    code, measured, _ = slimgpt("prune", dense, tmp_path / "out", *SMALL, "--dry-run", "--measure")
+    assert code == 0
+    assert " to " not in measured.partition("ratio")[0]
+    assert "measured: pruning gives these" in measured
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_an_empty_calibration_file_is_one_line(slimgpt, dense, tmp_path):

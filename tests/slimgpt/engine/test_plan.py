@@ -25,11 +25,39 @@ def test_planned_widths_are_the_widths_that_come_out(dense, tmp_path, tiny_confi
     assert planned.calibration == report.calibration
 
 
-def test_for_auto_only_the_data_can_tell_the_units_but_the_totals_hold(dense, tmp_path, tiny_config):
+def widths(report):
+    names = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
+    return [{name: getattr(layer, name) for name in names} for layer in report.layers]
+
+
+def test_where_only_the_data_can_tell_the_plan_says_so_and_gives_bounds(dense, tmp_path, tiny_config):
     planned = plan(dense, tiny_config(), tmp_path / "out")
     report = prune(dense, tmp_path / "out", tiny_config())
+    assert planned.depends_on_data
+    assert not planned.measured
     assert planned.ratio == pytest.approx(report.ratio, abs=0.005)
     assert planned.parameters_after == pytest.approx(report.parameters_after, rel=0.005)
+    for layer, came_out in zip(planned.layers, widths(report), strict=True):
+        assert all(layer["least"][name] <= value <= layer["most"][name] for name, value in came_out.items())
+
+
+@pytest.mark.parametrize("place", ["auto", "disk"])
+def test_a_measured_plan_has_the_widths_that_come_out_and_writes_nothing(dense, tmp_path, tiny_config, place):
+    config = tiny_config(activations=place)
+    seen = []
+    planned = plan(dense, config, tmp_path / "out", measure=True, on_layer=lambda layer, count: seen.append(count))
+    assert seen == [4] * 4
+    assert list(tmp_path.iterdir()) == []
+    assert planned.measured
+    assert not planned.depends_on_data
+    report = prune(dense, tmp_path / "out", config)
+    assert [layer["planned"] for layer in planned.layers] == widths(report)
+    assert planned.parameters_after == report.parameters_after
+
+
+def test_a_plan_measures_no_rate_unless_it_is_asked_to(dense, tiny_config):
+    assert plan(dense, tiny_config(), estimate_seconds=False).seconds is None
+    assert plan(dense, tiny_config()).seconds > 0
 
 
 def test_a_dry_run_writes_nothing_and_lists_what_is_missing(dense, tmp_path, tiny_config):

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, LlamaForCausalLM
 
 from slimgpt.data.calibration import calibrate
 from slimgpt.engine.pruner import prune
-from slimgpt.method.selection import HeadLayout
+from slimgpt.method.shapes import HeadLayout
 from slimgpt.report import load_report
 
 from .test_resume import model_files

@@ -1,7 +1,6 @@
 """Greedy selection against brute force: at every step, try every allowed unit and refit."""
 
 from itertools import product
-from math import inf
 
 import pytest
 import torch
@@ -9,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimgpt.method import obs
-from slimgpt.method.selection import ChannelPath, HeadLayout, group_size, remove_channels, remove_heads
+from slimgpt.method.selection import ChannelPath, channel_path, group_size, head_path
+from slimgpt.method.shapes import HeadLayout
 
 from .test_obs import damped, least_squares_error
 
@@ -36,7 +36,7 @@ def test_heads_of_multi_head_attention_go_in_brute_force_order(seed):
     W_OD, H_DD, P_DD = head_problem(seed, layout)
     gone: set[int] = set()
     loss = 0.0
-    for step in remove_heads(W_OD, P_DD, layout):
+    for step in head_path(W_OD, P_DD, layout).steps:
         losses = {h: loss_without(W_OD, H_DD, layout, gone | {h}) for h in range(5) if h not in gone}
         best = min(losses, key=losses.__getitem__)
         assert step.heads == step.kv_heads == (best,)
@@ -55,7 +55,7 @@ def test_grouped_query_units_go_in_brute_force_order(seed, unit):
     groups = {0: [0, 1, 2], 1: [3, 4, 5]}
     gone: set[int] = set()
     loss = 0.0
-    for step in remove_heads(W_OD, P_DD, layout, unit=unit):
+    for step in head_path(W_OD, P_DD, layout, unit=unit).steps:
         choices = {}
         if unit != "query" and len(groups) > 1:
             for kv, heads in groups.items():
@@ -81,7 +81,7 @@ def test_multiples_and_divisibility_hold_at_every_step(unit, multiple, heads, kv
     layout = HeadLayout(heads, kv_heads, head_dim=2, hidden_size=8)
     W_OD, _, P_DD = head_problem(0, layout)
     left, left_kv = heads, kv_heads
-    for step in remove_heads(W_OD, P_DD, layout, unit=unit, multiple=multiple):
+    for step in head_path(W_OD, P_DD, layout, unit=unit, multiple=multiple).steps:
         left, left_kv = left - len(step.heads), left_kv - len(step.kv_heads)
         assert left > 0
         assert left_kv > 0
@@ -90,27 +90,39 @@ def test_multiples_and_divisibility_hold_at_every_step(unit, multiple, heads, kv
         assert left_kv == kv_heads or left_kv % multiple == 0
 
 
-def test_a_budget_is_never_exceeded_and_a_unit_that_does_not_fit_is_not_taken():
+def test_a_limit_is_never_exceeded_and_a_unit_that_does_not_fit_is_not_taken():
     layout = HeadLayout(num_heads=6, num_kv_heads=2, head_dim=2, hidden_size=6)
     W_OD, _, P_DD = head_problem(4, layout)
-    whole = layout.cost(3, 1)
-    query = layout.cost(2, 0)
-    assert remove_heads(W_OD, P_DD, layout, budget=query - 1) == []
-    assert [s.parameters for s in remove_heads(W_OD, P_DD, layout, budget=query)] == [query]
-    assert [s.parameters for s in remove_heads(W_OD, P_DD, layout, unit="kv_group", budget=whole)] == [whole]
-    assert layout.smallest_unit("auto", 1) == query
-    assert layout.smallest_unit("kv_group", 1) == whole
-    assert HeadLayout(2, 1, 2, 6).smallest_unit("kv_group", 1) == inf
+    whole, query = layout.cost(3, 1), layout.cost(2, 0)
+
+    def removed(limit, unit="auto"):
+        return [step.parameters for step in head_path(W_OD, P_DD, layout, unit=unit, limit=limit).steps]
+
+    assert removed(query - 1) == []
+    assert removed(query) == [query]
+    assert removed(whole, "kv_group") == [whole]
 
 
-def test_a_unit_over_the_price_stays_unless_it_is_needed():
+def test_what_stays_after_some_steps_is_all_but_their_heads():
+    layout = HeadLayout(num_heads=6, num_kv_heads=3, head_dim=2, hidden_size=6)
+    W_OD, _, P_DD = head_problem(6, layout)
+    path = head_path(W_OD, P_DD, layout)
+    assert path.kept(0) == ([0, 1, 2, 3, 4, 5], [0, 1, 2])
+    for count in range(1, len(path.steps) + 1):
+        gone = path.steps[:count]
+        heads, kv_heads = path.kept(count)
+        assert sorted([*heads, *(h for step in gone for h in step.heads)]) == list(range(6))
+        assert sorted([*kv_heads, *(kv for step in gone for kv in step.kv_heads)]) == list(range(3))
+
+
+def test_a_path_ends_where_errors_are_no_numbers_and_says_so():
     layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=2, hidden_size=6)
     W_OD, _, P_DD = head_problem(5, layout)
-    free = remove_heads(W_OD, P_DD, layout)
-    price = (free[0].error + free[1].error) / 2 / free[0].parameters
-    assert remove_heads(W_OD, P_DD, layout, price=price) == free[:1]
-    assert remove_heads(W_OD, P_DD, layout, price=0) == []
-    assert remove_heads(W_OD, P_DD, layout, price=0, needed=layout.cost(1, 1) + 1) == free[:2]
+    path = head_path(W_OD, P_DD, layout)
+    assert (len(path.steps), path.broken) == (3, False)
+    P_DD[6:, 6:] = -1  # of the last head: not positive definite
+    path = head_path(W_OD, P_DD, layout)
+    assert (path.steps, path.broken) == ((), True)
 
 
 def test_the_marginal_error_is_that_of_the_last_channels():
@@ -126,7 +138,7 @@ def test_the_papers_score_is_used_when_asked_for():
     firsts = []
     for seed in range(20):
         W_OD, _, P_DD = head_problem(seed, layout)
-        firsts.append(tuple(remove_heads(W_OD, P_DD, layout, head_error=e)[0].heads for e in ("exact", "paper")))
+        firsts.append(tuple(head_path(W_OD, P_DD, layout, head_error=e).steps[0].heads for e in ("exact", "paper")))
         scores = obs.Elimination(W_OD, P_DD, 0).group_errors_paper(torch.arange(16).view(4, 4))
         assert firsts[-1][1] == (int(scores.argmin()),)
     assert any(a != b for a, b in firsts)
@@ -137,8 +149,8 @@ def test_the_papers_score_is_used_when_asked_for():
 def test_group_size_one_is_one_at_a_time_greedy(seed, count):
     layout = HeadLayout(num_heads=8, num_kv_heads=8, head_dim=1, hidden_size=5)
     W_OD, _, P_DD = head_problem(seed, layout)
-    path = remove_channels(W_OD, P_DD, count, group_size_max=1, group_size_min=1)
-    expected = remove_heads(W_OD, P_DD, layout)[:count]
+    path = channel_path(W_OD, P_DD, count, group_size_max=1, group_size_min=1)
+    expected = head_path(W_OD, P_DD, layout).steps[:count]
     assert path.order.tolist() == [step.heads[0] for step in expected]
     assert path.step_errors == pytest.approx([step.error for step in expected], rel=1e-6)
 
@@ -148,14 +160,14 @@ def test_group_size_one_is_one_at_a_time_greedy(seed, count):
 def test_exactly_as_many_channels_go_as_asked_each_once(count, largest, smallest):
     layout = HeadLayout(num_heads=64, num_kv_heads=64, head_dim=1, hidden_size=4)
     W_OD, _, P_DD = head_problem(1, layout)
-    path = remove_channels(W_OD, P_DD, count, group_size_max=largest, group_size_min=smallest)
+    path = channel_path(W_OD, P_DD, count, group_size_max=largest, group_size_min=smallest)
     assert len(set(path.order.tolist())) == len(path.order) == count == sum(path.step_sizes)
 
 
 def test_errors_of_the_steps_add_up_to_the_loss_of_the_whole():
     layout = HeadLayout(num_heads=32, num_kv_heads=32, head_dim=1, hidden_size=6)
     W_OD, H_DD, P_DD = head_problem(7, layout)
-    path = remove_channels(W_OD, P_DD, 20, group_size_max=8, group_size_min=2)
+    path = channel_path(W_OD, P_DD, 20, group_size_max=8, group_size_min=2)
     assert sum(path.step_errors) == pytest.approx(loss_without(W_OD, H_DD, layout, set(path.order.tolist())), rel=1e-6)
 
 
@@ -164,7 +176,7 @@ def test_dead_columns_go_first_at_no_error():
     W_OD, H_DD, _ = head_problem(2, layout)
     H_DD[[1, 6]] = 0
     H_DD[:, [1, 6]] = 0
-    path = remove_channels(obs.silence_dead_columns(W_OD * 100, H_DD), obs.invert(H_DD, 0.01).P_DD, 3, group_size_min=1)
+    path = channel_path(obs.silence_dead_columns(W_OD * 100, H_DD), obs.invert(H_DD, 0.01).P_DD, 3, group_size_min=1)
     assert set(path.order[:2].tolist()) == {1, 6}
     assert path.step_errors[0] == 0
 
