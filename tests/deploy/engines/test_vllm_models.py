@@ -107,11 +107,15 @@ def pruned(tmp_path_factory) -> dict[str, Path]:
 
 @pytest.fixture(scope="module")
 def served_logits(pruned, tmp_path_factory) -> dict[str, torch.Tensor]:
-    """[prompts, vocabulary] of each native family in bfloat16, and of two in eight bits and float32."""
+    """[prompts, vocabulary] of each native family in bfloat16, and of two in eight bits and float32.
+
+    The latter without AMX: vLLM 0.32's kernel for it takes no float32, and fails at fused widths of 16 more than a
+    multiple of 32.
+    """
     folder = tmp_path_factory.mktemp("w8a8")
     engines = {family: {"model": str(model), "dtype": "bfloat16"} for family, model in pruned.items()}
     for family in ("llama", "phi3"):
-        engines[f"{family} w8a8"] = {"model": str(write_w8a8(pruned[family], folder / family))}
+        engines[f"{family} w8a8"] = {"model": str(write_w8a8(pruned[family], folder / family)), "amx": False}
     answers, _ = run_engines([{**engine, "logits": VOCAB_SIZE} for engine in engines.values()], folder)
     for name, answer in zip(engines, answers, strict=True):
         assert "error" not in answer, f"{name}: {answer['error']}"

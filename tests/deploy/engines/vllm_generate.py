@@ -4,7 +4,7 @@ python -m tests.deploy.engines.vllm_generate < request.json
 
 Request: ``prompts`` (token ids) and ``engines``, each the options of ``LLM`` and these: ``lora``, the folder of an
 adapter with which all prompts are asked once more in the same batch; ``again``, to ask everything twice and give the
-second answer; ``logits``, how many to answer with after each prompt.
+second answer; ``logits``, how many to answer with after each prompt; ``amx``, False to compute as on a CPU without AMX.
 """
 
 import gc
@@ -25,6 +25,7 @@ os.environ |= {
 # The CPU wheel is no distribution named vllm. The answer is run by its path, since ours may not be importable.
 runpy.run_path(str(Path(__file__).parents[3] / "deploy/engines/vllm_entry.py"))["answer_vllm_version"]()
 
+import torch  # noqa: E402
 from vllm import LLM, SamplingParams  # noqa: E402
 from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
 from vllm.lora.request import LoRARequest  # noqa: E402
@@ -74,10 +75,14 @@ if __name__ == "__main__":
     request = json.load(sys.stdin)
     answers = []
     for engine in request["engines"]:
+        has_amx = torch.cpu._is_amx_tile_supported
+        if not engine.pop("amx", True):
+            torch.cpu._is_amx_tile_supported = lambda: False
         try:
             answers.append(answer(request["prompts"], **engine))
         except Exception as e:
             answers.append({"error": f"{type(e).__name__}: {e}"})
+        torch.cpu._is_amx_tile_supported = has_amx
         cleanup_dist_env_and_memory()
         gc.collect()
     sys.stdout.write(f"ANSWERS {json.dumps(answers)}\n")

@@ -45,7 +45,7 @@ def test_where_only_the_data_can_tell_the_plan_says_so_and_gives_bounds(dense, t
 def test_a_measured_plan_has_the_widths_that_come_out_and_writes_nothing(dense, tmp_path, tiny_config, place):
     config = tiny_config(activations=place)
     seen = []
-    planned = plan(dense, config, tmp_path / "out", measure=True, on_layer=lambda layer, count: seen.append(count))
+    planned = plan(dense, config, tmp_path / "out", measure=True, on_layer=lambda _, count: seen.append(count))
     assert seen == [4] * 4
     assert list(tmp_path.iterdir()) == []
     assert planned.measured
