@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,8 @@ from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_SETTLED_NS = 3_000_000_000
+_known_sha256: dict[tuple[int, int, int, int], str] = {}
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:
@@ -94,9 +97,29 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def file_sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
+    """Hex sha256 of a file's bytes; of a file that has not changed since this process hashed it, from memory.
+
+    Unchanged means the same file (device and inode, so a hard link counts), size and time of modification. File
+    systems keep that time to 2 seconds at the coarsest: what was modified just before it was hashed is hashed again.
+    """
     with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        identity = _identity(os.fstat(file.fileno()))
+        if identity not in _known_sha256:
+            started = time.time_ns()
+            sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+            if _identity(os.fstat(file.fileno())) != identity or started - identity[3] < _SETTLED_NS:
+                return sha256
+            _known_sha256[identity] = sha256
+        return _known_sha256[identity]
+
+
+def remember_sha256(path: Path, sha256: str) -> None:
+    """Note the checksum of a file that this process has just written, in a folder that it has locked."""
+    _known_sha256[_identity(path.stat())] = sha256
+
+
+def _identity(facts: os.stat_result) -> tuple[int, int, int, int]:
+    return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
 
 
 def folder_sha256(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""What a run takes: seconds by phase, peak memory, and the device they belong to."""
+"""What a run takes: seconds by phase and peak memory."""
 
 import ctypes
 import platform
@@ -55,11 +55,6 @@ def peak_memory(device: torch.device) -> int:
         return int(getattr(memory, "peak_wset", memory.rss))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
-
-
-def device_name(device: torch.device) -> str:
-    """The GPU's name, or the CPU's kind."""
-    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
 
 
 def return_freed_memory() -> None:

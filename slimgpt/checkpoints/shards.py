@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from slimgpt.checkpoints.weight_files import INDEX, header, weight_files, weight_map
-from slimgpt.files import commit, file_sha256
+from slimgpt.files import commit, file_sha256, remember_sha256
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Checkpoints of old store it for every layer; transformers computes it from the config, and so does this package.
@@ -118,4 +118,5 @@ def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     )
     sha256 = file_sha256(temporary)
     commit(temporary, path)
+    remember_sha256(path, sha256)
     return sha256

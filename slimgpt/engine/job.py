@@ -13,6 +13,7 @@ from slimgpt.checkpoints.families import family_of, layer_shapes
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration, calibrate
+from slimgpt.device import resolve_device
 from slimgpt.engine import cost
 from slimgpt.engine.activations import Place
 from slimgpt.method.allocation import Allocation, planned_shapes
@@ -37,7 +38,7 @@ class Job:
         self.config = self._prunable(config)
         self.shards = open_shards(model)
         self.shapes = layer_shapes(self.model_config)
-        self.device = _device(config.device)
+        self.device = resolve_device(config.device)
         self.dtype = self._forward_dtype()
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
         if Path(self.base_model).is_dir():
@@ -173,15 +174,3 @@ class Job:
         free, need = shutil.disk_usage(there).free, int(1.02 * self.weight_bytes()) + (16 << 20) - already
         if free < need:
             raise OSError(f"the disk of {out} has {free / 1e9:.2f} GB free; the pruned model needs {need / 1e9:.2f} GB")
-
-
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device {name!r} is not usable here ({reason}); use cpu, cuda or auto") from None
-    return device

@@ -12,11 +12,11 @@ from slimgpt.checkpoints import pruned_form
 from slimgpt.checkpoints.companions import copy_companions
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
+from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
 from slimgpt.files import file_sha256, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
-from slimgpt.usage import device_name
 
 FORMAT = 2  # of the journal; a change makes older journals unusable
 KEPT = "finished layers are kept"

@@ -1,7 +1,7 @@
 """The dry run: what pruning would do and what is missing for it, said before any weight is read."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ class PrunePlan:
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
             reading the calibration text is not part of it. None where it was not asked for.
         missing: one line each; empty when pruning could start.
+        tokens: the calibration tokens that were made for it, for ``prune``; None where they are missing.
     """
 
     model: str
@@ -47,6 +48,7 @@ class PrunePlan:
     measured: bool
     layers: list[dict[str, Any]]
     missing: list[str]
+    tokens: Calibration | None = field(repr=False, compare=False)
 
     @property
     def depends_on_data(self) -> bool:
@@ -54,8 +56,10 @@ class PrunePlan:
         return any(layer["least"] != layer["most"] for layer in self.layers)
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON holds it."""
-        return asdict(self)
+        """As JSON holds it, without the tokens."""
+        data = asdict(replace(self, tokens=None))
+        del data["tokens"]
+        return data
 
 
 def plan(
@@ -63,6 +67,7 @@ def plan(
     config: PruneConfig,
     out: str | Path | None = None,
     *,
+    calibration: Calibration | None = None,
     measure: bool = False,
     estimate_seconds: bool = True,
     on_layer: Callable[[LayerReport, int], None] | None = None,
@@ -73,6 +78,7 @@ def plan(
         model: as of ``prune``.
         config: as of ``prune``.
         out: where the pruned checkpoint would go; its disk is looked at.
+        calibration: token ids to use instead of those that ``config.calibration`` names.
         measure: make the decisions, in the time that pruning takes, and write nothing: gives the widths where they
             depend on the calibration data.
         estimate_seconds: measure this device's rate in a matrix product.
@@ -83,9 +89,8 @@ def plan(
     """
     job = Job(Path(model), config)
     missing, facts = [], {"name": config.calibration, "tokens": config.num_samples * config.seq_len}
-    calibration: Calibration | None = None
     try:
-        calibration = job.calibration()
+        calibration = calibration or job.calibration()
         facts = calibration.facts
     except (ValueError, OSError) as error:
         missing.append(str(error))
@@ -130,4 +135,5 @@ def plan(
             for i, ratio in enumerate(job.allocation().ratios)
         ],
         missing=missing,
+        tokens=calibration,
     )

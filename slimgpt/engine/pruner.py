@@ -14,13 +14,14 @@ import transformers
 from slimgpt.checkpoints.pruned_form import pruned_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
+from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.output_folder import OutputFolder
 from slimgpt.engine.ranks import Ranks
 from slimgpt.engine.walk import Walk
 from slimgpt.files import locked
 from slimgpt.report import LayerReport, PruneReport
-from slimgpt.usage import device_name, peak_memory
+from slimgpt.usage import peak_memory
 
 
 def prune(

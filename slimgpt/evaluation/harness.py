@@ -23,6 +23,7 @@ import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoint
 from slimgpt.checkpoints.families import attention_kernel
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import TextSource, local_data, perplexity_text
+from slimgpt.device import resolve_device
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
 from slimgpt.evaluation.perplexity import PerplexityResult, perplexity
 
@@ -100,7 +101,7 @@ def evaluate(
     folder = Path(model_folder)
     if (model is None or tokenizer is None) and not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{str(folder)!r} holds no config.json; name a folder with a Hugging Face checkpoint")
-    device = evaluation_device(config.device)
+    device = resolve_device(config.device)
     names = choose_tasks(config.tasks)
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
     # Definitions and converted data live here while tasks run (Windows cannot remove files that are still mapped).
@@ -109,7 +110,7 @@ def evaluate(
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if model is None:
             say(f"loading {folder.name}")
-            dtype = ("float32" if device == "cpu" else "auto") if config.dtype == "auto" else config.dtype
+            dtype = ("float32" if device.type == "cpu" else "auto") if config.dtype == "auto" else config.dtype
             kernel = attention_kernel(AutoConfig.from_pretrained(folder, trust_remote_code=False))
             model = AutoModelForCausalLM.from_pretrained(
                 folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
@@ -153,22 +154,6 @@ def flatten(results: dict[str, Any]) -> dict[str, float]:
 def _name(metric: str) -> str:
     """Metric names keep to what MLflow accepts."""
     return re.sub(r"[^\w.\-/ ]", "_", metric)
-
-
-def evaluation_device(asked: str) -> str:
-    """The device that ``EvalConfig.device`` means here.
-
-    Raises:
-        ValueError: this machine lacks it.
-    """
-    if asked == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=asked)
-    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"device is {asked!r}, which cannot be used here ({reason}); use cpu or auto") from error
-    return asked
 
 
 def _perplexity(

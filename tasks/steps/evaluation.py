@@ -13,10 +13,10 @@ from prefect import get_run_logger, runtime, task
 from prefect.context import TaskRunContext
 
 from slimgpt.config import EvalConfig
-from slimgpt.evaluation.harness import EvalResult, evaluate, evaluation_device
+from slimgpt.device import device_name, resolve_device
+from slimgpt.evaluation.harness import EvalResult, evaluate
 from slimgpt.evaluation.harness_tasks import DataUsed
 from slimgpt.files import write_atomically
-from slimgpt.usage import device_name
 from tasks.digests import code_digest, facts_digest
 from tasks.environment import RunFolder
 
@@ -44,13 +44,13 @@ class EvalRequest:
         """All that the figures depend on; None where data comes from the hub, which names no digest of it."""
         if not all(data.sha256 for data in self.data):
             return None
-        device = evaluation_device(self.config.device)
+        device = resolve_device(self.config.device)
         return {
             "model": [self.model.name, self.digest],
             "config": asdict(self.config),
             "data": [data.to_dict() for data in self.data],
-            "device": device_name(torch.device(device)),
-            "threads": torch.get_num_threads() if device == "cpu" else 0,
+            "device": device_name(device),
+            "threads": torch.get_num_threads() if device.type == "cpu" else 0,
             "versions": [torch.__version__, transformers.__version__, version("lm_eval") if self.config.tasks else ""],
             "code": code_digest(),
         }

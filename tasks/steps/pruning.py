@@ -13,10 +13,10 @@ from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
 from slimgpt.config import PruneConfig
+from slimgpt.device import device_name
 from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
 from slimgpt.report import LayerReport, PruneReport, load_report
-from slimgpt.usage import device_name
 from tasks.digests import code_digest, facts_digest, folder_digest
 from tasks.environment import RunFolder
 from tasks.preflight.models import ResolvedModel
@@ -109,7 +109,9 @@ def _prune(wanted: PruneRequest, folder: RunFolder) -> dict[str, str]:
 
     folder.model.parent.mkdir(parents=True, exist_ok=True)
     try:
-        report = prune(wanted.dense.folder, folder.model, wanted.config, on_layer=on_layer)
+        report = prune(
+            wanted.dense.folder, folder.model, wanted.config, calibration=wanted.plan.tokens, on_layer=on_layer
+        )
     except (KeyboardInterrupt, TerminationSignal):
         logger.warning("interrupted; finished layers are kept: run the same command again to go on")
         raise

@@ -62,13 +62,15 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
         )
     points = []
     for dense in models:
+        tokens = None  # the same at every point
         for schedule in grid.schedules:
             for ratio in grid.ratios:
                 config = dataclasses.replace(prune, ratio=ratio, schedule=schedule)
                 try:
-                    points.append(Point(dense, config, plan_pruning(dense.folder, config)))
+                    points.append(Point(dense, config, plan_pruning(dense.folder, config, tokens)))
                 except ValueError as error:
                     raise ValueError(f"{title_of(dense, config)}: {error}") from None
+                tokens = points[-1].plan.tokens
     return points
 
 

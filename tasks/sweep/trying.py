@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from slimgpt.config import EvalConfig
+from slimgpt.device import resolve_device
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.harness_tasks import DataUsed
 from tasks.environment import Workspace
@@ -19,8 +20,10 @@ from tasks.sweep.points import Point, Tried, folder_of
 @task(name="try", task_run_name="try {point.title}", cache_policy=NO_CACHE, persist_result=False)
 def try_point(point: Point, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace) -> Tried:
     """Prune, or find what an earlier run pruned, and evaluate."""
-    # Planned once more: where this runs may be another device than where the sweep was checked.
-    wanted = PruneRequest(point.dense, point.config, plan_pruning(point.dense.folder, point.config))
+    plan = point.plan
+    if plan.device != str(resolve_device(point.config.device)):  # Dask's worker may run where the GPU is
+        plan = plan_pruning(point.dense.folder, point.config, plan.tokens)
+    wanted = PruneRequest(point.dense, point.config, plan)
     folder = folder_of(wanted, workspace)
     get_run_logger().info("%s: %s", point.title, folder.root)
     pruned = prune_model(wanted, folder)

@@ -1,0 +1,27 @@
+"""The device that a setting means here, and its name in reports."""
+
+import platform
+
+import torch
+
+
+def resolve_device(name: str) -> torch.device:
+    """The device that ``cpu``, ``cuda``, ``cuda:1`` or ``auto`` means here; auto takes a GPU where there is one.
+
+    Raises:
+        ValueError: when this machine lacks it.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:  # torch built without CUDA asserts
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"device {name!r} is not usable here ({reason}); use cpu, cuda or auto") from None
+    return device
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU's name, or the CPU's kind."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
