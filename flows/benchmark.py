@@ -9,7 +9,7 @@ from prefect import flow
 
 from deploy.bench.config import BenchConfig
 from deploy.bench.results import BenchReport
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from flows.defaults import BENCH
 from tasks.environment import prepare
 from tasks.preflight.models import resolve
@@ -36,7 +36,7 @@ def benchmark(
     Raises:
         ValueError: where vLLM cannot run; the message says what would make it work.
     """
-    if reason := vllm_available():
+    if reason := vllm_obstacle():
         raise ValueError(reason)
     workspace = prepare(runs)
     folder = workspace.run("benchmark", {"dense": dense, "pruned": pruned, "bench": bench})

@@ -1,4 +1,4 @@
-"""What ``compress`` does when nothing is said: sized for two CPU cores and a quarter of an hour."""
+"""What ``compress`` does by default: sized for two CPU cores and a quarter of an hour."""
 
 from deploy.bench.config import BenchConfig
 from slimgpt.config import EvalConfig, PruneConfig

@@ -4,9 +4,9 @@ import dataclasses
 from typing import Any
 
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
+from slimgpt.config import limits_text
 from tasks.registry.gates import GateConfig
 
-SIDES = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
 HEAD = """# Settings
 
 Every field of the config classes, made from them by `python -m flows.settings`. On the command line a field is a
@@ -33,7 +33,7 @@ def table(flow_default: Any) -> str:
     single = type(flow_default)()
     lines = ["| field | type or choices | default | limits | |", "|---|---|---|---|---|"]
     for item in dataclasses.fields(single):
-        limits = ", ".join(f"{words} {item.metadata[side]}" for side, words in SIDES.items() if side in item.metadata)
+        limits = limits_text(item.metadata)
         default, in_flow = _value(getattr(single, item.name)), _value(getattr(flow_default, item.name))
         shown = default if default == in_flow else f"{default} [{in_flow}]"
         cells = (f"`{item.name}`", _type(item), shown, limits, item.metadata["description"])
@@ -42,7 +42,7 @@ def table(flow_default: Any) -> str:
 
 
 def document() -> str:
-    """The whole file."""
+    """The entire file."""
     sections = (
         ("prune", PRUNE),
         ("evaluation", EVALUATION),

@@ -76,23 +76,23 @@ def sweep(
     workspace = prepare(runs)
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
     if not grid.measure_speed:
-        ready = replace(ready, serving="it was not asked for; set measure_speed")
-    check_judgeable(grid, evaluation, ready.serving)
+        ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
+    check_judgeable(grid, evaluation, ready.serving_obstacle)
     points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
     check_disk([(point.plan, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
     with own_environment():
         dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace)
     measured = [_measure(one, dense[one.point.model], bench, ready, evaluation) for one in tried]  # one at a time
-    asked = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
-    folder = workspace.run("sweeps", asked).root
+    parameters = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
+    folder = workspace.run("sweeps", parameters).root
     outcome = compare_models(tried, [one.report.comparison for one in measured], grid, folder)
     if outcome.chosen is not None:
         best = next(i for i, one in enumerate(tried) if one.point.title == outcome.chosen.title)
-        measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.asked))
-    whole = [_registration(one, registry) for one in measured]
+        measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.name))
+    inputs = [_registration(one, registry) for one in measured]
     record = record_sweep.with_options(**ON_NETWORK_FAULTS)
-    version = record(name or "sweep", outcome, whole, asked, registry, folder, workspace)
+    version = record(name or "sweep", outcome, inputs, parameters, registry, folder, workspace)
     if version is None:
         raise ValueError(f"no model keeps to the limits, so none is registered: {outcome.refused}")
     return Swept(outcome, folder, version)
@@ -108,7 +108,7 @@ def try_all(
         RuntimeError: when some failed, after the others have ended: those are not pruned again by another run.
     """
     models = {point.model: point.dense for point in points}
-    dense = {model: try_dense.submit(found, evaluation, data, workspace) for model, found in models.items()}
+    dense = {model: try_dense.submit(folder, evaluation, data, workspace) for model, folder in models.items()}
     tried = [try_point.submit(point, evaluation, data, workspace) for point in points]
     wait([*dense.values(), *tried])
     titles = [*dense, *(point.title for point in points)]
@@ -131,7 +131,7 @@ class _Measured:
     one: Tried
     dense: EvalResult
     speed: Benchmark
-    asked: dict[str, Any]
+    parameters: dict[str, Any]
     report: Report
     model: Path
 
@@ -141,9 +141,11 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
     point, folder = one.point, one.folder
     keep_evaluation("dense", dense, folder)
     speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder)
-    asked = parameters_of(model=point.dense.asked, prune=point.config, evaluation=evaluation, bench=bench)
-    report = write_report(point.title, one.pruned.report, dense, one.evaluation, speed, asked, folder, registered=False)
-    return _Measured(one, dense, speed, asked, report, one.pruned.folder)
+    parameters = parameters_of(model=point.dense.name, prune=point.config, evaluation=evaluation, bench=bench)
+    report = write_report(
+        point.title, one.pruned.report, dense, one.evaluation, speed, parameters, folder, registered=False
+    )
+    return _Measured(one, dense, speed, parameters, report, one.pruned.folder)
 
 
 def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
@@ -151,14 +153,14 @@ def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
     one = measured.one
     bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder)
     figures = (one.pruned.report, measured.dense, one.evaluation, measured.speed)
-    return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.asked, one.folder))
+    return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.parameters, one.folder))
 
 
 def _registration(measured: _Measured, registry: RegistryConfig) -> RegistrationInput:
     one = measured.one
     return RegistrationInput(
         measured.model,
-        measured.asked,
+        measured.parameters,
         measured.dense,
         one.evaluation,
         measured.report,

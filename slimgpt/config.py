@@ -1,9 +1,11 @@
-"""What is asked: frozen dataclasses, checked when they are made. ``ratio`` is the dial; the rest has a default."""
+"""Settings: frozen dataclasses, checked when they are made. ``ratio`` is the dial; the rest has a default."""
 
 import dataclasses
 import hashlib
 import json
 import math
+import operator
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -13,6 +15,14 @@ MAX_RATIO = 0.9
 def option(default: Any, description: str, **limits: Any) -> Any:
     """A config field whose description and limits (ge, gt, le, lt) reach the CLI's help and the UI's form."""
     return field(default=default, metadata={"description": description, **limits})
+
+
+LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
+
+
+def limits_text(metadata: Mapping[str, Any]) -> str:
+    """A field's limits as help, forms and documents show them: "at least 0, at most 0.9"; empty where it has none."""
+    return ", ".join(f"{words} {metadata[side]}" for side, words in LIMITS.items() if side in metadata)
 
 
 def check_limits(config: Any) -> None:
@@ -31,14 +41,8 @@ def check_limits(config: Any) -> None:
                 raise ValueError(f"{item.name} is {value!r}; it must be a finite number: {meta['description']}")
             if item.type is int and value != int(value):
                 raise ValueError(f"{item.name} is {value!r}; it must be a whole number: {meta['description']}")
-            sides = {
-                "ge": (value >= meta.get("ge", value), "at least"),
-                "gt": (value > meta.get("gt", value - 1), "more than"),
-                "le": (value <= meta.get("le", value), "at most"),
-                "lt": (value < meta.get("lt", value + 1), "less than"),
-            }
-            for side, (holds, words) in sides.items():
-                if side in meta and not holds:
+            for side, words in LIMITS.items():
+                if side in meta and not getattr(operator, side)(value, meta[side]):
                     raise ValueError(f"{item.name} is {value}; it must be {words} {meta[side]}: {meta['description']}")
 
 
@@ -185,8 +189,8 @@ class EvalConfig:
     )
 
     def __post_init__(self) -> None:
-        asked: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
-        items = [asked] if isinstance(asked, str) else asked
+        given: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
+        items = [given] if isinstance(given, str) else given
         tasks = tuple(name.strip() for item in items for name in item.split(",") if name.strip())
         object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
         check_limits(self)

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, and their checksums."""
+"""Files that are complete or absent, and their checksums."""
 
 import errno
 import hashlib

@@ -20,7 +20,7 @@ class LayerReport:
     Attributes:
         kept_heads, kept_kv_heads, kept_channels: indices in the model that was pruned.
         attention_error, ffn_error: ``||WX - W'X||^2 / ||WX||^2`` of o_proj and down_proj over the calibration tokens.
-        attention_damping, ffn_damping: share of the mean diagonal added to H; more than asked: H was ill-conditioned.
+        attention_damping, ffn_damping: share of the mean diagonal added to H; above percdamp: H was ill-conditioned.
         ffn_price: error per parameter of the last channels that went, as ``||WX - W'X||^2``; 0 where none went.
         ratio: share of the layer's projection parameters removed.
         seconds: wall time.
@@ -56,7 +56,7 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class PruneReport:
-    """A whole pruning.
+    """An entire pruning.
 
     Attributes:
         ratio: share of the decoder projections' parameters removed.
@@ -102,7 +102,7 @@ def load_report(folder: str | Path) -> PruneReport:
     """Read ``pruning.json`` of a pruned checkpoint.
 
     Raises:
-        FileNotFoundError: when the folder holds none, so it is no finished output of ``slimgpt prune``.
+        FileNotFoundError: when the folder holds none, so it is not a finished output of ``slimgpt prune``.
         ValueError: when it is damaged or of another version of slimgpt.
     """
     path = Path(folder) / REPORT

@@ -7,6 +7,7 @@ never overwritten.
 import hashlib
 import json
 import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -106,6 +107,8 @@ def prepare(runs: str | Path = "") -> Workspace:
         "HF_DATASETS_DISABLE_PROGRESS_BARS": "1",
         "TOKENIZERS_PARALLELISM": "false",  # forked after use it would warn on each start of a child
     }
+    if sys.stderr is None or not sys.stderr.isatty():  # a log gets a line per update
+        wanted["TQDM_MININTERVAL"] = "10"
     for variable, value in wanted.items():
         now = os.environ.get(variable, "")
         if not now or (variable, now) in _chosen:

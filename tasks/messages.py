@@ -15,8 +15,8 @@ def without_password(uri: str) -> str:
 def reason(error: Exception, uri: str) -> str:
     """The cause in a few words, without user or password: it lies at the end of what requests and SQLAlchemy say."""
     text, parts = str(error) or type(error).__name__, urlsplit(uri)
-    if found := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
-        return found[0]
+    if match := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
+        return match[0]
     text = text.splitlines()[0][-160:]
     for secret in (parts.password, parts.username):
         if secret:

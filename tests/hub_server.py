@@ -73,7 +73,7 @@ class Hub(ThreadingHTTPServer):
         return [path for verb, path, _ in self.requests if verb == method and path.endswith(ending)]
 
     def fetched(self) -> set[str]:
-        """Names of the files whose contents were asked for."""
+        """Names of the files whose contents were requested."""
         parts = [path.strip("/").split("/") for path in self.asked("")]
         small = {"/".join(p[p.index("resolve") + 2 :]) for p in parts if "resolve" in p}
         return {name for name in small if not name.endswith(LARGE)} | {

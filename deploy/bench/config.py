@@ -24,14 +24,14 @@ class BenchConfig:
     pairs: int = option(3, "Dense-pruned pairs; ratios are their median, low and high.", ge=1)
     load_shares: tuple[float, ...] = option(
         (0.25, 0.5, 0.75),
-        "Besides all requests at once: Poisson arrivals at these shares of the dense model's requests per second then; "
-        "empty for none.",
+        "Additional load levels, as fractions of the dense model's full-load request rate (Poisson arrivals); empty: "
+        "none.",
     )
     request_rates: tuple[float, ...] = option((), "Further loads: Poisson arrivals, requests per second.")
     offline: bool = option(
         True,
-        "Also vllm bench throughput and latency, which start an engine for each run; compress leaves them out unless "
-        "asked.",
+        "Also vllm bench throughput and latency, which start an engine for each run; compress leaves them out by "
+        "default.",
     )
     latency_iterations: int = option(5, "Requests of each offline latency run, one at a time.", ge=1)
     max_concurrency: int = option(0, "Requests under way at most; 0: no limit.", ge=0)
@@ -58,7 +58,7 @@ class BenchConfig:
 
     @property
     def max_model_len(self) -> int:
-        """Room for twice a request: retokenised prompts can come out a little longer than asked for."""
+        """Room for twice a request: retokenised prompts can come out a little longer than requested."""
         return 2 * (self.input_len + self.output_len)
 
 
@@ -69,10 +69,10 @@ def longest_of(model: Path) -> int:
 
 def check_model(model: Path, config: BenchConfig) -> None:
     """Raise ValueError where ``model`` cannot take the requests."""
-    longest, asked = longest_of(model), config.input_len + config.output_len
-    if longest and asked > longest:
+    longest, tokens = longest_of(model), config.input_len + config.output_len
+    if longest and tokens > longest:
         raise ValueError(
-            f"input_len {config.input_len} + output_len {config.output_len} = {asked} tokens; {model} allows "
+            f"input_len {config.input_len} + output_len {config.output_len} = {tokens} tokens; {model} allows "
             f"{longest}: lower one of them"
         )
     vocabulary = json.loads((model / "config.json").read_text()).get("vocab_size", LATENCY_VOCABULARY)

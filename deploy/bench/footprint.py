@@ -31,8 +31,8 @@ def peak_resident(pids: list[int]) -> int | None:
     total = 0
     for pid in pids:
         with contextlib.suppress(FileNotFoundError, ProcessLookupError):
-            found = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
-            total += 1024 * int(found[1]) if found else 0
+            match = re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text())
+            total += 1024 * int(match[1]) if match else 0
     return total or None
 
 
@@ -51,5 +51,5 @@ def gpu_memory(pids: list[int]) -> int | None:
 
 
 def _from_log(log: Path, pattern: str) -> float | None:
-    found = re.findall(pattern, log.read_text(errors="replace"))
-    return float(found[-1].replace(",", "")) if found else None
+    matches = re.findall(pattern, log.read_text(errors="replace"))
+    return float(matches[-1].replace(",", "")) if matches else None

@@ -52,7 +52,7 @@ def compare(
     """Measure both models and write ``workdir``/bench.json (servers' and clients' logs beside it).
 
     Raises:
-        ValueError: before anything starts: vLLM cannot run here, a folder is no checkpoint, requests are too long, a
+        ValueError: before anything starts: vLLM cannot run here, a folder is not a checkpoint, requests are too long, a
             family is unknown.
         ServerError: a server did not start, a request failed, or the two models did not do the same work.
     """
@@ -181,15 +181,15 @@ def _works(models: dict[str, Path], config: BenchConfig) -> dict[str, tuple[Any,
 def _savings(works: dict[str, tuple[Any, Any]], measured: dict[str, Paired | None]) -> dict[str, Saving]:
     from deploy.bench.efficiency import saving
 
-    found = {}
+    savings = {}
     for name, runs in measured.items():
         if runs is None:
             continue
         key = "mean_latency_ms" if name == "latency" else "duration"
         speedups = [d[key] / p[key] for d, p in zip(runs.dense, runs.pruned, strict=True)]
         if saved := saving(*works[name], speedups):
-            found[name] = saved
-    return found
+            savings[name] = saved
+    return savings
 
 
 def _environment() -> dict[str, Any]:

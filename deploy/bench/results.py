@@ -1,4 +1,4 @@
-"""What a benchmark of dense against pruned found: the schema of bench.json, told in full in docs/bench.md."""
+"""The results of a benchmark of dense against pruned: the schema of bench.json, documented in docs/bench.md."""
 
 import dataclasses
 import statistics
@@ -68,7 +68,7 @@ class Load:
     """Requests as they arrive at a running server.
 
     Attributes:
-        name: "full" (all at once), "75pct" (of the dense model's request throughput) or "2.5rps", as asked for.
+        name: "full" (all at once), "75pct" (of the dense model's request throughput) or "2.5rps", as requested.
         request_rate: arrivals per second (Poisson); 0: all at once.
         runs: METRICS and COUNTS of each run (tokens per second, milliseconds, seconds).
     """
@@ -123,7 +123,7 @@ class BenchReport:
         config: the BenchConfig.
         environment: versions, device and cores.
         loads: servers under load; the first is all requests at once.
-        throughput, latency: offline runs; None where they were not asked for.
+        throughput, latency: offline runs; None where they were not requested.
         savings: by "serving" (all at once), "throughput" and "latency"; empty where nothing could be saved.
         drift: the last dense run's speed over the first's, by the same names.
         footprints: by "dense" and "pruned".

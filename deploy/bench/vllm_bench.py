@@ -75,7 +75,7 @@ def bench_serve(
     if figures["total_output_tokens"] != config.num_prompts * config.output_len:
         raise ServerError(
             f"the {server.model_name} model wrote {figures['total_output_tokens']} tokens; "
-            f"{config.num_prompts} x {config.output_len} were asked for"
+            f"{config.num_prompts} x {config.output_len} were requested"
         )
     return {name: figures[name] for name in (*METRICS, *COUNTS)}  # paths and dates stay behind
 
@@ -84,17 +84,17 @@ def bench_throughput(model: Path, config: BenchConfig, *, seed: int, result: Pat
     """All requests at once in an engine of its own, without a server: THROUGHPUT_METRICS and ``duration`` (seconds).
 
     Raises:
-        ServerError: the command failed, or it did other work than asked for.
+        ServerError: the command failed, or it did other work than requested.
     """
     arguments = ["--dataset-name", "random", "--random-range-ratio", "0", "--seed", str(seed)]
     arguments += ["--random-input-len", str(config.input_len), "--random-output-len", str(config.output_len)]
     arguments += ["--num-prompts", str(config.num_prompts), "--num-warmups", str(config.num_warmups)]
     figures, log = _run("throughput", arguments, result, config.run_timeout_s, model, config)
     written = int(_last(r"Total num output tokens:\s+(\d+)", log))
-    asked = config.num_prompts * config.output_len
-    if figures["num_requests"] != config.num_prompts or written != asked:
+    requested = config.num_prompts * config.output_len
+    if figures["num_requests"] != config.num_prompts or written != requested:
         raise ServerError(
-            f"{model} wrote {written} tokens in {figures['num_requests']} answers; {asked} were asked for"
+            f"{model} wrote {written} tokens in {figures['num_requests']} answers; {requested} were requested"
         )
     return {
         "output_throughput": written / figures["elapsed_time"],
@@ -154,7 +154,7 @@ def _run(
 
 
 def _last(pattern: str, log: Path) -> str:
-    found: list[str] = re.findall(pattern, log.read_text(errors="replace"))
-    if not found:
+    matches: list[str] = re.findall(pattern, log.read_text(errors="replace"))
+    if not matches:
         raise ServerError(f"vllm bench did not say {pattern!r}; {log_tail(log)}")
-    return found[-1]
+    return matches[-1]

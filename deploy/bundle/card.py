@@ -150,7 +150,7 @@ def _license(model: Path, base: str, original: dict[str, Any]) -> dict[str, Any]
 
 def _results(evaluation: dict[str, Any]) -> list[CardResult] | None:
     """The metrics as the hub's model-index has them."""
-    found = []
+    results = []
     for metric, value in evaluation["metrics"].items():
         data, _, kind = metric.rpartition("/")
         if kind.endswith("_stderr"):
@@ -160,7 +160,7 @@ def _results(evaluation: dict[str, Any]) -> list[CardResult] | None:
             conditions = {key: evaluation["perplexity"][key] for key in ("seq_len", "blocks")}
         else:
             conditions = {"num_fewshot": 0, "limit": evaluation["config"]["limit"] or None}
-        found.append(
+        results.append(
             CardResult(
                 task_type="text-generation",
                 dataset_type=hub_id,
@@ -173,7 +173,7 @@ def _results(evaluation: dict[str, Any]) -> list[CardResult] | None:
                 metric_args=conditions,
             )
         )
-    return found or None
+    return results or None
 
 
 def _conditions(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any] | None:

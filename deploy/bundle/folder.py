@@ -51,7 +51,7 @@ def write_bundle(
     report: PruneReport | None = None,
     evaluations: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
-    """Write the bundle of ``model`` to ``out`` and return ``out``. It appears whole or not at all.
+    """Write the bundle of ``model`` to ``out`` and return ``out``. It appears complete or not at all.
 
     Weights are hard links where the file system allows it (no second copy on disk), else copies.
 
@@ -64,8 +64,8 @@ def write_bundle(
         evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned"; read from ``model``/evaluation.json where None.
 
     Raises:
-        ValueError: ``model`` is not whole, is not the model of its report, or holds a pickle; ``out`` holds something
-            else; ``name`` or ``image`` is no good name.
+        ValueError: ``model`` is incomplete, is not the model of its report, or holds a pickle; ``out`` holds something
+            else; ``name`` or ``image`` is not a valid name.
         OSError: the disk has no room for it; the message names the folder and the remedy.
     """
     files = _checkpoint_files(model)
@@ -114,7 +114,7 @@ def verify_bundle(folder: Path) -> list[str]:
     """What is wrong with a bundle, one line per file; empty when every file is as it was written, and none is new."""
     manifest = _manifest(folder)
     if manifest is None:
-        return [f"{folder} has no readable MANIFEST.json of format {FORMAT}; it is not a whole bundle"]
+        return [f"{folder} has no readable MANIFEST.json of format {FORMAT}; it is not a complete bundle"]
     problems = []
     for name, expected in manifest["files"].items():
         path = folder / name
@@ -131,7 +131,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 
 def _checkpoint_files(model: Path) -> list[Path]:
-    """Every file of a checkpoint but hidden ones and the journal of its making; whole and free of pickles."""
+    """Every file of a checkpoint but hidden ones and the journal of its making; complete and free of pickles."""
     if not (model / "config.json").is_file():
         raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
     files = [
@@ -161,14 +161,14 @@ def _checkpoint_files(model: Path) -> list[Path]:
 
 
 def _check_weights(files: list[Path], report: PruneReport | None) -> None:
-    """Every weight file is whole, and together they hold what the report says: a dense model must not pass for it."""
+    """Check that every weight file is complete and that they hold what the report says, not a dense model."""
     parameters = 0
     for path in (file for file in files if file.suffix == ".safetensors"):
         try:
             with safe_open(path, framework="numpy") as tensors:
                 parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
         except SafetensorError as error:
-            raise ValueError(f"{path} is not whole ({error}); fetch or make it again") from None
+            raise ValueError(f"{path} is incomplete ({error}); fetch or make it again") from None
     if report and parameters != report.parameters_after:
         raise ValueError(
             f"the weights in {files[0].parent} hold {parameters:,} parameters and {REPORT} says "
@@ -191,9 +191,9 @@ def _carries_code(model: Path) -> bool:
     named = _load(model / "config.json").get("auto_map", {}).values()
     # MODULE.CLASS, or REPO--MODULE.CLASS where the code lies elsewhere; of a tokenizer two, of which one may be null.
     classes = [name for value in named for name in (value if isinstance(value, list) else [value]) if name]
-    waiting, found = [name.rpartition(".")[0] for name in classes], set[str]()
+    waiting, modules = [name.rpartition(".")[0] for name in classes], set[str]()
     while waiting:
-        if (module := waiting.pop()) in found:
+        if (module := waiting.pop()) in modules:
             continue
         file = model / f"{module}.py"
         if not file.is_file():
@@ -201,9 +201,9 @@ def _carries_code(model: Path) -> bool:
                 f"{model} lacks {file.name}, a part of the code that its config.json names (auto_map); "
                 "copy it there from where the model came from"
             )
-        found.add(module)
+        modules.add(module)
         waiting += get_relative_imports(file)
-    return bool(found)
+    return bool(modules)
 
 
 def _tensor_parallel(model: Path) -> list[int]:

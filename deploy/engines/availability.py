@@ -6,7 +6,7 @@ import sys
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-from deploy.engines.vllm_entry import untested
+from deploy.engines.vllm_entry import version_obstacle
 
 WHAT_WOULD = "Linux on x86-64 with AVX2 (`make install` adds vLLM there), or with an NVIDIA GPU (`pip install vllm`)"
 
@@ -28,8 +28,8 @@ def serves_on_cpu() -> bool:
     return "cpu" in vllm_version()
 
 
-def vllm_available() -> str:
-    """Empty where vLLM can serve, else one line: why not, and what would make it work."""
+def vllm_obstacle() -> str:
+    """What keeps vLLM from serving here, in one line with the remedy; empty where it can."""
     installed = vllm_version()
     if not installed:
         machine = f"{platform.system()} {platform.machine()}"
@@ -39,7 +39,7 @@ def vllm_available() -> str:
         if lacking := _lacking_cpu_feature():
             return f"{why} without {lacking}); serving needs {WHAT_WOULD}"
         return f"{why}); serving needs {WHAT_WOULD}"
-    if reason := untested(installed):
+    if reason := version_obstacle(installed):
         return reason
     if "cpu" in installed:
         if lacking := _lacking_cpu_feature():

@@ -59,10 +59,10 @@ def die_with_parent(parent: int = 0) -> None:
     if parent or __name__ == "__mp_main__":
         ask_kernel()
     if parent and parent != os.getppid():
-        sys.exit(f"the process that asked for this one ({parent}) has ended already")
+        sys.exit(f"the process that started this one ({parent}) has ended already")
 
 
-def untested(version: str) -> str:
+def version_obstacle(version: str) -> str:
     """Empty where ``version`` of vLLM lies in the tested range, else one line: the range, and what to do."""
     from packaging.specifiers import SpecifierSet  # transformers and vLLM need it, so it is there
 
@@ -84,7 +84,7 @@ if __name__ in ("__main__", "__mp_main__"):
     die_with_parent()
 if __name__ == "__main__":
     try:
-        reason = untested(importlib.metadata.version("vllm"))
+        reason = version_obstacle(importlib.metadata.version("vllm"))
     except importlib.metadata.PackageNotFoundError:
         reason = f"vLLM is not installed for {sys.executable}; pip install 'vllm{TESTED_VLLM}' there"
     if reason:

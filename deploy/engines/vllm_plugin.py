@@ -8,7 +8,7 @@ from typing import Any
 
 from deploy.engines.availability import vllm_version
 from deploy.engines.tensor_parallel import check_tensor_parallel
-from deploy.engines.vllm_entry import untested
+from deploy.engines.vllm_entry import version_obstacle
 
 # vLLM shows INFO of its own loggers only, so the line goes out as one of them.
 logger = logging.getLogger("vllm.slimgpt")
@@ -35,7 +35,9 @@ def register() -> None:
     A family that is not in NATIVE is served by vLLM's Transformers backend, which builds our transformers class.
     With an untested vLLM nothing is registered and an error is logged: other models must still be served.
     """
-    if reason := untested(vllm_version()):  # our classes use vLLM's inside, which changes between minor releases
+    if reason := version_obstacle(
+        vllm_version()
+    ):  # our classes use vLLM's inside, which changes between minor releases
         logger.error("slimgpt: pruned checkpoints are not registered: %s", reason)
         return
     # The lazy top-level vllm.ModelRegistry fails in vLLM's inspection subprocess; this one does not.

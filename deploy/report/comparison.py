@@ -1,4 +1,4 @@
-"""Dense against pruned, told once: the rows that HTML, markdown, the UI's table and the terminal all show."""
+"""Dense against pruned, once: the rows that HTML, markdown, the UI's table and the terminal all show."""
 
 import dataclasses
 import statistics
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deploy.bench.results import SIDES, BenchReport, Footprint, Paired
+from slimgpt.evaluation.metrics import percent, quoted_metrics
 from slimgpt.report import PruneReport
 
 HEADER = ("figure", "dense", "pruned", "change")
@@ -68,9 +69,8 @@ class Comparison:
 
     @property
     def accuracies(self) -> dict[str, str]:
-        """Task -> the metric that is quoted for it: acc_norm where the task defines it, else acc."""
-        tasks = [name.rsplit("/", 1)[0] for name in self.pruned if name.endswith("/acc")]
-        return {task: f"{task}/acc_norm" if f"{task}/acc_norm" in self.pruned else f"{task}/acc" for task in tasks}
+        """Task -> the metric that is quoted for it."""
+        return quoted_metrics(self.pruned)
 
 
 @dataclass(frozen=True)
@@ -106,28 +106,29 @@ def _size_rows(pruning: PruneReport) -> list[Row]:
             label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", f"{after / before - 1:+.1%}", "size"
         )
 
-    asked = f"asked {pruning.config.get('ratio', 0):.2%}"
-    removed = Row("Projection parameters removed", "", f"{pruning.ratio:.2%}", asked, "size")
+    requested = f"requested {pruning.config.get('ratio', 0):.2%}"
+    removed = Row("Projection parameters removed", "", f"{pruning.ratio:.2%}", requested, "size")
     return [change("parameters", "M"), removed, change("bytes", "MB")]
 
 
 def _quality_rows(comparison: Comparison) -> list[Row]:
-    dense, pruned, found = comparison.dense, comparison.pruned, []
+    dense, pruned, table = comparison.dense, comparison.pruned, []
     if name := comparison.perplexity_name:
         change, interval = f"x {pruned[name] / dense[name]:.2f}", comparison.perplexity_change
         change += f" ({interval[0]:.2f} to {interval[1]:.2f})" if interval else ""
         before, after = (f"{side[name]:.2f}{_margin(side, name, '.2f')}" for side in (dense, pruned))
-        found.append(Row(f"Perplexity, {name.rsplit('/', 1)[0]}", before, after, change, "quality"))
+        table.append(Row(f"Perplexity, {name.rsplit('/', 1)[0]}", before, after, change, "quality"))
     quoted = comparison.accuracies
     for task, name in quoted.items():
-        before, after = (f"{100 * side[name]:.1f}{_margin(side, name, '.1f', 100)} %" for side in (dense, pruned))
-        change = f"{100 * (pruned[name] - dense[name]):+.1f} points"
-        found.append(Row(f"{task} ({name.rsplit('/', 1)[1]})", before, after, change, "quality"))
+        scale = percent(name, 1.0)
+        before, after = (f"{scale * side[name]:.1f}{_margin(side, name, '.1f', scale)} %" for side in (dense, pruned))
+        change = f"{scale * (pruned[name] - dense[name]):+.1f} points"
+        table.append(Row(f"{task} ({name.rsplit('/', 1)[1]})", before, after, change, "quality"))
     if len(quoted) > 1:
-        means = [100 * statistics.mean(side[name] for name in quoted.values()) for side in (dense, pruned)]
+        means = [statistics.mean(percent(name, side[name]) for name in quoted.values()) for side in (dense, pruned)]
         change = f"{means[1] - means[0]:+.1f} points"
-        found.append(Row(f"Mean of {len(quoted)} tasks", f"{means[0]:.1f} %", f"{means[1]:.1f} %", change, "quality"))
-    return found
+        table.append(Row(f"Mean of {len(quoted)} tasks", f"{means[0]:.1f} %", f"{means[1]:.1f} %", change, "quality"))
+    return table
 
 
 def _margin(metrics: dict[str, float], name: str, form: str, scale: float = 1) -> str:
@@ -139,23 +140,23 @@ def bench_rows(bench: BenchReport | None) -> list[Row]:
     """The rows of a benchmark: all at once, each further load, offline runs, efficiency, what the servers took."""
     if bench is None:
         return []
-    found = [_paired_row(bench.full, name, *text) for name, text in _FULL_ROWS.items()]
+    table = [_paired_row(bench.full, name, *text) for name, text in _FULL_ROWS.items()]
     for load in bench.loads[1:]:
         at = f"At {load.request_rate:.2g} requests/s: "
         for name, (label, unit, digits) in _LOAD_ROWS.items():
-            found.append(dataclasses.replace(_paired_row(load.runs, name, at + label, unit, digits), group="load"))
+            table.append(dataclasses.replace(_paired_row(load.runs, name, at + label, unit, digits), group="load"))
     if bench.throughput:
-        found.append(
+        table.append(
             _paired_row(bench.throughput, "output_throughput", "Offline throughput, new tokens", "tokens/s", 0)
         )
     if bench.latency:
-        found.append(_paired_row(bench.latency, "mean_latency_ms", "Offline, one request alone", "ms", 0))
+        table.append(_paired_row(bench.latency, "mean_latency_ms", "Offline, one request alone", "ms", 0))
     for name, saving in bench.savings.items():
         time, share = saving.time, saving.efficiency
         saved = f"{time.median:.1%} of {max(saving.operations, saving.bytes):.1%} possible"
         efficiency = f"efficiency {share.median:.2f} ({share.low:.2f} to {share.high:.2f})"
-        found.append(Row(f"Time saved, {_SAVED[name]}", "", saved, efficiency, "speed"))
-    return found + _footprint_rows(bench)
+        table.append(Row(f"Time saved, {_SAVED[name]}", "", saved, efficiency, "speed"))
+    return table + _footprint_rows(bench)
 
 
 _SAVED = {"serving": "all at once", "throughput": "offline throughput", "latency": "one request alone"}
@@ -180,15 +181,15 @@ def _footprint_rows(bench: BenchReport) -> list[Row]:
     dense, pruned = (bench.footprints[side] for side in SIDES)
     fields = {"Weight files served": "file_bytes", "Peak memory, KV cache included": "peak_memory_bytes"}
     fields |= {"Tokens that fit the KV cache": "kv_cache_tokens"}
-    found = []
+    table = []
     for label, text in texts.items():
         if not (text(dense) and text(pruned)):
             continue  # vLLM or the system did not say
         # Starts are one measurement each, and dense's is on colder caches: no ratio of those.
         name = fields.get(label)
         change = f"x {getattr(pruned, name) / getattr(dense, name):.2f}" if name else ""
-        found.append(Row(label, text(dense), text(pruned), change, "footprint"))
-    return found
+        table.append(Row(label, text(dense), text(pruned), change, "footprint"))
+    return table
 
 
 def notes(comparison: Comparison) -> list[str]:
@@ -208,11 +209,11 @@ def notes(comparison: Comparison) -> list[str]:
 
 def bench_note(bench: BenchReport) -> str:
     """Under what conditions a benchmark was made, in one line."""
-    asked, machine = bench.config, bench.environment
+    config, machine = bench.config, bench.environment
     drift = ", ".join(f"{_SAVED[name]} x {value:.2f}" for name, value in bench.drift.items())
     return (
-        f"Benchmark: vLLM {machine['vllm']} on {machine['device']}, {machine['cores']} cores, {asked['dtype']}; "
-        f"{asked['num_prompts']} requests of {asked['input_len']} + {asked['output_len']} tokens, "
+        f"Benchmark: vLLM {machine['vllm']} on {machine['device']}, {machine['cores']} cores, {config['dtype']}; "
+        f"{config['num_prompts']} requests of {config['input_len']} + {config['output_len']} tokens, "
         f"medians of {len(bench.full.dense)} runs, ratio (lowest to highest) of dense-pruned pairs"
         + (f"; speed of the dense model measured again at the end: {drift}." if drift else ".")
     )

@@ -1,4 +1,4 @@
-"""The files of a report: report.html, report.md and the plots, each written whole or not at all."""
+"""The files of a report: report.html, report.md and the plots, each complete or not at all."""
 
 from dataclasses import dataclass
 from pathlib import Path

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from deploy.bench.results import SIDES, BenchReport, Load
+from slimgpt.evaluation.metrics import percent
 
 if TYPE_CHECKING:
     from deploy.report.comparison import Comparison
@@ -46,13 +47,13 @@ def layer_plots(layers: "list[LayerReport]") -> list[Plot]:
 
 def bench_plots(bench: BenchReport) -> list[Plot]:
     """Throughput, latency against load where several loads were measured, and the latency's ratios."""
-    least = f"{len(bench.full.dense)} dense-pruned pairs"
-    speeds = f"New tokens per second: the median, and every run of {least}."
+    pairs = f"{len(bench.full.dense)} dense-pruned pairs"
+    speeds = f"New tokens per second: the median, and every run of {pairs}."
     plots = [draw_plot("throughput", "Throughput", speeds, _speeds, bench)]
     if len(bench.loads) > 1:
         caption = "Whole requests as they arrive: medians of the runs; open marks on the right: all requests at once."
         plots.append(draw_plot("load", "Latency against load", caption, _load, bench.loads))
-    caption = f"All requests at once, dense = 1: median, lowest and highest of {least}."
+    caption = f"All requests at once, dense = 1: median, lowest and highest of {pairs}."
     return [*plots, draw_plot("latency", "Latency, pruned over dense", caption, _latency, bench)]
 
 
@@ -143,9 +144,9 @@ def _accuracy(axes: Any, comparison: "Comparison") -> None:
     for side, shift in zip(SIDES, (-0.14, 0.14), strict=True):
         metrics = comparison.dense if side == "dense" else comparison.pruned
         axes.errorbar(
-            [100 * metrics[name] for _, name in tasks],
+            [percent(name, metrics[name]) for _, name in tasks],
             [place + shift for place in range(len(tasks))],
-            xerr=[100 * Z95 * metrics.get(f"{name}_stderr", 0) for _, name in tasks],
+            xerr=[Z95 * percent(name, metrics.get(f"{name}_stderr", 0)) for _, name in tasks],
             fmt="o",
             markersize=5,
             elinewidth=1.6,

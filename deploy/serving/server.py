@@ -22,7 +22,7 @@ from typing import Literal
 import psutil
 
 from deploy.engines import vllm_entry
-from deploy.engines.availability import serves_on_cpu, vllm_available
+from deploy.engines.availability import serves_on_cpu, vllm_obstacle
 from deploy.serving.health import healthy, url_of
 from slimgpt.config import check_limits, option
 
@@ -168,7 +168,7 @@ def check_port(host: str, port: int) -> int:
 
 def check_servable(model: Path) -> None:
     """Raise ValueError unless vLLM can run here and ``model`` is a folder with a config and safetensors weights."""
-    if reason := vllm_available():
+    if reason := vllm_obstacle():
         raise ValueError(reason)
     if not (model / "config.json").is_file():
         raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
@@ -182,7 +182,7 @@ def serving(
 ) -> Iterator[RunningServer]:
     """Serve ``model`` while the block runs.
 
-    The server runs in a session of its own, which is killed as a whole at the end. If this process is killed, or the
+    The server runs in a session of its own, which is killed entirely at the end. If this process is killed, or the
     thread that entered the block ends, the kernel kills the server too (Linux). It asks for no API key: it is meant for
     this process alone. A start that found its port taken meanwhile is tried once more; no other failure is.
 

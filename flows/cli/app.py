@@ -1,7 +1,7 @@
 """``slimgpt``: prune, inspect, eval, compress, sweep, promote, ... Flags come from the configs.
 
 A user's mistake ends in one line and exit code 2.
-What a sub-command needs is imported when it runs: ``--help`` answers at once.
+What a sub-command needs is imported when it runs: ``--help`` responds at once.
 """
 
 import logging
@@ -32,7 +32,7 @@ app.command(pruning.evaluate, name="eval")
 
 
 def _says_more_than_completed(record: logging.LogRecord) -> bool:
-    """Leaves out Prefect's line per finished task, which names no task; failures and caches are still said."""
+    """Leaves out Prefect's line per finished task, which names no task; failures and caches are still shown."""
     return record.getMessage() != "Finished in state Completed()"
 
 
@@ -61,7 +61,7 @@ def main() -> None:
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant: an object instead of a name
     try:
         if _launched() and sys.argv[1:2] != ["prune"]:
-            raise ValueError("torchrun is for prune alone, whose work its processes share; run this command without it")
+            raise ValueError("torchrun works only with `slimgpt prune`; run this command without it")
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} (see slimgpt {' '.join(sys.argv[1:2])} --help)")

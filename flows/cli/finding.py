@@ -14,26 +14,26 @@ def preset_layers(name: str | None, *layers: dict[str, Any]) -> list[dict[str, A
 
 
 def flow_parameters(
-    file: str, sections: dict[str, Any], asked: dict[str, Any], plain: dict[str, Any], preset: str | None = None
+    file: str, sections: dict[str, Any], flags: dict[str, Any], plain: dict[str, Any], preset: str | None = None
 ) -> dict[str, Any]:
     """A flow's parameters: flags win over the config file, that over a preset, and that over the defaults.
 
     Args:
         file: a YAML file, or "".
         sections: parameter -> its default config.
-        asked: parameter -> the flags that were given for it.
+        flags: parameter -> the flags that were given for it.
         plain: the other parameters; None where not given.
         preset: of the section ``prune``.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_config_file`` and the configs raise.
     """
-    found = read_config_file(file, sections, tuple(plain)) if file else {}
+    from_file = read_config_file(file, sections, tuple(plain)) if file else {}
     parameters: dict[str, Any] = {
-        key: value if isinstance(value, list) else str(value) for key, value in found.items() if key in plain
+        key: value if isinstance(value, list) else str(value) for key, value in from_file.items() if key in plain
     }
     parameters |= {key: value for key, value in plain.items() if value is not None}
-    layers = {key: [found.get(key, {}), given(asked[key])] for key in sections}
+    layers = {key: [from_file.get(key, {}), given(flags[key])] for key in sections}
     layers["prune"] = preset_layers(preset, *layers["prune"])
     return parameters | {key: config_from(sections[key], *layers[key]) for key in sections}
 

@@ -1,4 +1,4 @@
-"""Command-line flags out of config dataclasses: names, help, limits and defaults are said once, in the config.
+"""Command-line flags out of config dataclasses: names, help, limits and defaults are written once, in the config.
 
 A flag that is not given is None, so that what was given is known: flags win over a file, and a file over defaults.
 """
@@ -8,6 +8,8 @@ import typing
 from typing import Annotated, Any
 
 from cyclopts import Parameter
+
+from slimgpt.config import limits_text
 
 
 def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: tuple[str, ...] = ()) -> Any:
@@ -27,7 +29,7 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
         parameter = Parameter(
             name=f"--{prefix}{item.name.replace('_', '-')}",
             help=item.metadata.get("description", "")
-            + _limits(item.metadata)
+            + (f" [{limits}]" if (limits := limits_text(item.metadata)) else "")
             + (" Separate several by commas." if numbers else ""),
             show_default=(lambda _, shown=shown: str(shown)) if str(shown) else False,
             negative="--no-" + prefix + item.name.replace("_", "-") if hint is bool else (),
@@ -37,12 +39,6 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
     made = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # cyclopts takes a class of the module "types" for a plain value
     return made
-
-
-def _limits(meta: typing.Mapping[str, Any]) -> str:
-    words = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-    limits = ", ".join(f"{word} {meta[side]}" for side, word in words.items() if side in meta)
-    return f" [{limits}]" if limits else ""
 
 
 def given(chosen: Any) -> dict[str, Any]:
@@ -56,7 +52,7 @@ def config_from(defaults: Any, *layers: dict[str, Any], where: str = "") -> Any:
     """``defaults`` with the values of each layer, later ones winning.
 
     Raises:
-        ValueError: for a key that is no field, naming those that are; or from the config's own checks.
+        ValueError: for a key that is not a field, naming those that are; or from the config's own checks.
     """
     known = [item.name for item in dataclasses.fields(defaults)]
     hints = typing.get_type_hints(type(defaults))

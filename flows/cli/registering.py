@@ -39,12 +39,12 @@ def compress(
         name: Name in the registry; the model's own name and -slim by default.
         revision: Commit or tag on the hub.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
-        preset: As of prune; a config file and flags win.
+        preset: Same presets as `slimgpt prune`; a config file and flags win.
     """
     sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
-    asked = {"prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
+    given_flags = {"prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
     plain = {"model": model, "name": name, "revision": revision, "runs": runs}
-    parameters = flow_parameters(config, sections, asked, plain, preset)
+    parameters = flow_parameters(config, sections, given_flags, plain, preset)
     from tasks.environment import prepare
 
     prepare(parameters.get("runs", ""))
@@ -110,7 +110,7 @@ def rollback(name: str, *, alias: str = "champion", by: str = "", runs: str = ""
         name: Name in the registry.
         alias: The alias.
         by: Who rolls back, for the audit trail; your user name by default.
-        runs: As of promote.
+        runs: Folder of the runs, whose registry holds NAME; ./runs or SLIMGPT_RUNS by default.
     """
     from tasks.environment import prepare
 

@@ -37,7 +37,7 @@ def serve(
         more: vLLM's own options, after --.
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder of the runs, whose registry holds MODEL; ./runs or SLIMGPT_RUNS by default.
-        name: The model's name in requests; by default the name it was asked for by.
+        name: The model's name in requests; by default the name given as MODEL.
     """
     config = config_from(ServeConfig(port=8000), {**given(options), "extra": more})
     from deploy.engines.vllm_entry import die_with_parent
@@ -51,8 +51,10 @@ def serve(
     with ProcessPoolExecutor(1, mp_context=forking, initializer=die_with_parent, initargs=(os.getpid(),)) as child:
         folder = child.submit(_find_servable, model, revision, runs, config.tensor_parallel_size).result()
     served = name or (folder.absolute().name if Path(model).is_dir() else model)
-    key = "with the key in" if os.environ.get(API_KEY) else f"for whoever reaches {config.host}; for a key set"
-    show.line(f"serving {folder} as {served}, {key} {API_KEY}")
+    key = (
+        f"with the key in {API_KEY}" if os.environ.get(API_KEY) else f"without an API key; set {API_KEY} to require one"
+    )
+    show.line(f"serving {folder} as {served} on {config.host} {key}")
 
     def on_ready(url: str, seconds: float) -> None:
         show.line(f"ready on {url}/v1 as {served} after {seconds:.0f} s (Ctrl-C stops it)")
@@ -73,13 +75,13 @@ def bench(
     """
     config = config_from(BenchConfig(), given(options))
     from deploy.bench.paired import compare
-    from deploy.engines.availability import vllm_available
+    from deploy.engines.availability import vllm_obstacle
     from deploy.report.comparison import HEADER, bench_note, bench_rows
     from deploy.report.plots import bench_plots
     from flows.cli import show
     from slimgpt.files import write_atomically
 
-    if reason := vllm_available():
+    if reason := vllm_obstacle():
         raise ValueError(reason)
     folders = [find(dense, ""), find(pruned, "")]
     report = compare(*folders, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
@@ -119,7 +121,7 @@ def package(
     if verify:
         if problems := verify_bundle(Path(model)):
             raise ValueError("; ".join(problems))
-        show.line(f"{model} is whole")
+        show.line(f"{model} is complete and unchanged")
         return
     if out is None:
         raise ValueError("OUT is missing; name a new folder for the bundle, or use --verify")
@@ -136,15 +138,15 @@ def _served_name(model: str) -> str:
 
 
 def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: int) -> Path:
-    """The local folder of a model that vLLM can serve here so; what is missing is found out before a download."""
-    from deploy.engines.availability import vllm_available
+    """The local folder of a model that vLLM can serve here so; what is missing is reported before a download."""
+    from deploy.engines.availability import vllm_obstacle
     from deploy.engines.tensor_parallel import check_tensor_parallel, family_config
     from deploy.serving.server import check_servable
 
-    if reason := vllm_available():
+    if reason := vllm_obstacle():
         raise ValueError(reason)
     folder = find(model, revision, runs)
     check_servable(folder)
-    if tensor_parallel_size > 1 and (found := family_config(folder)):
-        check_tensor_parallel(found, tensor_parallel_size)
+    if tensor_parallel_size > 1 and (family := family_config(folder)):
+        check_tensor_parallel(family, tensor_parallel_size)
     return folder

@@ -117,7 +117,7 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
                         size *= length
                     parameters += size
         except SafetensorError as error:
-            raise ValueError(f"{file} is not whole ({error}); fetch or make it again") from None
+            raise ValueError(f"{file} is incomplete ({error}); fetch or make it again") from None
     config = json.loads((folder / "config.json").read_text())
     own = {int(i): widths for i, widths in (config.get("per_layer_config") or {}).items()}
     defaults = {"num_key_value_heads": config.get("num_attention_heads")}

@@ -36,9 +36,9 @@ def sweep(
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
     """
     sections = {"grid": SWEEP, "prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
-    asked = {"grid": grid, "prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
+    given_flags = {"grid": grid, "prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
     plain = {"models": models, "name": name, "runs": runs}
-    parameters = flow_parameters(config, sections, asked, plain)
+    parameters = flow_parameters(config, sections, given_flags, plain)
     if isinstance(parameters.get("models"), str):
         parameters["models"] = tuple(model.strip() for model in parameters["models"].split(",") if model.strip())
     from tasks.environment import prepare

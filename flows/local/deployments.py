@@ -86,5 +86,5 @@ def forget_lost_runs(*, only_worker: bool) -> None:
 
 def gpu_slots() -> int:
     """Steps tagged ``gpu`` that may run together: SLIMGPT_GPU_SLOTS, else one for each NVIDIA GPU, else one."""
-    asked = os.environ.get("SLIMGPT_GPU_SLOTS", "")
-    return int(asked) if asked else max(1, sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*")))
+    slots = os.environ.get("SLIMGPT_GPU_SLOTS", "")
+    return int(slots) if slots else max(1, sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*")))

@@ -17,7 +17,7 @@ from deploy.serving.server import check_port, log_tail, session_members
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
-_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # this machine is asked, no proxy
+_direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine's own servers
 
 
 @dataclass(frozen=True)

@@ -14,26 +14,26 @@ PROBE_SECONDS = 5.0
 
 
 @cache
-def hub_unreachable() -> str:
-    """Why the hub cannot be used: one line, or "" where it can. Asked once a process, answered within PROBE_SECONDS."""
+def hub_obstacle() -> str:
+    """What keeps the hub from being used, in one line; "" where it can. Probed once per process, for PROBE_SECONDS."""
     if constants.is_offline_mode():
         return "HF_HUB_OFFLINE is set"
-    answer: list[str] = []
+    outcome: list[str] = []
 
     def ask() -> None:
         try:
             response = get_session().head(constants.ENDPOINT, timeout=PROBE_SECONDS, follow_redirects=True)
-            # Mirrors need not serve their root (404), but a proxy that refuses or a server in trouble is no hub.
+            # Mirrors need not serve their root (404), but a proxy that refuses or a server in trouble is not a hub.
             refused = response.status_code in (401, 403, 407) or response.status_code >= 500
-            answer.append(f"the hub answers with status {response.status_code}" if refused else "")
+            outcome.append(f"the hub answers with status {response.status_code}" if refused else "")
         except Exception as error:  # whatever stands between: DNS, proxy, certificates
-            answer.append(f"the hub does not answer ({type(error).__name__})")
+            outcome.append(f"the hub does not answer ({type(error).__name__})")
 
     # A thread, since the HTTP client's limit does not cover the look-up of the name, which can hang for minutes.
     asking = threading.Thread(target=ask, daemon=True)
     asking.start()
     asking.join(PROBE_SECONDS)
-    return answer[0] if answer else f"the hub does not answer within {PROBE_SECONDS:g} s"
+    return outcome[0] if outcome else f"the hub does not answer within {PROBE_SECONDS:g} s"
 
 
 @contextmanager
@@ -43,7 +43,7 @@ def asking(repo: str, revision: str = "") -> Iterator[bool]:
     Raises:
         FileNotFoundError: in place of whatever the client raises: one line, with the remedy.
     """
-    unreachable = hub_unreachable()
+    unreachable = hub_obstacle()
     try:
         yield bool(unreachable)
     except Exception as error:  # the hub's errors and the HTTP client's share no class
@@ -58,7 +58,7 @@ def _why_not(error: Exception, repo: str, revision: str) -> str:
         case errors.RepositoryNotFoundError():
             return f"the hub has no {repo}, or it is private and HF_TOKEN is not set to a token that may read it"
         case errors.RevisionNotFoundError():
-            return f"{repo} has no revision {revision}: name a branch, a tag or a whole commit hash"
+            return f"{repo} has no revision {revision}: name a branch, a tag or a full commit hash"
         case errors.HfHubHTTPError(response=response) if response.status_code == 401:
             return "the hub does not accept HF_TOKEN (status 401): set a valid token, or unset it"
         case errors.HfHubHTTPError(response=response):
@@ -66,7 +66,7 @@ def _why_not(error: Exception, repo: str, revision: str) -> str:
             later = ": try again later, or set HF_HUB_OFFLINE=1 to use what is in the cache" if passing else ""
             return f"the hub answers with status {response.status_code} for {repo}{later}"
         case errors.HFValidationError():
-            return f"{repo} is no name that the hub allows; it must be org/name"
+            return f"{repo} is not a name that the Hub allows; it must be org/name"
         case errors.LocalEntryNotFoundError() if isinstance(error.__cause__, Exception):
             return _why_not(error.__cause__, repo, revision)
     return f"{type(error).__name__}: {(str(error).splitlines() or [''])[0]}"

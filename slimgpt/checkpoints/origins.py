@@ -69,7 +69,7 @@ def read_config(model: Path) -> PretrainedConfig:
     """The config of the decoder in folder ``model``, as its family writes it.
 
     Raises:
-        ValueError: for a model type that transformers does not know, or a Baichuan that is no LLaMA inside.
+        ValueError: for a model type that transformers does not know, or a Baichuan that is not a LLaMA inside.
     """
     raw = json.loads((model / "config.json").read_text())
     if raw.get("model_type") == "baichuan":

@@ -1,4 +1,4 @@
-"""The checkpoint that comes out: names of its shards, its config, and the step that makes it whole."""
+"""The checkpoint that comes out: names of its shards, its config, and the step that completes it."""
 
 import json
 from itertools import accumulate

@@ -18,7 +18,7 @@ _COMPUTED = ".rotary_emb.inv_freq"
 
 
 class Shards:
-    """The tensors of a checkpoint folder, read one by one; only headers are read before a tensor is asked for.
+    """The tensors of a checkpoint folder, read one by one; only headers are read before a tensor is requested.
 
     Raises:
         ValueError: when the folder holds no safetensors weights, a damaged file or index, or quantised weights.
@@ -93,7 +93,7 @@ class Shards:
         if other:
             hint = (
                 f", but {other}: it was saved from a part of the model or from a wrapper around it; "
-                "save the whole AutoModelForCausalLM with save_pretrained"
+                "save the entire AutoModelForCausalLM with save_pretrained"
             )
         raise ValueError(f"{self.folder} has no tensor {absent}{hint}")
 

@@ -38,10 +38,10 @@ def weight_files(folder: Path) -> list[str]:
     missing = [name for name in names if not (folder / name).is_file()]
     if names == [SINGLE] == missing:
         kinds = ("*.bin", "*.pt", "*.pth", "*.gguf", "*.safetensors")
-        found = sorted(path.name for kind in kinds for path in folder.glob(kind))
+        names = sorted(path.name for kind in kinds for path in folder.glob(kind))
         raise ValueError(
             f"{folder} holds no safetensors weights"
-            + (f" that transformers would load, only {found[0]}" if found else "")
+            + (f" that transformers would load, only {names[0]}" if names else "")
             + (f"; convert it: {conversion(str(folder), folder.resolve().name)}" if (*folder.glob("*.bin"),) else "")
         )
     if missing:
@@ -50,7 +50,7 @@ def weight_files(folder: Path) -> list[str]:
 
 
 def refuse_adapter(folder: Path) -> None:
-    """A LoRA adapter is no model, and transformers would add it to the weights beside it.
+    """A LoRA adapter is not a model, and transformers would add it to the weights beside it.
 
     Raises:
         ValueError: when the folder holds one.
@@ -88,6 +88,6 @@ def header(path: Path) -> dict[str, tuple[list[int], str, int]]:
         with path.open("rb") as raw:
             pointer = raw.read(19) == b"version https://git"
         remedy = "it is a pointer of git-lfs: run git lfs pull" if pointer else f"{error}; download or copy it again"
-        raise ValueError(f"{path} is no whole safetensors file ({remedy})") from None
+        raise ValueError(f"{path} is not a complete safetensors file ({remedy})") from None
     entries.pop("__metadata__", None)
     return {name: (e["shape"], e["dtype"], start + e["data_offsets"][0]) for name, e in entries.items()}

@@ -43,7 +43,7 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
         seed: of the order.
 
     Raises:
-        ValueError: when the text has fewer tokens than asked for.
+        ValueError: when the text has fewer tokens than requested.
     """
     length = PASSAGE_BLOCKS * seq_len
     passages = [

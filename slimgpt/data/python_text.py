@@ -55,10 +55,10 @@ def _docstrings(path: Path) -> list[str]:
             tree = ast.parse(path.read_bytes())
     except (OSError, SyntaxError, ValueError):
         return []  # a template or a deliberately broken file: there is no docstring to read
-    found = []
+    texts = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text and len(text) >= MIN_DOCSTRING_CHARS:
-                found.append(text.strip())
-    return found
+                texts.append(text.strip())
+    return texts

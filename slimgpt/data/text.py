@@ -13,7 +13,7 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Literal
 
-from slimgpt.checkpoints.hub import asking, hub_unreachable
+from slimgpt.checkpoints.hub import asking, hub_obstacle
 from slimgpt.data import python_text
 
 DATA_VARIABLE = "SLIMGPT_DATA"
@@ -61,7 +61,7 @@ class TextSource:
 
     Args:
         name: short name, part of metric names: "c4", "wikitext2", "python", or the file's name.
-        documents: the text; one string holds a whole document, or a whole file that is one stream.
+        documents: the text; one string holds an entire document, or an entire file that is one stream.
         sha256: over the documents, joined by a NUL character; of one document that is its file's own sum.
         origin: "file" (named by the user), "local data" (SLIMGPT_DATA), "hub" or "python".
     """
@@ -140,7 +140,7 @@ def _at_hand(data: _OnHub) -> bool:
     from huggingface_hub import try_to_load_from_cache
 
     cached = try_to_load_from_cache(data.repo, data.path, revision=data.revision, repo_type="dataset")
-    return isinstance(cached, str) or not hub_unreachable()
+    return isinstance(cached, str) or not hub_obstacle()
 
 
 def _data_set(data: _OnHub) -> TextSource:
@@ -201,7 +201,7 @@ def _read(path: Path) -> list[str]:
 
 def _decoded(data: bytes, place: str) -> str:
     try:
-        return data.decode("utf-8-sig")  # some editors begin a file with a BOM, which is no text
+        return data.decode("utf-8-sig")  # some editors begin a file with a BOM, which is not text
     except UnicodeDecodeError as error:
         raise ValueError(f"{place} is not UTF-8 text (byte {error.start}); convert it first") from None
 

@@ -23,21 +23,21 @@ from torch import Tensor
 Place = Literal["device", "host", "disk"]
 
 
-def choose_place(asked: str, device: torch.device, need: int) -> Place:
+def choose_place(setting: str, device: torch.device, need: int) -> Place:
     """Where activations go; on a CPU, device and host are the same.
 
     Args:
-        asked: ``auto``, ``device``, ``host`` or ``disk``. ``auto`` is the device where it has room, else the host.
+        setting: ``auto``, ``device``, ``host`` or ``disk``. ``auto`` is the device where it has room, else the host.
         device: where the run computes.
-        need: bytes of device memory that the whole run needs with its activations on the device.
+        need: bytes of device memory that the run needs with its activations on the device.
     """
-    if asked == "disk":
+    if setting == "disk":
         return "disk"
     if device.type != "cuda":
         return "device"
-    if asked == "auto":
+    if setting == "auto":
         return "device" if need <= torch.cuda.mem_get_info(device)[0] else "host"
-    return "host" if asked == "host" else "device"
+    return "host" if setting == "host" else "device"
 
 
 class Blocks:
@@ -93,7 +93,7 @@ class HostBlocks(Blocks):
 class DiskBlocks(Blocks):
     """Blocks in a memory-mapped file without a name: its space is free again when the process ends, however it ends.
 
-    A thread moves them, in the order asked for, and lets go of each page once it is copied, so that they do not count
+    A thread moves them, in the order requested, and lets go of each page once it is copied, so that they do not count
     as memory of the process.
 
     Args:

@@ -20,7 +20,7 @@ IMPORTS = 600 << 20  # resident memory of a process that has touched no model ye
 CUDA_HOST = 2 << 30  # the same with CUDA's libraries and its context
 SOLVE_ITEM = SOLVE_DTYPE.itemsize
 # Shares of the rate of one large product that a decoder layer and a solve reach: norms, softmax and elementwise work
-# are not counted as operations, and factorisations are no products. From SmolLM2 on a CPU (benchmarks/RESULTS.md).
+# are not counted as operations, and factorisations are not products. From SmolLM2 on a CPU (benchmarks/RESULTS.md).
 FORWARD_SHARE = 0.65
 SOLVE_SHARE = 0.55
 

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class Job:
-    """A model and what is asked of it, checked against each other; nothing heavy has been read yet.
+    """A model and its config, checked against each other; nothing heavy has been read yet.
 
     Raises:
         ValueError: for an unsupported, quantised or incomplete model, or a ratio that these options cannot reach.

@@ -22,7 +22,7 @@ from slimgpt.usage import return_freed_memory
 
 
 class _Stop(nn.Module):
-    """Stands where a projection was: remembers its input, answers zeros of the projection's width."""
+    """Stands where a projection was: remembers its input, returns zeros of the projection's width."""
 
     def __init__(self, out_features: int):
         super().__init__()
@@ -34,14 +34,14 @@ class _Stop(nn.Module):
 
 
 class _Given(nn.Module):
-    """Stands where attention or the MLP was: answers what has already been computed."""
+    """Stands where attention or the MLP was: returns what has already been computed."""
 
-    def __init__(self, answer: Any):
+    def __init__(self, result: Any):
         super().__init__()
-        self.answer = answer
+        self.result = result
 
     def forward(self, *_: Any, **__: Any) -> Any:
-        return self.answer
+        return self.result
 
 
 class _Recorder(nn.Module):
@@ -84,7 +84,7 @@ class LayerPass:
     def _run(self, x_BTD: Tensor, **parts: nn.Module) -> Tensor:
         with _standing_in(self.layer, **parts):
             out = self.layer(x_BTD, **self._kwargs[x_BTD.shape[0]])
-        # transformers 5 layers answer a tensor; indexing it would silently drop sequences
+        # transformers 5 layers return a tensor; indexing it would silently drop sequences
         assert isinstance(out, Tensor)
         return out
 
@@ -102,7 +102,7 @@ class LayerPass:
         return stop.seen
 
     def narrow(self, channels_K: Tensor) -> None:
-        """Keep only these FFN channels: from now on ``channel_activations`` answers ``[B, T, K]``."""
+        """Keep only these FFN channels: from now on ``channel_activations`` returns ``[B, T, K]``."""
         for name, units in self.family.rows.items():
             if "channel" not in units:
                 continue

@@ -31,10 +31,10 @@ class FinishedLayer:
 
 
 class OutputFolder:
-    """Owns OUT. Everything in it is written whole or not at all.
+    """Owns OUT. Everything in it is complete or absent.
 
     Raises:
-        FileExistsError: when OUT holds something that is no pruning, or a pruning that differs; the message names what.
+        FileExistsError: when OUT holds something that is not a pruning, or another pruning; the message names what.
     """
 
     def __init__(self, out: Path, job: Job, calibration: Calibration, ranks: int = 1):
@@ -58,8 +58,8 @@ class OutputFolder:
                 self.journal.rewrite([header, *self.entries.values()])
 
     def _header(self, calibration: Calibration) -> dict[str, Any]:
-        """What the result depends on, to the bit: two runs with the same header give the same files."""
-        asked = self.job.config.to_dict()
+        """What the result depends on, bit for bit: two runs with the same header give the same files."""
+        config = self.job.config.to_dict()
         return {
             "format": FORMAT,
             "model": self.job.shards.digest(),
@@ -69,7 +69,7 @@ class OutputFolder:
             "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,  # sums are split among them,
             "processes": self.ranks,  # and among these
             "torch": torch.__version__,
-            **{f"config.{key}": value for key, value in asked.items() if key not in _NAMED_BY_ITS_EFFECT},
+            **{f"config.{key}": value for key, value in config.items() if key not in _NAMED_BY_ITS_EFFECT},
         }
 
     def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
@@ -115,7 +115,7 @@ class OutputFolder:
         self._write(f"layer {i}", i + 1, named, report=asdict(report))
 
     def finish_rest(self) -> None:
-        """Everything that is no decoder layer: embeddings, final norm, output head (unless tied)."""
+        """Write everything that is not in a decoder layer: embeddings, final norm, output head (unless tied)."""
         before, after = self.job.rest_names()
         for part, index, names in (("before", 0, before), ("after", len(self.job.shapes) + 1, after)):
             if part not in self.entries:

@@ -26,7 +26,7 @@ class PrunePlan:
             case.
         memory_bytes, disk_bytes: estimated peak memory, and disk that the run needs.
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
-            reading the calibration text is not part of it. None where it was not asked for.
+            reading the calibration text is not part of it. None where it was not requested.
         missing: one line each; empty when pruning could start.
         tokens: the calibration tokens that were made for it, for ``prune``; None where they are missing.
     """

@@ -41,7 +41,7 @@ def prune(
     Args:
         model: dense (or already pruned) checkpoint with safetensors.
         out: where the pruned checkpoint goes.
-        config: what is asked.
+        config: how it is pruned.
         calibration: token ids to use instead of those that ``config.calibration`` names.
         on_layer: called after each layer, on every process, with its report and the number of layers.
 

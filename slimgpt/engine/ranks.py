@@ -64,7 +64,7 @@ class Ranks:
                 raise other
 
     def from_first(self, decide: Callable[[], T]) -> T:
-        """What the first rank's ``decide`` answers; it is called there only.
+        """What ``decide`` returns on the first rank; it is called there only.
 
         Raises:
             BaseException: on every rank, what it raised.
@@ -72,19 +72,19 @@ class Ranks:
         """
         if self.count == 1:
             return decide()
-        said: list[Any] = [None, None]
+        sent: list[Any] = [None, None]
         failed: BaseException | None = None
         if self.first:
             try:
-                said[0] = decide()
+                sent[0] = decide()
             except BaseException as error:
                 failed = error
-                said[1] = _portable(error)
-        self._meet(dist.broadcast_object_list, said, src=0)
-        if failed is not None or said[1] is not None:
-            raise failed or said[1]
-        answer: T = said[0]
-        return answer
+                sent[1] = _portable(error)
+        self._meet(dist.broadcast_object_list, sent, src=0)
+        if failed is not None or sent[1] is not None:
+            raise failed or sent[1]
+        result: T = sent[0]
+        return result
 
     def gather(self, value: T) -> list[T]:
         """Every rank's ``value``, on every rank.

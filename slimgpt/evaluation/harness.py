@@ -9,7 +9,8 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -38,13 +39,13 @@ class EvalResult:
     Args:
         model: the folder's name.
         metrics: flat, e.g. "wikitext2/perplexity", "hellaswag/acc_norm", "hellaswag/acc_norm_stderr".
-        perplexity: in full, or None where it was not asked for.
-        results: lm-eval's own JSON without facts about the machine; {} where no task was asked for.
+        perplexity: in full, or None where it was not requested.
+        results: lm-eval's own JSON without facts about the machine; {} where no task was requested.
         texts: the data behind the figures.
         config: the EvalConfig's fields, with the tasks that "auto" became.
         device: the kind of device, e.g. "cpu" or "cuda".
         dtype: the model's dtype, e.g. "float32".
-        seconds: the whole evaluation, loading included.
+        seconds: the entire evaluation, loading included.
         versions: of torch, transformers and lm_eval.
     """
 
@@ -95,7 +96,7 @@ def evaluate(
     Raises:
         ValueError, FileNotFoundError: an unknown task, data that cannot be had, a folder without a model, a device that
             this machine lacks, or what ``perplexity`` refuses.
-        ModuleNotFoundError: tasks are asked for and lm-eval is not installed.
+        ModuleNotFoundError: tasks are requested and lm-eval is not installed.
     """
     start, config, say = time.perf_counter(), config or EvalConfig(), on_progress or (lambda _: None)
     folder = Path(model_folder)
@@ -193,10 +194,15 @@ def _run_tasks(
         device=str(model.device),
         add_bos_token=add_bos,
     )
-    # Samples are asked for to make lm-eval's task hashes, which prove that two runs saw the same documents and prompts.
-    raw = lm_eval.simple_evaluate(
-        model=lm, tasks=list(tasks.values()), limit=config.limit or None, batch_size=config.batch_size, log_samples=True
-    )
+    # Samples are requested to make lm-eval's task hashes, which prove that two runs saw the same documents and prompts.
+    with _no_git_hash():
+        raw = lm_eval.simple_evaluate(
+            model=lm,
+            tasks=list(tasks.values()),
+            limit=config.limit or None,
+            batch_size=config.batch_size,
+            log_samples=True,
+        )
     raw["task_hashes"] = {
         task: hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
         for task, rows in raw["samples"].items()
@@ -211,6 +217,18 @@ def _run_tasks(
             definition["metadata"]["config_source"] = f"lm_eval/tasks/{LOCAL_TASKS[task].definition}"
     folders = [str(scratch), str(Path(lm_eval.__file__).parents[1]), *([str(data)] if (data := local_data()) else [])]
     return _without_folders(json.loads(json.dumps(raw, default=handle_non_serializable)), folders)  # type: ignore[no-any-return]
+
+
+@contextmanager
+def _no_git_hash() -> Iterator[None]:
+    """lm-eval asks git about the current folder, whose "fatal: not a git repository" would reach the user."""
+    from lm_eval import evaluator
+
+    ask_git, evaluator.get_git_commit_hash = evaluator.get_git_commit_hash, str
+    try:
+        yield
+    finally:
+        evaluator.get_git_commit_hash = ask_git
 
 
 def _without_folders(value: Any, folders: list[str]) -> Any:

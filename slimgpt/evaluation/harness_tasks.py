@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from slimgpt.checkpoints.hub import hub_unreachable
+from slimgpt.checkpoints.hub import hub_obstacle
 from slimgpt.data import python_text
 from slimgpt.data.text import DATA_VARIABLE, local_data
 
@@ -73,7 +73,7 @@ def choose_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
     for name in names:
         if name == "auto":
             local = [task for task in PAPER_TASKS if _local_file(task)]
-            reachable = len(local) < len(PAPER_TASKS) and not hub_unreachable()
+            reachable = len(local) < len(PAPER_TASKS) and not hub_obstacle()
             chosen += PAPER_TASKS if reachable else local or [CONTINUATION]
         else:
             chosen.append(name)
@@ -103,14 +103,14 @@ def load_tasks(names: tuple[str, ...], folder: Path) -> tuple[dict[str, Any], tu
     at_hand = {name: _write_task(name, folder) for name in (*LOCAL_TASKS, CONTINUATION) if name in names}
     used = [data for data in at_hand.values() if data]
     others = [name for name in names if not at_hand.get(name)]
-    # lm-eval reads thousands of YAML files to learn its own tasks; it need not where all that is asked for is here.
+    # lm-eval reads thousands of YAML files to learn its own tasks: not necessary where all requested ones are here.
     manager = TaskManager(include_path=str(folder), include_defaults=bool(others))
     for name in others:
         if name not in manager.all_tasks:
             raise ValueError(_unknown(name, manager.all_tasks))
     loaded: dict[str, Any] = manager.load([name for name in names if name not in others])["tasks"] if used else {}
     for name in others:
-        reason = hub_unreachable()
+        reason = hub_obstacle()
         try:
             if reason and reason != "HF_HUB_OFFLINE is set":  # set: the cache is asked, without retries
                 raise ConnectionError(reason)
@@ -207,8 +207,8 @@ def _prose(document: str) -> list[str]:
     """The words of a document's running text: paragraphs that are mostly words, without tables, code and headings."""
     words: list[str] = []
     for paragraph in document.split("\n\n"):
-        found = paragraph.split()
-        plain = [word for word in found if word.strip(".,;:()'\"").isalpha()]
-        if len(found) >= 12 and len(plain) >= 0.8 * len(found):
-            words += found
+        all_words = paragraph.split()
+        plain = [word for word in all_words if word.strip(".,;:()'\"").isalpha()]
+        if len(all_words) >= 12 and len(plain) >= 0.8 * len(all_words):
+            words += all_words
     return words

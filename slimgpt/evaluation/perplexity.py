@@ -29,7 +29,7 @@ class PerplexityResult:
         seq_len: tokens in a block.
         text: the text's name; ``origin`` and ``sha256`` as in TextSource.
         origin: where the text was from.
-        sha256: of the whole text, the part that ``blocks`` leaves out included.
+        sha256: of the entire text, the part that ``blocks`` leaves out included.
         block_nats: each block's mean negative log-likelihood per token.
     """
 
@@ -59,8 +59,8 @@ def ratio_interval(dense: PerplexityResult, pruned: PerplexityResult) -> tuple[f
 
     None where there is one block, or the two were not measured on the same blocks (two tokenizers).
     """
-    asked = [(result.sha256, result.blocks, result.seq_len) for result in (dense, pruned)]
-    if dense.blocks < 2 or asked[0] != asked[1]:
+    measured = [(result.sha256, result.blocks, result.seq_len) for result in (dense, pruned)]
+    if dense.blocks < 2 or measured[0] != measured[1]:
         return None
     differences = [p - d for d, p in zip(dense.block_nats, pruned.block_nats, strict=True)]
     mean, half = statistics.mean(differences), 1.96 * statistics.stdev(differences) / math.sqrt(dense.blocks)

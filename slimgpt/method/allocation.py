@@ -248,10 +248,10 @@ def _with(shape: LayerShape, heads: int, kv_heads: int, width: int) -> LayerShap
 
 def _reachable(config: PruneConfig, dense: HeadLayout, limit: float) -> list[HeadLayout]:
     """Every layout that removals of units within ``limit`` parameters can lead to, the dense one first."""
-    found = [dense]
-    for left in found:  # it grows meanwhile
+    layouts = [dense]
+    for left in layouts:  # it grows meanwhile
         for unit in _units(config, left):
             after = _without(left, unit)
-            if dense.parameters - after.parameters <= limit and after not in found:
-                found.append(after)
-    return found
+            if dense.parameters - after.parameters <= limit and after not in layouts:
+                layouts.append(after)
+    return layouts

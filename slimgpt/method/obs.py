@@ -76,7 +76,7 @@ class Gram:
         self.tokens += x_TD.shape[0]
 
     def finish(self) -> Tensor:
-        """The whole symmetric H ``[D, D]`` in SOLVE_DTYPE, handed over: the accumulator is empty afterwards.
+        """The full symmetric H ``[D, D]`` in SOLVE_DTYPE, handed over: the accumulator is empty afterwards.
 
         Raises:
             ValueError: when an activation was NaN or infinite.
@@ -158,8 +158,8 @@ class Elimination:
 
     Removing S changes ``W -> W - W_S (P_SS)^-1 P_S,:`` and ``P -> P - P_:,S (P_SS)^-1 P_S,:``, both exactly. With
     ``P_SS = L L^T`` and ``B_S = L^-1 P_S,:`` the second is ``P - B_S^T B_S``: so P is left as it came, the rows B_S are
-    kept, and only the parts of the present P that are asked for are computed. This is the Cholesky factorisation of P
-    in the order of the removals. Columns keep their index to the end; those that are gone must not be asked for.
+    kept, and only the requested parts of the present P are computed. This is the Cholesky factorisation of P
+    in the order of the removals. Columns keep their index to the end; removed ones must not be requested.
 
     Nothing here makes the CPU wait for a GPU.
 
@@ -240,7 +240,7 @@ def refit(W_OD: Tensor, H_DD: Tensor, shift: float, kept_K: Tensor, dtype: torch
     H_KK = H_DD[kept_K[:, None], kept_K]
     H_KK.diagonal().add_(shift)
     L_KK = torch.linalg.cholesky(H_KK)
-    del H_KK  # L L^T will do: a third matrix of this size would be the peak of the whole run
+    del H_KK  # L L^T will do: a third matrix of this size would be the peak of the run
     WH_OD = W_OD @ H_DD
     WH_OK = WH_OD[:, kept_K]
     solved_KO = torch.linalg.solve_triangular(L_KK, (WH_OK + shift * W_OD[:, kept_K]).T, upper=False)
@@ -249,5 +249,5 @@ def refit(W_OD: Tensor, H_DD: Tensor, shift: float, kept_K: Tensor, dtype: torch
     rounded_OK = W_OK.to(dtype)
     W_OK = rounded_OK.to(W_OD.dtype)
     quadratic = (W_OK @ L_KK).square().sum() - shift * W_OK.square().sum()
-    whole, rest = torch.stack([(WH_OD * W_OD).sum(), quadratic - 2 * (WH_OK * W_OK).sum()]).tolist()
-    return rounded_OK, max(0.0, whole + rest) / whole if whole > 0 else 0.0
+    total, rest = torch.stack([(WH_OD * W_OD).sum(), quadratic - 2 * (WH_OK * W_OK).sum()]).tolist()
+    return rounded_OK, max(0.0, total + rest) / total if total > 0 else 0.0

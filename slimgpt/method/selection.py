@@ -114,7 +114,7 @@ def head_path(
 def _cheapest_unit(
     alive_GM: Tensor, heads: int, kv_heads: int, columns_NH: Tensor, score: Callable[[Tensor], Tensor]
 ) -> Tensor:
-    """Error of the cheapest unit of this size, then its query heads: whole numbers are exact as floats.
+    """Error of the cheapest unit of this size, then its query heads: integers are exact as floats.
 
     The error is not a number where that of any head or group is not: it cannot be said which is the cheapest.
     """
@@ -169,7 +169,7 @@ def channel_path(
         name: what is pruned, for messages.
 
     Raises:
-        ValueError: when H is so ill-conditioned that errors are no numbers any more.
+        ValueError: when H is so ill-conditioned that errors are not numbers any more.
     """
     elimination = obs.Elimination(W_OD, P_DD, capacity=count)
     order: list[Tensor] = []

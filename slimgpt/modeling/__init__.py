@@ -25,12 +25,12 @@ def register() -> None:
 
 def _own_class(module: ModuleType, ending: str) -> Any:
     """The one class of ``module`` itself, not of what it imports, whose name ends so."""
-    (found,) = (
+    (own_class,) = (
         value
         for name, value in vars(module).items()
         if name.endswith(ending) and getattr(value, "__module__", "") == module.__name__
     )
-    return found
+    return own_class
 
 
 register()

@@ -41,10 +41,10 @@ def check_disk(wanted: list[tuple[PrunePlan, RunFolder]], config: RegistryConfig
     for place, parts in needs.items():
         free, need = shutil.disk_usage(place).free, sum(parts.values()) + SMALL_FILES
         if free < need:
-            told = ", ".join(f"{size / 1e9:.2f} GB {part}" for part, size in parts.items())
+            listed = ", ".join(f"{size / 1e9:.2f} GB {part}" for part, size in parts.items())
             raise OSError(
                 f"the disk of {place} has {free / 1e9:.2f} GB free; this run needs {need / 1e9:.2f} GB more there "
-                f"({told}); free some, or choose another folder for the runs"
+                f"({listed}); free some, or choose another folder for the runs"
             )
 
 
@@ -56,7 +56,7 @@ def _missing(planned: PrunePlan, folder: RunFolder) -> int:
 
 
 def _links(folder: Path) -> bool:
-    """Whether files in ``folder`` can have a second name, so that a bundle is no second copy."""
+    """Whether files in ``folder`` can have a second name, so that a bundle is not a second copy."""
     with tempfile.TemporaryDirectory(dir=folder, prefix=".links-") as scratch:
         first = Path(scratch) / "first"
         first.touch()

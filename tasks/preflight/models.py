@@ -16,9 +16,9 @@ from tasks.retrying import ON_NETWORK_FAULTS
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model, where its files are, and the sha256 over them."""
+    """A model as the user named it, where its files are, and the sha256 over them."""
 
-    asked: str
+    name: str
     folder: Path
     digest: str
 

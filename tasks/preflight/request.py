@@ -7,7 +7,7 @@ from pathlib import Path
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness_tasks import DataUsed, choose_tasks, load_tasks
@@ -21,11 +21,11 @@ class Preflight:
     """What is known before the work starts.
 
     Attributes:
-        serving: empty where vLLM can serve here, else one line: why not, and what would make it work.
+        serving_obstacle: what keeps vLLM from serving here, in one line with the remedy; empty where it can.
         data: that the evaluation uses.
     """
 
-    serving: str
+    serving_obstacle: str
     data: tuple[DataUsed, ...] = ()
 
 
@@ -46,10 +46,10 @@ def check_request(name: str, evaluation: EvalConfig, workspace: Workspace) -> Pr
         text = perplexity_text(evaluation.perplexity)
         data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)
     open_client(workspace)
-    reason = vllm_available()
-    if reason:
-        get_run_logger().warning("serving steps will be skipped: %s", reason)
-    return Preflight(reason, data)
+    obstacle = vllm_obstacle()
+    if obstacle:
+        get_run_logger().warning("serving steps will be skipped: %s", obstacle)
+    return Preflight(obstacle, data)
 
 
 def check_writable(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The MLflow side that needs no Prefect: a client that answers within seconds, and models fetched by URI."""
+"""A client of MLflow that responds within seconds, the tables of a local database, aliases, artifact folders."""
 
 import contextlib
 import logging
@@ -45,7 +45,7 @@ def make_database(uri: str) -> None:
     """Make MLflow's tables, all or none: MLflow takes a hundred steps, and cannot go on where it was killed in them.
 
     Args:
-        uri: where it is no SQLite file, or the file is there, nothing is done.
+        uri: nothing is done unless it names an SQLite file that does not exist.
 
     Raises:
         OSError: when there can be no such file.
@@ -104,8 +104,8 @@ def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None
 
 def artifact_folder(client: MlflowClient, experiment: str, workspace: Workspace) -> Path | None:
     """The folder of this machine that takes the files of ``experiment``; None where a server or a store does."""
-    if (found := client.get_experiment_by_name(experiment)) is not None:
-        return local_folder(found.artifact_location)
+    if (existing := client.get_experiment_by_name(experiment)) is not None:
+        return local_folder(existing.artifact_location)
     served = workspace.tracking_uri.startswith(("http:", "https:"))
     return None if served else workspace.mlflow_artifacts
 

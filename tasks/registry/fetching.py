@@ -21,28 +21,28 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
     """The Hugging Face folder of ``models:/NAME@alias``, ``models:/NAME/3``, ``models:/m-ID`` or ``runs:/ID``.
 
     Where the artifact store is a folder of this machine, its own folder is returned: nothing is copied. Otherwise the
-    files are downloaded once, under a temporary name until they are whole. Every time they are compared with the
+    files are downloaded once, under a temporary name until they are complete. Every time they are compared with the
     checksum that was registered.
 
     Raises:
         ValueError: when the URI is none of these.
-        FileNotFoundError: when there is no such model, version or alias, or it is not whole.
+        FileNotFoundError: when there is no such model, version or alias, or it is incomplete.
         ConnectionError: when the server does not answer.
         OSError: when a file is not the one that was registered.
     """
     workspace = workspace or Workspace.at()
-    found = MODEL_URI.fullmatch(uri)
-    if not found or (found["scheme"] == "models" and not re.search(r"@.|/.|^m-", found["rest"])):
+    match = MODEL_URI.fullmatch(uri)
+    if not match or (match["scheme"] == "models" and not re.search(r"@.|/.|^m-", match["rest"])):
         raise ValueError(f"{uri!r} names no model; use models:/NAME@challenger, models:/NAME/1 or runs:/RUN_ID")
     client = open_client(workspace)
     try:
-        model = _logged_model(client, found["scheme"], found["rest"].strip("/"))
+        model = _logged_model(client, match["scheme"], match["rest"].strip("/"))
     except MlflowException as error:
         raise FileNotFoundError(
             f"{uri}: {str(error).splitlines()[0].rstrip('.')}; see the registry's list of models"
         ) from None
     if model.status != LoggedModelStatus.READY:
-        raise FileNotFoundError(f"{uri} is not whole (its status is {model.status}): its registration did not finish")
+        raise FileNotFoundError(f"{uri} is incomplete (its status is {model.status}): its registration did not finish")
     if LOCATION in model.tags:
         folder = Path(model.tags[LOCATION])
         if not folder.is_dir():
@@ -64,9 +64,9 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
 def _verify(uri: str, folder: Path, registered: str) -> None:
     if not registered:
         logging.getLogger(__name__).warning("%s was registered without a checksum: its files are not verified", uri)
-    elif (found := folder_sha256(folder)) != registered:
+    elif (actual := folder_sha256(folder)) != registered:
         raise OSError(
-            f"{uri}: the files in {folder} are not those that were registered (sha256 {found[:12]}, registered "
+            f"{uri}: the files in {folder} are not those that were registered (sha256 {actual[:12]}, registered "
             f"{registered[:12]}); register it again, or, where it is a download, remove the folder to fetch it again"
         )
 
@@ -97,9 +97,11 @@ def _download(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{model.model_id}-"))
     try:
         uri = f"{model.artifact_location}/{MODEL_PATH}"
-        whole = Path(download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri))
+        downloaded = Path(
+            download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri)
+        )
         try:
-            whole.rename(folder)
+            downloaded.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was quicker
                 raise

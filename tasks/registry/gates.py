@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from slimgpt.config import check_limits, option
+from slimgpt.evaluation.metrics import percent, quoted_metrics
 
-# Settings that change no figure, only how surely or how fast it is found.
+# Settings that change no figure, only its precision or the time it takes.
 # What was measured is known by the metrics' names.
 _NO_MATTER = (
     *("evaluation.batch_size", "evaluation.tasks", "evaluation.perplexity"),
@@ -24,20 +25,20 @@ class GateConfig:
     """
 
     max_perplexity_ratio: float = option(
-        2.5, "Perplexity over that of the dense model of the same run; 0: not asked.", ge=0
+        2.5, "Perplexity over that of the dense model of the same run; 0: no limit.", ge=0
     )
     min_accuracy_retention: float = option(
-        0.8, "Mean accuracy over that of the dense model of the same run; 0: not asked.", ge=0
+        0.8, "Mean accuracy over that of the dense model of the same run; 0: no limit.", ge=0
     )
-    min_speedup: float = option(1.0, "Output throughput over that of the dense model; 0: not asked.", ge=0)
+    min_speedup: float = option(1.0, "Output throughput over that of the dense model; 0: no limit.", ge=0)
     champion_max_perplexity_ratio: float = option(
-        1.1, "Perplexity over that of the version that has the alias now; 0: not asked.", ge=0
+        1.1, "Perplexity over that of the version that has the alias now; 0: no limit.", ge=0
     )
     champion_min_accuracy_retention: float = option(
-        0.95, "Mean accuracy over that of the version that has the alias now; 0: not asked.", ge=0
+        0.95, "Mean accuracy over that of the version that has the alias now; 0: no limit.", ge=0
     )
     champion_min_speedup: float = option(
-        0.9, "Output throughput over that of the version that has the alias now; 0: not asked.", ge=0
+        0.9, "Output throughput over that of the version that has the alias now; 0: no limit.", ge=0
     )
 
     def __post_init__(self) -> None:
@@ -67,9 +68,8 @@ class Figures:
 
     @property
     def accuracies(self) -> list[str]:
-        """One metric a task: acc_norm where the task defines it, else acc."""
-        tasks = [name.rsplit("/", 1)[0] for name in self.pruned if name.endswith("/acc")]
-        return [f"{task}/acc_norm" if f"{task}/acc_norm" in self.pruned else f"{task}/acc" for task in tasks]
+        """The metric that is quoted for each task."""
+        return list(quoted_metrics(self.pruned).values())
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ class Gate:
 
     Args:
         name: the field of GateConfig.
-        limit: as asked.
+        limit: of the config.
         value: as measured; None where it could not be judged.
         problem: empty where it is passed, else why not and by how much.
     """
@@ -94,20 +94,20 @@ class Gate:
 
 
 def judge(candidate: Figures, champion: Figures | None, config: GateConfig) -> list[Gate]:
-    """Every gate that is asked for, passed or not. A figure that is missing or not comparable does not pass."""
-    found = []
+    """Judge every gate that has a limit. A figure that is missing or not comparable does not pass."""
+    gates = []
     for name, value in _measured(candidate, champion):
         limit = getattr(config, name)
         if limit == 0:
             continue
         if isinstance(value, str):
-            found.append(Gate(name, limit, None, f"{value}; measure it, or set {name} to 0"))
+            gates.append(Gate(name, limit, None, f"{value}; measure it, or set {name} to 0"))
         elif name.endswith("max_perplexity_ratio"):
-            found.append(at_most(name, limit, value))
+            gates.append(at_most(name, limit, value))
         else:
             under = f"{value:.4f}, {limit - value:.4f} below the limit {limit:g}"
-            found.append(Gate(name, limit, value, under if value < limit else ""))
-    return found
+            gates.append(Gate(name, limit, value, under if value < limit else ""))
+    return gates
 
 
 def at_most(name: str, limit: float, value: float) -> Gate:
@@ -140,8 +140,12 @@ def _measured(new: Figures, old: Figures | None) -> Iterator[tuple[str, float | 
 def _ratio(ours: dict[str, float], theirs: dict[str, float], names: list[str], what: str) -> float | str:
     if not names or not all(name in ours and name in theirs for name in names):
         return f"no {what} was measured"
-    below = statistics.mean(theirs[name] for name in names)
-    return statistics.mean(ours[name] for name in names) / below if below else f"the {what} to compare with is 0"
+    below = statistics.mean(percent(name, theirs[name]) for name in names)
+    return (
+        statistics.mean(percent(name, ours[name]) for name in names) / below
+        if below
+        else f"the {what} to compare with is 0"
+    )
 
 
 def _speed(new: Figures, old: Figures) -> float | str:
@@ -154,7 +158,7 @@ def _speed(new: Figures, old: Figures) -> float | str:
 
 
 def _difference(new: Figures, old: Figures, *kinds: str) -> str:
-    """In what the two were measured differently, or an empty string; a setting that only one knows is no difference."""
+    """What differs in how the two were measured, or an empty string; a setting that only one has does not count."""
     for name in sorted(new.settings.keys() & old.settings.keys()):
         if name.startswith(kinds) and name not in _NO_MATTER and new.settings[name] != old.settings[name]:
             return f"it was measured with another {name} ({old.settings[name]}, here {new.settings[name]})"

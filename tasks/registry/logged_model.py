@@ -37,7 +37,7 @@ def upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path,
         (marker / "config.json").write_text("{}")
         description = Model(run_id=run_id, model_uuid=model_id, model_id=model_id)
         # Recorded, since MLflow puts a filter of its own before any that is set here.
-        with warnings.catch_warnings(record=True) as told:
+        with warnings.catch_warnings(record=True) as recorded:
             pyfunc.save_model(
                 path=str(skeleton),
                 python_model=str(Path(__file__).with_name("pyfunc_model.py")),
@@ -48,7 +48,7 @@ def upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path,
                 input_example=[EXAMPLE],
                 pip_requirements=needs,
             )
-        for one in told:
+        for one in recorded:
             if "ype hint" not in str(one.message):  # the signature is given
                 warnings.warn_explicit(one.message, one.category, one.filename, one.lineno)
         _forget_places(skeleton, description, "" if copy else str(folder.absolute()))

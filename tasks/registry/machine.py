@@ -1,4 +1,4 @@
-"""System metrics of a whole flow: MLflow's own monitors, kept in memory until there is a run to log them to.
+"""System metrics of an entire flow: MLflow's own monitors, kept in memory until there is a run to log them to.
 
 MLflow's sampler needs a run from the start, and a run that is made first is left half-filled by whatever stops the
 flow. Here a run is made when everything is there.
@@ -33,12 +33,12 @@ class MachineWatch:
 
     def look(self) -> None:
         """Take one sample."""
-        now, found = int(time.time() * 1000), []
+        now, figures = int(time.time() * 1000), []
         for monitor in self._monitors:
             monitor.collect_metrics()
-            found += [(f"system/{name}", float(value)) for name, value in monitor.aggregate_metrics().items()]
+            figures += [(f"system/{name}", float(value)) for name, value in monitor.aggregate_metrics().items()]
             monitor.clear_metrics()
-        self.samples.append([Metric(name, value, now, 0) for name, value in found])
+        self.samples.append([Metric(name, value, now, 0) for name, value in figures])
         if len(self.samples) >= MOST:
             self.samples, self.seconds = self.samples[::2], self.seconds * 2
 
@@ -53,10 +53,10 @@ class MachineWatch:
 
 
 def _monitors() -> list[BaseMetricsMonitor]:
-    found = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
+    monitors = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with contextlib.suppress(Exception):  # without NVIDIA's library or a GPU it raises whatever it likes
-        found.append(GPUMonitor())
-    return found
+        monitors.append(GPUMonitor())
+    return monitors
 
 
 def _watch(watch: "weakref.ref[MachineWatch]", stop: threading.Event) -> None:

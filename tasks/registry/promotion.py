@@ -58,7 +58,7 @@ def promote(name: str, version: int, alias: str, config: GateConfig, workspace: 
 
     Raises:
         PromotionRefusedError: when a gate is not passed. The alias stays.
-        FileNotFoundError: when there is no such version, or it is not whole.
+        FileNotFoundError: when there is no such version, or it is incomplete.
         ValueError: for an alias that cannot be moved.
         ConnectionError: when the server does not answer.
     """
@@ -168,7 +168,7 @@ def _version(client: MlflowClient, name: str, number: int) -> ModelVersion:
         has = f"{name} has {known}" if known else f"there is no model {name}"
         raise FileNotFoundError(f"{name} version {number} does not exist; {has}") from None
     if version.status != "READY":
-        raise FileNotFoundError(f"{name} version {number} is not whole (its status is {version.status})")
+        raise FileNotFoundError(f"{name} version {number} is incomplete (its status is {version.status})")
     return version
 
 

@@ -53,16 +53,16 @@ class TextGenerator(PythonModel):
             prompts = model_input["prompt"].tolist()
         else:
             prompts = [row["prompt"] if isinstance(row, dict) else str(row) for row in model_input]
-        asked = {"max_new_tokens": 64, "temperature": 0.0, **(params or {})}
+        request = {"max_new_tokens": 64, "temperature": 0.0, **(params or {})}
         sampling = {"do_sample": False}
-        if asked["temperature"] > 0:
-            sampling = {"do_sample": True, "temperature": asked["temperature"]}
+        if request["temperature"] > 0:
+            sampling = {"do_sample": True, "temperature": request["temperature"]}
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
         with torch.inference_mode():
             ids_BT = self.model.generate(
                 **batch,
                 **sampling,
-                max_new_tokens=int(asked["max_new_tokens"]),
+                max_new_tokens=int(request["max_new_tokens"]),
                 pad_token_id=self.tokenizer.pad_token_id,
             )
         texts: list[str] = self.tokenizer.batch_decode(

@@ -1,4 +1,4 @@
-"""What an MLflow run of a compression holds: tags, parameters, metrics, data sets, files, and a child run a model."""
+"""What the MLflow run of a compression holds: tags, parameters, metrics, data sets, files, one child run per model."""
 
 import getpass
 import json
@@ -38,14 +38,14 @@ _TOTALS = (
 )
 
 
-def tags_of(told: Comparison) -> dict[str, str]:
+def tags_of(comparison: Comparison) -> dict[str, str]:
     """What one looks for: ratio, base model, perplexity, speed-up, device, versions."""
-    pruning = told.pruning
+    pruning = comparison.pruning
     tags = {"ratio": f"{pruning.ratio:.4f}", "base_model": pruning.base_model, "device": pruning.device}
-    if name := told.perplexity_name:
-        tags |= {"perplexity": f"{told.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
-    if told.bench is not None:
-        tags["speedup"] = f"{told.bench.ratios['output_throughput'].median:.4f}"
+    if name := comparison.perplexity_name:
+        tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
+    if comparison.bench is not None:
+        tags["speedup"] = f"{comparison.bench.ratios['output_throughput'].median:.4f}"
     versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **pruning.versions}
     return tags | {f"version.{name}": number for name, number in versions.items()}
 
@@ -67,8 +67,8 @@ def _git_commit(folder: Path) -> str:
     if not (folder / ".git").exists():
         return ""
     try:
-        asked = ["git", "-C", str(folder), "rev-parse", "HEAD"]
-        return subprocess.run(asked, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+        command = ["git", "-C", str(folder), "rev-parse", "HEAD"]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
 
@@ -91,33 +91,35 @@ def _dataset(name: str, sha256: str, origin: str, context: str) -> DatasetInput:
 
 def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
     """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of an absolute path only the last part."""
-    found: dict[str, str] = {}
+    flattened: dict[str, str] = {}
     for key, value in parameters.items():
         if isinstance(value, dict):
-            found |= flat(value, f"{prefix}{key}.")
+            flattened |= flat(value, f"{prefix}{key}.")
         else:
             text = str(list(value) if isinstance(value, tuple) else value)
-            found[f"{prefix}{key}"] = Path(text).name if Path(text).is_absolute() else text[:6000]
-    return found
+            flattened[f"{prefix}{key}"] = Path(text).name if Path(text).is_absolute() else text[:6000]
+    return flattened
 
 
-def metrics_of(told: Comparison) -> list[Metric]:
+def metrics_of(comparison: Comparison) -> list[Metric]:
     """Figures of both models, and those of each layer by step."""
-    found = {f"pruning/{name}": float(getattr(told.pruning, name)) for name in _TOTALS}
-    for side, figures in (("dense", told.dense), ("pruned", told.pruned)):
-        found |= {f"{side}/{name}": value for name, value in figures.items()}
-    found |= _bench(told.bench)
-    return [*_at_once(found), *_by_layer(told.pruning)]
+    figures = {f"pruning/{name}": float(getattr(comparison.pruning, name)) for name in _TOTALS}
+    for side, measured in (("dense", comparison.dense), ("pruned", comparison.pruned)):
+        figures |= {f"{side}/{name}": value for name, value in measured.items()}
+    figures |= _bench(comparison.bench)
+    return [*_at_once(figures), *_by_layer(comparison.pruning)]
 
 
-def metrics_of_side(told: Comparison, side: str) -> list[Metric]:
+def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
     """Figures of one model, under the same names for both, so that MLflow can set the runs beside each other."""
-    found = dict(told.dense if side == "dense" else told.pruned)
+    figures = dict(comparison.dense if side == "dense" else comparison.pruned)
     own = f"bench/{side}/"
-    found |= {f"bench/{name.removeprefix(own)}": v for name, v in _bench(told.bench).items() if name.startswith(own)}
+    figures |= {
+        f"bench/{name.removeprefix(own)}": v for name, v in _bench(comparison.bench).items() if name.startswith(own)
+    }
     when = "before" if side == "dense" else "after"
-    found |= {name: float(getattr(told.pruning, f"{name}_{when}")) for name in ("parameters", "bytes")}
-    return _at_once(found)
+    figures |= {name: float(getattr(comparison.pruning, f"{name}_{when}")) for name in ("parameters", "bytes")}
+    return _at_once(figures)
 
 
 def _bench(bench: BenchReport | None) -> dict[str, float]:

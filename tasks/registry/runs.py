@@ -96,9 +96,9 @@ class Begun:
             client.set_terminated(run_id, "FINISHED")
 
     def give_up(self, client: MlflowClient) -> None:
-        """Mark all of it as failed, where the server still answers.
+        """Mark all of it as failed, if the server still responds.
 
-        Else a run that never ends and a model that is pending are left. Neither is taken for a whole one.
+        Otherwise a run that never ends and a pending model are left. Neither passes for a complete one.
         """
         with impatient(), contextlib.suppress(MlflowException, RequestException):
             if self.model_id:
@@ -132,7 +132,7 @@ def recording(client: MlflowClient, name: str, workspace: Workspace) -> Iterator
 
 
 def _failed(name: str, workspace: Workspace, error: Exception) -> OSError:
-    """What the user is told: a server that failed may be back in a minute, a disk that is full is not."""
+    """The error for the user: a server that failed may be back in a minute, a disk that is full is not."""
     why = f"while {name} was registered ({reason(error, workspace.tracking_uri)})"
     stays = f"the alias {ALIAS} has not moved"
     served = workspace.tracking_uri.startswith(("http:", "https:"))
@@ -144,24 +144,24 @@ def _failed(name: str, workspace: Workspace, error: Exception) -> OSError:
     return ConnectionError(f"MLflow failed {why}; {stays}: run this again when MLflow is back")
 
 
-def record_run(client: MlflowClient, asked: RegistrationInput, workspace: Workspace, begun: Begun) -> str:
+def record_run(client: MlflowClient, request: RegistrationInput, workspace: Workspace, begun: Begun) -> str:
     """Write the run and its two children, and return its id. They are left running: ``begun`` has them."""
-    told, params = asked.report.comparison, flat(asked.parameters)
-    place = experiment(client, asked.config.experiment, workspace)
-    about = {**tags_of(told), **source_tags(), "mlflow.note.content": asked.description}
-    if asked.parent:
-        about["mlflow.parentRunId"] = asked.parent
-    run_id = str(client.create_run(place, run_name=asked.run_name, tags=about).info.run_id)
+    comparison, params = request.report.comparison, flat(request.parameters)
+    place = experiment(client, request.config.experiment, workspace)
+    about = {**tags_of(comparison), **source_tags(), "mlflow.note.content": request.description}
+    if request.parent:
+        about["mlflow.parentRunId"] = request.parent
+    run_id = str(client.create_run(place, run_name=request.run_name, tags=about).info.run_id)
     begun.runs.append(run_id)
-    log(client, run_id, params, [*metrics_of(told), *asked.machine])
-    client.log_inputs(run_id, data_of(told.pruning.calibration, asked.dense.texts))
+    log(client, run_id, params, [*metrics_of(comparison), *request.machine])
+    client.log_inputs(run_id, data_of(comparison.pruning.calibration, request.dense.texts))
     for side in ("dense", "pruned"):
-        nested = {"mlflow.parentRunId": run_id, "side": side, "base_model": told.pruning.base_model}
-        child = client.create_run(place, run_name=f"{asked.run_name} {side}", tags={**source_tags(), **nested})
+        nested = {"mlflow.parentRunId": run_id, "side": side, "base_model": comparison.pruning.base_model}
+        child = client.create_run(place, run_name=f"{request.run_name} {side}", tags={**source_tags(), **nested})
         begun.runs.append(child.info.run_id)
         evaluation = {name: value for name, value in params.items() if name.startswith(("evaluation.", "bench."))}
-        log(client, child.info.run_id, evaluation, metrics_of_side(told, side))
-    for folder, files in asked.files.items():
+        log(client, child.info.run_id, evaluation, metrics_of_side(comparison, side))
+    for folder, files in request.files.items():
         for file in files:
             client.log_artifact(run_id, str(file), folder or None)
     return run_id
@@ -169,17 +169,17 @@ def record_run(client: MlflowClient, asked: RegistrationInput, workspace: Worksp
 
 def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
     """The id of the experiment; made where there is none of the name."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
+    existing = client.get_experiment_by_name(name)
+    if existing is not None:
+        return str(existing.experiment_id)
     # A server knows where artifacts go; without one MLflow would put them into the current folder.
     local = not workspace.tracking_uri.startswith(("http:", "https:"))
     try:
         return str(client.create_experiment(name, workspace.mlflow_artifacts.as_uri() if local else None))
     except MlflowException:
-        if (found := client.get_experiment_by_name(name)) is None:
+        if (existing := client.get_experiment_by_name(name)) is None:
             raise
-        return str(found.experiment_id)  # another process was quicker
+        return str(existing.experiment_id)  # another process was quicker
 
 
 def parameters_of(**configs: Any) -> dict[str, Any]:

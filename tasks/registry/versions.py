@@ -1,6 +1,6 @@
 """A version of a registered model: upload the checkpoint, register it, and let the alias point to it.
 
-The alias moves last: whoever follows ``models:/NAME@challenger`` never sees a version that is not whole.
+The alias moves last: whoever follows ``models:/NAME@challenger`` never sees an incomplete version.
 """
 
 from mlflow import MlflowClient
@@ -19,44 +19,44 @@ MODEL_NAME = "model"  # of the logged model
 
 
 def publish(
-    client: MlflowClient, run_id: str, asked: RegistrationInput, workspace: Workspace, begun: Begun
+    client: MlflowClient, run_id: str, request: RegistrationInput, workspace: Workspace, begun: Begun
 ) -> RegisteredVersion:
     """Upload the model to a run that is written, register a version, and, last of all, let the alias point to it."""
-    tags = {**tags_of(asked.report.comparison), CHECKSUM: folder_sha256(asked.model)}
-    copy = asked.config.weights == "copy"
+    tags = {**tags_of(request.report.comparison), CHECKSUM: folder_sha256(request.model)}
+    copy = request.config.weights == "copy"
     if not copy:
-        tags[LOCATION] = str(asked.model.absolute())
+        tags[LOCATION] = str(request.model.absolute())
     begun.model_id = client.create_logged_model(
-        experiment(client, asked.config.experiment, workspace),
+        experiment(client, request.config.experiment, workspace),
         MODEL_NAME,
         run_id,
-        params=flat(asked.parameters),
+        params=flat(request.parameters),
         model_type="causal-lm",
         tags=tags,
     ).model_id
     client.log_outputs(run_id, [LoggedModelOutput(begun.model_id, step=0)])
-    upload_model(client, run_id, begun.model_id, asked.model, copy=copy)
+    upload_model(client, run_id, begun.model_id, request.model, copy=copy)
     client.finalize_logged_model(begun.model_id, LoggedModelStatus.READY)
-    version = _create_version(client, run_id, begun.model_id, asked, tags)
+    version = _create_version(client, run_id, begun.model_id, request, tags)
     begun.finish(client)
-    set_alias(client, asked.name, ALIAS, version)
-    return RegisteredVersion(asked.name, version, ALIAS, run_id, begun.model_id)
+    set_alias(client, request.name, ALIAS, version)
+    return RegisteredVersion(request.name, version, ALIAS, run_id, begun.model_id)
 
 
 def _create_version(
-    client: MlflowClient, run_id: str, model_id: str, asked: RegistrationInput, tags: dict[str, str]
+    client: MlflowClient, run_id: str, model_id: str, request: RegistrationInput, tags: dict[str, str]
 ) -> str:
     try:
-        client.create_registered_model(asked.name, description="Pruned by SlimGPT.")
+        client.create_registered_model(request.name, description="Pruned by SlimGPT.")
     except MlflowException as error:
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(
-        asked.name,
+        request.name,
         f"models:/{model_id}",
         run_id,
         tags=tags,
-        description=asked.description,
+        description=request.description,
         model_id=model_id,
         await_creation_for=120,
     )

@@ -27,9 +27,9 @@ class Benchmark:
 def benchmark(dense: Path, pruned: Path, config: BenchConfig, ready: Preflight, folder: RunFolder) -> Benchmark:
     """Throughput and latency of both, as ratios with their spread."""
     logger = get_run_logger()
-    if ready.serving:
-        logger.warning("benchmark skipped: %s", ready.serving)
-        return Benchmark(None, f"benchmark: {ready.serving}")
+    if ready.serving_obstacle:
+        logger.warning("benchmark skipped: %s", ready.serving_obstacle)
+        return Benchmark(None, f"benchmark: {ready.serving_obstacle}")
     report = compare(dense, pruned, config, workdir=folder.bench, on_progress=lambda line: logger.info("%s", line))
     table = [row.to_dict() for row in bench_rows(report)]
     create_table_artifact(table, key="compress-benchmark", description=bench_note(report))

@@ -34,5 +34,5 @@ def package(pruned: PrunedModel, dense: EvalResult, after: EvalResult, name: str
     evaluations = {"dense": dense.to_dict(), "pruned": after.to_dict()}
     bundle = write_bundle(pruned.folder, folder.bundle, name=name, report=pruned.report, evaluations=evaluations)
     if problems := verify_bundle(bundle):
-        raise OSError(f"the bundle {bundle} is not whole: {'; '.join(problems)}")
+        raise OSError(f"the bundle {bundle} is incomplete: {'; '.join(problems)}")
     return Bundle(bundle)

@@ -85,7 +85,7 @@ def _key(_: TaskRunContext, given: dict[str, Any]) -> str | None:
     result_serializer="json",
 )
 def _evaluate(wanted: EvalRequest) -> dict[str, Any]:
-    """Measure. Answers who did, and the figures."""
+    """Measure; returns the flow run that did, and the figures."""
     logger, side = get_run_logger(), wanted.side
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant: an object instead of a name
     result = evaluate(wanted.model, wanted.config, on_progress=lambda line: logger.info("%s: %s", side, line))
@@ -93,6 +93,6 @@ def _evaluate(wanted: EvalRequest) -> dict[str, Any]:
 
 
 def keep_evaluation(side: str, result: EvalResult, folder: RunFolder) -> None:
-    """Write evaluation-SIDE.json, whole or not at all."""
+    """Write evaluation-SIDE.json, complete or not at all."""
     folder.root.mkdir(parents=True, exist_ok=True)
     write_atomically(folder.root / f"evaluation-{side}.json", json.dumps(result.to_dict(), indent=2) + "\n")

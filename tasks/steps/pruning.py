@@ -32,7 +32,7 @@ class PruneRequest:
 
     @cached_property
     def facts(self) -> dict[str, object]:
-        """All that the result depends on, to the bit: the same facts, the same folder, the same files in it."""
+        """All that the result depends on, bit for bit: the same facts, the same folder, the same files in it."""
         device = torch.device(self.plan.device)
         return {
             "model": self.dense.digest,
@@ -60,15 +60,15 @@ def prune_model(wanted: PruneRequest, folder: RunFolder) -> PrunedModel:
     logger, made = get_run_logger(), _prune(wanted, folder)
     if made["flow_run"] != runtime.flow_run.id:
         if folder.model.is_dir() and folder_digest(folder.model) == made["digest"]:
-            logger.info("nothing is pruned again: flow run %s made the same model, and it is whole", made["flow_run"])
+            logger.info("nothing is pruned again: flow run %s made the same model, and it is intact", made["flow_run"])
         else:
-            logger.warning("the model that flow run %s pruned is not whole any more: made again", made["flow_run"])
+            logger.warning("the model that flow run %s pruned is damaged: made again", made["flow_run"])
             made = _prune.with_options(refresh_cache=True)(wanted, folder)
     return PrunedModel(folder.model, load_report(folder.model), made["digest"])
 
 
 class _Progress:
-    """The progress artifact, as long as Prefect answers: hours of pruning must not end for want of a picture."""
+    """The progress artifact, as long as Prefect responds: hours of pruning must not end for want of a picture."""
 
     def __init__(self, logger: Any) -> None:
         self._logger, self._shown = logger, True
@@ -90,7 +90,7 @@ def _key(_: TaskRunContext, given: dict[str, Any]) -> str:
 
 @task(name="prune", tags=["gpu"], cache_key_fn=_key, persist_result=True, result_serializer="json")
 def _prune(wanted: PruneRequest, folder: RunFolder) -> dict[str, str]:
-    """Prune layer by layer; the progress artifact moves once per layer. Answers who made it, and its digest."""
+    """Prune layer by layer, with a progress artifact. Returns the flow run that made it, and its digest."""
     logger = get_run_logger()
     progress = _Progress(logger)
 

@@ -1,6 +1,6 @@
 """Register a compression in MLflow: one run that holds everything, one logged model, one version, ``challenger``.
 
-The alias moves last: whoever follows ``models:/NAME@challenger`` never sees a version that is not whole.
+The alias moves last: whoever follows ``models:/NAME@challenger`` never sees an incomplete version.
 """
 
 from prefect import get_run_logger, task
@@ -14,16 +14,16 @@ from tasks.registry.versions import publish
 
 
 @task(name="register in MLflow", cache_policy=NO_CACHE, persist_result=False)
-def register(asked: RegistrationInput, workspace: Workspace) -> RegisteredVersion:
+def register(request: RegistrationInput, workspace: Workspace) -> RegisteredVersion:
     """Write the runs, upload the model, register a version, set the alias. What fails on the way is marked as failed.
 
     Raises:
         ConnectionError: when the server does not answer, or stops answering; the alias has not moved.
         OSError: when a disk of this machine is full; the alias has not moved.
     """
-    check_name(asked.name)
+    check_name(request.name)
     client = open_client(workspace)
-    with recording(client, asked.name, workspace) as begun:
-        version = publish(client, record_run(client, asked, workspace, begun), asked, workspace, begun)
-    get_run_logger().info("registered %s version %s as %s", asked.name, version.version, ALIAS)
+    with recording(client, request.name, workspace) as begun:
+        version = publish(client, record_run(client, request, workspace, begun), request, workspace, begun)
+    get_run_logger().info("registered %s version %s as %s", request.name, version.version, ALIAS)
     return version

@@ -1,4 +1,4 @@
-"""Tell the result: report.html and report.md in the run's folder, and the artifacts that the Prefect UI shows."""
+"""Report the result: report.html and report.md in the run's folder, and the artifacts that the Prefect UI shows."""
 
 from pathlib import Path
 from typing import Any
@@ -24,11 +24,11 @@ def write_report(
     dense: EvalResult,
     pruned: EvalResult,
     bench: Benchmark,
-    asked: dict[str, Any],
+    parameters: dict[str, Any],
     folder: RunFolder,
     registered: bool = True,
 ) -> Report:
-    """Write the report's files, each whole or not at all.
+    """Write the report's files, each complete or not at all.
 
     Args:
         name: the report's title: the registered name, where it is registered.
@@ -36,7 +36,7 @@ def write_report(
         dense: the dense model's evaluation.
         pruned: the pruned model's.
         bench: the benchmark, or why there is none.
-        asked: the flow's parameters, nested.
+        parameters: the flow's parameters, nested.
         folder: for the files.
         registered: whether the model will have a version and a bundle.
     """
@@ -59,7 +59,7 @@ def write_report(
         ]
         if registered
         else ["slimgpt serve model  # in the folder of this run"],
-        parameters=run_file(({"name": name} if registered else {}) | asked),
+        parameters=run_file(({"name": name} if registered else {}) | parameters),
     )
     return write_report_files(comparison, folder.report)
 

@@ -13,6 +13,7 @@ from prefect.cache_policies import NO_CACHE
 from deploy.report.comparison import Comparison
 from deploy.report.pareto import HEADER, SweptModel, best_model, pareto_front, sweep_plots, sweep_rows
 from deploy.report.plots import Plot
+from slimgpt.evaluation.metrics import percent
 from slimgpt.files import write_atomically
 from tasks.registry.gates import Figures, Gate, at_most, judge, refusals
 from tasks.steps.artifacts import publish_images
@@ -22,7 +23,7 @@ from tasks.sweep.points import Tried
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a sweep found.
+    """The result of a sweep.
 
     Args:
         models: the dense ones and the pruned ones, in the order of the grid.
@@ -53,29 +54,35 @@ class Outcome:
         return "; ".join(f"{model.title}: {model.outside}" for model in self.models if model.schedule)
 
 
-def compare(tried: list[Tried], told: list[Comparison], grid: SweepConfig) -> Outcome:
+def compare(tried: list[Tried], comparisons: list[Comparison], grid: SweepConfig) -> Outcome:
     """The models beside each other, and the best of them within the limits."""
     models: dict[str, SweptModel] = {}
-    for one, comparison in zip(tried, told, strict=True):
+    for one, comparison in zip(tried, comparisons, strict=True):
         models.setdefault(one.point.model, _swept(one.point.model, one, comparison, "dense", ""))
         outside = refusals(_gates(comparison, grid))
         models[one.point.title] = _swept(one.point.title, one, comparison, "pruned", outside)
-    found = list(models.values())
-    return Outcome(found, best_model(found, grid.prefer))
+    compared = list(models.values())
+    return Outcome(compared, best_model(compared, grid.prefer))
 
 
-def _gates(told: Comparison, grid: SweepConfig) -> list[Gate]:
-    speedup = None if told.bench is None else told.bench.ratios["output_throughput"].median
-    gates = judge(Figures(told.pruning.base_model, told.dense, told.pruned, speedup), None, grid.gates)
+def _gates(comparison: Comparison, grid: SweepConfig) -> list[Gate]:
+    speedup = None if comparison.bench is None else comparison.bench.ratios["output_throughput"].median
+    gates = judge(
+        Figures(comparison.pruning.base_model, comparison.dense, comparison.pruned, speedup), None, grid.gates
+    )
     if grid.max_size_ratio:
-        size = told.pruning.bytes_after / told.pruning.bytes_before
+        size = comparison.pruning.bytes_after / comparison.pruning.bytes_before
         gates.append(at_most("max_size_ratio", grid.max_size_ratio, size))
     return gates
 
 
-def _swept(title: str, one: Tried, told: Comparison, side: str, outside: str) -> SweptModel:
-    figures, pruning, bench = (told.dense if side == "dense" else told.pruned), told.pruning, told.bench
-    accuracies = [100 * figures[name] for name in told.accuracies.values()]
+def _swept(title: str, one: Tried, comparison: Comparison, side: str, outside: str) -> SweptModel:
+    figures, pruning, bench = (
+        (comparison.dense if side == "dense" else comparison.pruned),
+        comparison.pruning,
+        comparison.bench,
+    )
+    accuracies = [percent(name, figures[name]) for name in comparison.accuracies.values()]
     pruned = side == "pruned"
     return SweptModel(
         title=title,
@@ -83,7 +90,7 @@ def _swept(title: str, one: Tried, told: Comparison, side: str, outside: str) ->
         ratio=pruning.ratio if pruned else 0.0,
         schedule=one.point.config.schedule if pruned else "",
         megabytes=(pruning.bytes_after if pruned else pruning.bytes_before) / 1e6,
-        perplexity=figures.get(told.perplexity_name),
+        perplexity=figures.get(comparison.perplexity_name),
         accuracy=statistics.mean(accuracies) if accuracies else None,
         throughput=None if bench is None else bench.metrics[f"{side}/output_throughput"],
         speedup=bench.ratios["output_throughput"].median if bench is not None and pruned else None,
@@ -92,9 +99,9 @@ def _swept(title: str, one: Tried, told: Comparison, side: str, outside: str) ->
 
 
 @task(name="compare the models", cache_policy=NO_CACHE, persist_result=False)
-def compare_models(tried: list[Tried], told: list[Comparison], grid: SweepConfig, folder: Path) -> Outcome:
+def compare_models(tried: list[Tried], comparisons: list[Comparison], grid: SweepConfig, folder: Path) -> Outcome:
     """As ``compare``; the figures go to sweep.json, the plots beside it, table and plots to the UI."""
-    outcome = compare(tried, told, grid)
+    outcome = compare(tried, comparisons, grid)
     folder.mkdir(parents=True, exist_ok=True)
     chosen = outcome.chosen.title if outcome.chosen else ""
     facts: dict[str, Any] = {"models": [model.to_dict() for model in outcome.models], "chosen": chosen}

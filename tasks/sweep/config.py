@@ -32,15 +32,15 @@ class SweepConfig:
     prefer: Literal["size", "speed", "perplexity", "accuracy"] = option(
         "size", "Of the models within the limits, the best in this is registered."
     )
-    max_size_ratio: float = option(0.0, "Weight files over those of the dense model; 0: not asked.", ge=0)
-    max_perplexity_ratio: float = option(2.5, "Perplexity over that of the dense model; 0: not asked.", ge=0)
-    min_accuracy_retention: float = option(0.8, "Mean accuracy over that of the dense model; 0: not asked.", ge=0)
-    min_speedup: float = option(0.0, "Output throughput over that of the dense model; 0: not asked.", ge=0)
+    max_size_ratio: float = option(0.0, "Weight files over those of the dense model; 0: no limit.", ge=0)
+    max_perplexity_ratio: float = option(2.5, "Perplexity over that of the dense model; 0: no limit.", ge=0)
+    min_accuracy_retention: float = option(0.8, "Mean accuracy over that of the dense model; 0: no limit.", ge=0)
+    min_speedup: float = option(0.0, "Output throughput over that of the dense model; 0: no limit.", ge=0)
 
     def __post_init__(self) -> None:
         for name, kind in (("ratios", float), ("schedules", str)):
-            asked: Any = getattr(self, name)  # JSON and YAML bring lists
-            values = (asked,) if isinstance(asked, str | float | int) else tuple(asked)
+            given: Any = getattr(self, name)  # JSON and YAML bring lists
+            values = (given,) if isinstance(given, str | float | int) else tuple(given)
             object.__setattr__(self, name, tuple(dict.fromkeys(kind(value) for value in values)))
             if not getattr(self, name):
                 raise ValueError(f"{name} is empty; name at least one")

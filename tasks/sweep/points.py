@@ -26,7 +26,7 @@ class Point:
     @property
     def model(self) -> str:
         """The dense model's name, without the folder it is in."""
-        return Path(self.dense.asked).name
+        return Path(self.dense.name).name
 
     @property
     def title(self) -> str:
@@ -54,9 +54,9 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
     Raises:
         ValueError: naming the point and what is missing, or the models whose names are the same.
     """
-    names = [Path(dense.asked).name for dense in models]
+    names = [Path(dense.name).name for dense in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
-        same = ", ".join(dense.asked for dense, name in zip(models, names, strict=True) if name in twice)
+        same = ", ".join(dense.name for dense, name in zip(models, names, strict=True) if name in twice)
         raise ValueError(
             f"models holds {same}, which tables would call the same; give their folders names of their own"
         )
@@ -87,8 +87,8 @@ def check_judgeable(grid: SweepConfig, evaluation: EvalConfig, no_serving: str) 
     """
     why = {
         "speed": f"throughput cannot be measured here ({no_serving})" if no_serving else "",
-        "perplexity": "no perplexity is asked of the evaluation" if evaluation.perplexity == "none" else "",
-        "accuracy": "" if evaluation.tasks else "no task is asked of the evaluation",
+        "perplexity": "the evaluation measures no perplexity" if evaluation.perplexity == "none" else "",
+        "accuracy": "" if evaluation.tasks else "the evaluation has no task",
     }
     limits = {"speed": "min_speedup", "perplexity": "max_perplexity_ratio", "accuracy": "min_accuracy_retention"}
     for figure, setting in limits.items():
@@ -100,9 +100,9 @@ def check_judgeable(grid: SweepConfig, evaluation: EvalConfig, no_serving: str) 
 
 def title_of(dense: ResolvedModel, config: PruneConfig) -> str:
     """What tables, plots and MLflow call a model that is pruned so."""
-    return f"{Path(dense.asked).name} {100 * config.ratio:g}% {config.schedule}"
+    return f"{Path(dense.name).name} {100 * config.ratio:g}% {config.schedule}"
 
 
 def folder_of(wanted: PruneRequest, workspace: Workspace) -> RunFolder:
     """The folder that ``compress`` uses for the same model."""
-    return workspace.run(default_name(wanted.dense.asked), wanted.facts)
+    return workspace.run(default_name(wanted.dense.name), wanted.facts)

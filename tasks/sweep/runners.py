@@ -15,7 +15,7 @@ def runner_of(grid: SweepConfig) -> TaskRunner[Any]:
     """Prefect's task runner for the points.
 
     Raises:
-        ValueError: when Dask is asked for and not installed.
+        ValueError: when the runner is dask and prefect-dask is not installed.
     """
     if grid.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=grid.workers)
@@ -36,7 +36,7 @@ def runner_of(grid: SweepConfig) -> TaskRunner[Any]:
 
 @contextmanager
 def own_environment() -> Iterator[None]:
-    """Put this process's variables back in the end: Dask leaves one thread for products there, also for vLLM later."""
+    """Restore os.environ at the end: Dask limits BLAS to one thread here, which vLLM would inherit later."""
     before = dict(os.environ)
     try:
         yield

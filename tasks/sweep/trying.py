@@ -31,10 +31,10 @@ def try_point(point: Point, evaluation: EvalConfig, data: tuple[DataUsed, ...], 
     return Tried(point, pruned, evaluate_model(measured, folder), folder)
 
 
-@task(name="try dense", task_run_name="try {dense.asked}", cache_policy=NO_CACHE, persist_result=False)
+@task(name="try dense", task_run_name="try {dense.name}", cache_policy=NO_CACHE, persist_result=False)
 def try_dense(
     dense: ResolvedModel, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace
 ) -> EvalResult:
     """The dense model's own figures, which every pruned one's are compared with."""
-    folder = workspace.run(Path(dense.asked).name, {"dense": dense.digest})
+    folder = workspace.run(Path(dense.name).name, {"dense": dense.digest})
     return evaluate_model(EvalRequest("dense", dense.folder, dense.digest, evaluation, data), folder)

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deploy.bench.config import BenchConfig
 from deploy.bundle.folder import verify_bundle
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from flows.cli.flags import config_from, read_config_file
 from flows.compress import compress
 from flows.defaults import BENCH, EVALUATION, PRUNE
@@ -84,7 +84,7 @@ def test_the_version_is_registered_and_challenger(done, client):
     assert float(version.tags["ratio"]) == pytest.approx(0.25, abs=0.005)
     assert float(version.tags["perplexity"]) > 1
     assert "tiny without" in version.description
-    if not vllm_available():
+    if not vllm_obstacle():
         assert float(version.tags["speedup"]) > 0
 
 
@@ -102,7 +102,7 @@ def test_one_run_holds_parameters_metrics_data_and_files(done, client):
     perplexities = {child.data.tags["side"]: child.data.metrics["python/perplexity"] for child in nested}
     assert perplexities == {side: getattr(report, side)["python/perplexity"] for side in ("dense", "pruned")}
     assert run.data.metrics["pruned/python/perplexity"] == pytest.approx(report.pruned["python/perplexity"])
-    if not vllm_available():
+    if not vllm_obstacle():
         assert {f"bench/{name}" for name in report.bench.metrics} <= set(run.data.metrics)
     assert run.data.metrics["pruning/parameters_after"] == report.pruning.parameters_after
     used = {(item.tags[0].value, item.dataset.name): item.dataset.digest for item in run.inputs.dataset_inputs}
@@ -111,7 +111,7 @@ def test_one_run_holds_parameters_metrics_data_and_files(done, client):
     assert [model.model_id for model in run.outputs.model_outputs] == [done.version.model_id]
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
     expected = {"report.html", "report.md", "pruning.json", "evaluation-dense.json", "evaluation-pruned.json", "plots"}
-    assert files == expected | (set() if vllm_available() else {"bench.json"})
+    assert files == expected | (set() if vllm_obstacle() else {"bench.json"})
     assert {"plots/widths.svg", "plots/errors.svg"} <= {
         file.path for file in client.list_artifacts(run.info.run_id, "plots")
     }
@@ -170,7 +170,7 @@ def test_the_ui_has_parameters_and_artifacts(done):
     table = json.loads(artifacts["compress-figures"].data)
     assert {"figure", "dense", "pruned", "change"} == set(table[0])
     assert "Perplexity, python" in [row["figure"] for row in table]
-    if not vllm_available():
+    if not vllm_obstacle():
         table = json.loads(artifacts["compress-benchmark"].data)
         assert "Throughput, new tokens" in [row["figure"] for row in table]
         assert artifacts["compress-benchmark"].description.startswith("Benchmark: vLLM ")
@@ -190,7 +190,7 @@ def test_the_bundle_is_whole_and_the_report_says_what_was_used_or_skipped(done):
     text = done.report.markdown.read_text()
     assert "Calibration: python (python), 4 x 64 tokens." in text
     assert "first 4 documents of each task" in text
-    if reason := vllm_available():
+    if reason := vllm_obstacle():
         assert f"Skipped: benchmark: {reason}" in text
     else:
         assert "| Throughput, new tokens |" in text

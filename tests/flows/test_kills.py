@@ -14,7 +14,7 @@ from mlflow.entities import LoggedModelStatus
 from prefect.settings import PREFECT_API_URL
 
 from deploy.bundle.folder import verify_bundle
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import ServeConfig, serving
 from slimgpt.files import folder_sha256
 from tasks.digests import folder_digest
@@ -144,7 +144,7 @@ def test_killed_at_random_moments_nothing_half_looks_whole_and_the_next_run_goes
     assert folder_digest(run_folder(there) / "model") == folder_digest(run_folder(workspace) / "model")
 
 
-@pytest.mark.skipif(bool(vllm_available()), reason=f"vLLM cannot run here: {vllm_available()}")
+@pytest.mark.skipif(bool(vllm_obstacle()), reason=f"vLLM cannot run here: {vllm_obstacle()}")
 def test_killed_while_it_measures_no_server_is_left_and_what_was_registered_before_serves(flows, whole, tmp_path):
     """A kill while the first server starts, and one while both are up and a client loads them."""
     workspace, _ = whole

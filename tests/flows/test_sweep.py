@@ -9,7 +9,7 @@ from mlflow import MlflowClient
 from prefect.client.orchestration import get_client
 
 from deploy.bench.config import BenchConfig
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from flows.sweep import sweep
 from slimgpt.config import EvalConfig, PruneConfig
 from tasks.environment import Workspace
@@ -146,7 +146,7 @@ def test_bad_requests_end_before_long_work(parameters, tmp_path, change, message
     assert not [path for path in tmp_path.rglob("*") if path.suffix == ".safetensors"]
 
 
-@pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+@pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 def test_speed_is_measured_and_can_be_preferred(done, parameters):
     bench = BenchConfig(
         num_prompts=4, input_len=16, output_len=8, pairs=1, load_shares=(), offline=False, num_warmups=1,

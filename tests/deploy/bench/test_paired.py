@@ -15,13 +15,13 @@ from deploy.bench.config import LATENCY_VOCABULARY, BenchConfig
 from deploy.bench.paired import compare
 from deploy.bench.results import COUNTS, LATENCY_METRICS, METRICS, THROUGHPUT_METRICS, BenchReport, Paired, Ratio
 from deploy.bench.vllm_bench import bench_latency, bench_serve, bench_throughput, server_config
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import ServerError, serving
 from tests.deploy.slim_checkpoint import write_dense, write_slim
 from tests.tiny_models import write_tokenizer
 
 pytestmark = pytest.mark.vllm
-needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "bench.md"
 
 

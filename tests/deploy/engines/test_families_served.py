@@ -10,7 +10,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
 from tests.deploy.engines.generate import Steps, assert_same_steps, greedy_steps, run_engines, tokens
@@ -18,7 +18,7 @@ from tests.tiny_families import CASES, write_family
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
+    pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here"),
 ]
 
 

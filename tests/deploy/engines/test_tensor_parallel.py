@@ -4,7 +4,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.engines.tensor_parallel import check_tensor_parallel, tensor_parallel_sizes
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
@@ -14,7 +14,7 @@ from tests.deploy.slim_checkpoint import write_slim
 from tests.tiny_families import write_family
 
 pytestmark = pytest.mark.vllm
-needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 
 
 def config(*widths: tuple[int, int, int]) -> SlimLlamaConfig:

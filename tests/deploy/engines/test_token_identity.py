@@ -19,13 +19,13 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deploy.bundle.folder import verify_bundle, write_bundle
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import check_port, session_members, stop_session
 from tests.deploy.slim_checkpoint import write_slim
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
+    pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here"),
 ]
 
 PROMPTS = [

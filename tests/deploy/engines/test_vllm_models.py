@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.engines.vllm_plugin import NATIVE
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
@@ -21,7 +21,7 @@ from tests.tiny_models import VOCAB_SIZE
 
 pytestmark = [
     pytest.mark.vllm,
-    pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
+    pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here"),
 ]
 
 OPTIONS = {

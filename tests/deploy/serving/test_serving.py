@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.health import healthy
 from deploy.serving.server import (
     ServeConfig,
@@ -26,7 +26,7 @@ from deploy.serving.server import (
 )
 from tests.deploy.slim_checkpoint import write_dense
 
-needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 
 
 @pytest.fixture(scope="module")

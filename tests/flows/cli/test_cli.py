@@ -4,17 +4,19 @@ import os
 import socket
 import subprocess
 import sys
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 from transformers import LlamaConfig
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from flows.cli import app as cli
 from flows.cli.flags import config_from
 from slimgpt.config import EvalConfig, PruneConfig
 from tests.tiny_models import write_dense
 
+ROOT = Path(__file__).parents[3]
 SMALL = ["--num-samples", "4", "--seq-len", "64", "--calibration", "python", "--ffn-multiple", "8"]
 
 
@@ -115,7 +117,7 @@ def test_a_server_that_does_not_answer_and_a_name_that_is_none(slimgpt, monkeypa
     assert "does not answer" in one_line(slimgpt("serve", "models:/a@champion", "--runs", tmp_path))
 
 
-@pytest.mark.skipif(bool(vllm_available()), reason=f"vLLM cannot run here: {vllm_available()}")
+@pytest.mark.skipif(bool(vllm_obstacle()), reason=f"vLLM cannot run here: {vllm_obstacle()}")
 def test_a_port_in_use_is_one_line(slimgpt, dense):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
@@ -169,6 +171,23 @@ def test_the_papers_preset_gives_way_to_flags(slimgpt, dense, tmp_path):
     assert (facts["head_error"], facts["head_budget"], facts["num_samples"]) == ("paper", "ratio", 4)
 
 
+def test_eval_in_a_log_is_short_and_says_nothing_of_git(dense, tmp_path):
+    """lm-eval's bar writes a line per batch where there is no terminal, and it asks git about the current folder."""
+    words = ["eval", dense, "--tasks", "continuation", "--limit", "40", "--perplexity", "none", "--batch-size", "1"]
+    environment = {name: value for name, value in os.environ.items() if name != "TQDM_MININTERVAL"}
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "flows.cli", *map(str, words)],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**environment, "PYTHONPATH": str(ROOT), "SLIMGPT_RUNS": str(tmp_path / "runs")},
+    )
+    assert done.returncode == 0, done.stderr
+    assert "continuation/acc" in done.stdout
+    assert "fatal" not in done.stderr
+    assert 0 < done.stderr.count("Running loglikelihood") < 5
+
+
 def test_eval_prints_and_writes_its_figures(slimgpt, dense, tmp_path):
     flags = [
         "--tasks",
@@ -218,6 +237,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults():
 def test_help_shows_defaults_and_imports_nothing_heavy(command):
     code = f"""
 import sys
+from pathlib import Path
 sys.argv = ["slimgpt", "{command}", "--help"]
 from flows.cli.app import main
 try:

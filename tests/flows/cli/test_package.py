@@ -12,13 +12,13 @@ import pytest
 import yaml
 
 from deploy.bundle.folder import verify_bundle
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from tests.deploy.slim_checkpoint import write_slim
 from tests.flows.cli.test_serve import ROOT, alive, register, start, wait_for
 from tests.hub_server import Hub
 
 pytestmark = pytest.mark.vllm
-needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 
 
 def package(*words: object, cwd: Path, **variables: str) -> None:

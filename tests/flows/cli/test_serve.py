@@ -16,7 +16,7 @@ import torch
 from mlflow.entities import LoggedModelStatus
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.foreground import _Signals
 from deploy.serving.server import check_port, session_members
 from tasks.environment import Workspace
@@ -30,7 +30,7 @@ KEY = "a key that only the environment holds"
 CHAT = [{"role": "user", "content": "What does the if statement do?"}]
 START_S = 300.0  # a bound, not an expectation
 pytestmark = pytest.mark.vllm
-needs_vllm = pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 
 
 def register(folder: Path, runs: Path, name: str = "tiny", aliases: tuple[str, ...] = ("champion",)) -> None:

@@ -11,7 +11,7 @@ import yaml
 from mlflow.cli import cli as mlflow
 
 from deploy.bundle.folder import write_bundle
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import API_KEY, ServeConfig
 from flows.cli.app import app
 from flows.cli.flags import config_from, given
@@ -44,7 +44,7 @@ def test_what_follows_serve_makes_a_config(words):
     assert config_from(ServeConfig(), {**options, "extra": chosen.get("more", ())}).extra == chosen.get("more", ())
 
 
-@pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here")
+@pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 def test_vllms_options_are_vllms():
     named = {word for words in commands("slimgpt", "serve") if "--" in words for word in words[words.index("--") :]}
     named = {word for word in named if re.match(r"--\w", word)} | {"--tensor-parallel-size", "--trust-remote-code"}

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import openai
 import pytest
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from tests.deploy.slim_checkpoint import write_dense, write_slim
 from tests.flows.cli.test_serve import KEY, ROOT, register, start, wait_for
 from tests.flows.documents.test_readme import DOCS, README, commands
@@ -24,7 +24,7 @@ from tests.hub_server import Hub
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.vllm,
-    pytest.mark.skipif(bool(vllm_available()), reason=vllm_available() or "vLLM runs here"),
+    pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here"),
 ]
 SOONER = ["--enforce-eager", "--kvcache-gib", "1"]
 CURL = re.findall(r"^(?:\$ )?(curl (?:.*\\\n)*.*)$", README + DOCS, flags=re.MULTILINE)

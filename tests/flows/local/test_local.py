@@ -16,7 +16,7 @@ import pytest
 from mlflow import MlflowClient
 from prefect.client.base import PrefectHttpxSyncClient
 
-from deploy.engines.availability import vllm_available
+from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import session_members
 from slimgpt.report import load_report
 from tests.flows.documents.test_readme import DOCS, commands
@@ -217,7 +217,7 @@ def test_a_worker_killed_while_it_prunes_is_started_again_and_finished_layers_st
     assert 3 <= kept <= report.replayed_layers < 24
 
 
-@pytest.mark.skipif(bool(vllm_available()), reason=f"vLLM cannot run here: {vllm_available()}")
+@pytest.mark.skipif(bool(vllm_obstacle()), reason=f"vLLM cannot run here: {vllm_obstacle()}")
 def test_cancelling_a_run_ends_its_vllm_servers(servers, tmp_path):
     sizes = {"hidden_size": 128, "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
     dense = write_dense(tmp_path / "served", **sizes)  # head_dim 32 is the smallest that vLLM's CPU kernels take

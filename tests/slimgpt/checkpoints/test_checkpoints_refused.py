@@ -34,7 +34,7 @@ def refusal(folder, tiny_config, message):
 def test_a_weight_file_cut_short_is_named(copy, tiny_config, keep):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    message = refusal(copy, tiny_config, "is no whole safetensors file .*; download or copy it again")
+    message = refusal(copy, tiny_config, "is not a complete safetensors file .*; download or copy it again")
     assert str(path) in message
 
 
@@ -44,7 +44,7 @@ def test_one_damaged_shard_of_many_is_named_before_work(copy, tiny_config):
     data = bytearray(path.read_bytes())
     data[9:40] = b"\xff" * 31  # the header
     path.write_bytes(data)
-    assert str(path) in refusal(copy, tiny_config, "is no whole safetensors file")
+    assert str(path) in refusal(copy, tiny_config, "is not a complete safetensors file")
 
 
 def test_a_git_lfs_pointer_in_place_of_the_weights_is_known_for_what_it_is(copy, tiny_config):

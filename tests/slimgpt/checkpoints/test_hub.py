@@ -14,7 +14,7 @@ import pytest
 from huggingface_hub import close_session, constants
 from pyarrow import parquet
 
-from slimgpt.checkpoints.hub import hub_unreachable
+from slimgpt.checkpoints.hub import hub_obstacle
 from slimgpt.checkpoints.source import model_name, resolve_model
 from slimgpt.data.text import calibration_text, perplexity_text
 from slimgpt.engine.pruner import prune
@@ -62,9 +62,9 @@ def hub(tmp_path, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
         monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
         close_session()
-        hub_unreachable.cache_clear()
+        hub_obstacle.cache_clear()
         yield server
-    hub_unreachable.cache_clear()
+    hub_obstacle.cache_clear()
     close_session()
 
 
@@ -74,7 +74,7 @@ def offline(hub, monkeypatch):
 
     def switch():
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
-        hub_unreachable.cache_clear()
+        hub_obstacle.cache_clear()
         hub.requests.clear()
 
     return switch
@@ -219,7 +219,7 @@ def test_gated_private_missing_and_misspelt_models_are_told_apart_in_one_line(hu
         "meta/gated": "meta/gated is gated: accept its licence on its page, then set HF_TOKEN",
         "me/private": "the hub has no me/private, or it is private and HF_TOKEN is not set",
         "no/such": "no folder no/such, and the hub has no no/such",
-        "two words/x": "is no name that the hub allows",
+        "two words/x": "is not a name that the Hub allows",
     }
     for name, message in cases.items():
         with pytest.raises(FileNotFoundError, match=message) as error:
@@ -249,7 +249,7 @@ def test_a_hub_in_trouble_is_said_and_a_hiccup_is_waited_out(hub, dense):
 
 def test_a_hub_that_goes_away_is_said(hub, dense):
     hub.push(MODEL, files_of(dense))
-    assert hub_unreachable() == ""
+    assert hub_obstacle() == ""
     hub.shutdown()
     hub.server_close()
     close_session()

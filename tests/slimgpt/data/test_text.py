@@ -290,14 +290,14 @@ def endpoint() -> Iterator[str]:
 HUB_ANSWERS = """
 import sys
 from huggingface_hub import constants
-from slimgpt.checkpoints.hub import hub_unreachable
+from slimgpt.checkpoints.hub import hub_obstacle
 from slimgpt.data.text import perplexity_text
 for status in (200, 404, 403, 503):
     constants.ENDPOINT = f"{sys.argv[1]}/{status}"
-    hub_unreachable.cache_clear()
-    print(hub_unreachable())
+    hub_obstacle.cache_clear()
+    print(hub_obstacle())
 constants.ENDPOINT = sys.argv[1]
-hub_unreachable.cache_clear()
+hub_obstacle.cache_clear()
 try:
     perplexity_text("wikitext2")
 except FileNotFoundError as error:
@@ -316,5 +316,5 @@ def test_a_hub_is_known_by_its_answer_and_what_it_does_not_give_is_an_error_in_o
 def test_a_hub_that_never_answers_is_given_up_on() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
-        code = "from slimgpt.checkpoints.hub import hub_unreachable; print(hub_unreachable())"
+        code = "from slimgpt.checkpoints.hub import hub_obstacle; print(hub_obstacle())"
         assert "does not answer" in run_alone(code, HF_ENDPOINT=f"http://127.0.0.1:{port}", NO_PROXY="127.0.0.1")

@@ -40,8 +40,8 @@ def test_what_cannot_be_is_refused_by_name(asked, message):
     [
         ({"min_speedup": 1.1}, {}, "no wheel fits", r"min_speedup is 1.1, and .*\(no wheel fits\); set min_speedup to"),
         ({"prefer": "speed"}, {}, "no wheel fits", "prefer is 'speed', and throughput cannot .*; prefer size"),
-        ({}, {"tasks": ("none",)}, "", "min_accuracy_retention is 0.8, and no task is asked"),
-        ({}, {"perplexity": "none"}, "", "max_perplexity_ratio is 2.5, and no perplexity is asked"),
+        ({}, {"tasks": ("none",)}, "", "min_accuracy_retention is 0.8, and the evaluation has no task"),
+        ({}, {"perplexity": "none"}, "", "max_perplexity_ratio is 2.5, and the evaluation measures no perplexity"),
     ],
 )
 def test_limits_in_figures_that_will_not_be_measured_are_refused(asked, evaluation, no_serving, message):
