@@ -8,6 +8,7 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
+import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from deploy.serving.server import check_port, log_tail, session_members
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
+MARK = "SLIMGPT_SERVICE"  # in the environment of a service and of all that it starts
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine's own servers
 
 
@@ -80,18 +82,19 @@ class Service:
         """Start it, unless it runs."""
         if self.pid():
             return
+        mark = uuid.uuid4().hex
         with self.log.open("ab") as output:
             process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env=environment,
+                env={**environment, MARK: mark},
                 cwd=self.folder,
                 start_new_session=True,
             )
         started = psutil.Process(process.pid).create_time()
-        record = {"pid": process.pid, "started": started, "state": self.state}
+        record = {"pid": process.pid, "started": started, "state": self.state, "mark": mark}
         self._record.write_text(json.dumps(record))
 
     def wait(self) -> None:
@@ -110,21 +113,34 @@ class Service:
         raise OSError(f"{self.name} {what}; {log_tail(self.log)}")
 
     def stop(self) -> bool:
-        """End it and all that it started: politely, then by force. Says whether there was anything to end."""
+        """End it and all that it started: politely, then by force. Returns whether there was anything to end."""
         if not self._record.is_file():
             return False
-        pid, leader = self.pid(), int(json.loads(self._record.read_text())["pid"])
-        left = session_members(leader)  # a worker that was killed leaves its flow runs behind
+        pid, left = self.pid(), self._members()  # a worker that was killed leaves its flow runs behind
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while pid and session_members(leader) and time.monotonic() < deadline:
+        while pid and self._members() and time.monotonic() < deadline:
             time.sleep(0.1)
-        for member in session_members(leader):
+        for member in self._members():
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
-        while session_members(leader):
+        while self._members():
             time.sleep(0.05)
         self._record.unlink()
         return bool(left)
+
+    def _members(self) -> list[int]:
+        """The processes of its session that carry its mark: after a reboot the same numbers belong to others."""
+        record = json.loads(self._record.read_text())
+        if "mark" not in record:  # of an earlier version: known by the leader's start time alone
+            return session_members(record["pid"]) if self.pid() else []
+        return [pid for pid in session_members(record["pid"]) if _mark_of(pid) == record["mark"]]
+
+
+def _mark_of(pid: int) -> str:
+    try:
+        return psutil.Process(pid).environ().get(MARK, "")
+    except (psutil.Error, OSError):  # it has ended, or belongs to another user
+        return "not ours"
