@@ -40,6 +40,7 @@ def register() -> None:
     ):  # our classes use vLLM's inside, which changes between minor releases
         logger.error("slimgpt: pruned checkpoints are not registered: %s", reason)
         return
+    _request_amx()
     # The lazy top-level vllm.ModelRegistry fails in vLLM's inspection subprocess; this one does not.
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP
@@ -62,3 +63,15 @@ def register() -> None:
         logger.info(
             "slimgpt: pruned checkpoints of %d families are known, %s by native classes", len(new), ", ".join(NATIVE)
         )
+
+
+def _request_amx() -> None:
+    """Ask Linux for the tile registers of a CPU with AMX, which a process may not use before.
+
+    vLLM 0.32 leaves that to oneDNN. Where all weights are under 1 MiB oneDNN is not called, and vLLM's own attention
+    kernel ends the process at the first request in bfloat16 (SIGILL).
+    """
+    import torch
+
+    if torch.cpu._is_amx_tile_supported():
+        torch.cpu._init_amx()
