@@ -41,7 +41,7 @@ def benchmark(
     workspace = prepare(runs)
     folder = workspace.run("benchmark", {"dense": dense, "pruned": pruned, "bench": bench})
     models = [resolve(model, "", workspace).folder for model in (dense, pruned)]
-    done = measure(*models, bench, Preflight(serving=""), folder)
+    done = measure(*models, bench, Preflight(serving_obstacle=""), folder)
     assert done.report is not None, "vLLM can run here"
     publish_benchmark(done.report, pruned)
     return done.report

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.hub import asking
 from slimgpt.checkpoints.weight_files import SINGLE, conversion, refuse_adapter, weight_map
 
@@ -102,7 +103,8 @@ def _built_in() -> Path:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source = Path(package.origin).parent
-    model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
+    with building:
+        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
     del model.config.quantization_config  # the weights are de-quantised: say so, or nothing loads them
     model.hf_quantizer = None
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)

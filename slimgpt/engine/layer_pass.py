@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, PretrainedConfig
 
+from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import Family, attention_kernel
 from slimgpt.checkpoints.shards import Shards
 from slimgpt.usage import return_freed_memory
@@ -145,9 +146,10 @@ class Frame:
         self.family, self.shards, self.device, self.dtype = family, shards, device, dtype
         config = deepcopy(config)  # from_config writes the forward dtype into it
         config._attn_implementation = attention_kernel(config)
-        with torch.device("meta"):
-            self.model = AutoModel.from_config(config, dtype=dtype).eval()
-        self._compute_buffers()
+        with building:
+            with torch.device("meta"):
+                self.model = AutoModel.from_config(config, dtype=dtype).eval()
+            self._compute_buffers()
         self._layers = list(self.model.layers)
         self._recorders = [_Recorder() for _ in self._layers]
         self.model.layers = nn.ModuleList(self._recorders)

@@ -21,6 +21,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
+from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import attention_kernel
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import TextSource, local_data, perplexity_text
@@ -113,9 +114,11 @@ def evaluate(
             say(f"loading {folder.name}")
             dtype = ("float32" if device.type == "cpu" else "auto") if config.dtype == "auto" else config.dtype
             kernel = attention_kernel(AutoConfig.from_pretrained(folder, trust_remote_code=False))
-            model = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
-            ).to(device)
+            with building:
+                model = AutoModelForCausalLM.from_pretrained(
+                    folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
+                )
+            model = model.to(device)
         measured = _perplexity(model, tokenizer, text, config, say) if text else None
         results = _run_tasks(model, tokenizer, tasks, config, folder.name, Path(scratch), say) if tasks else {}
     metrics = {_name(f"{measured.text}/perplexity"): measured.perplexity} if measured else {}

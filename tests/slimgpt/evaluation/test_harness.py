@@ -216,9 +216,9 @@ def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, with
 def test_a_folder_without_a_model_and_a_device_that_is_none_are_refused(tmp_path: Path, tiny: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
         evaluate(tmp_path)
-    with pytest.raises(ValueError, match=r"device is 'cuda:99'.*use cpu or auto"):
+    with pytest.raises(ValueError, match=r"device 'cuda:99' is not usable here .*use cpu, cuda or auto"):
         evaluate(tiny, EvalConfig(device="cuda:99"))
-    with pytest.raises(ValueError, match="device is 'gpu'"):
+    with pytest.raises(ValueError, match="device 'gpu' is not usable here"):
         evaluate(tiny, EvalConfig(device="gpu"))
 
 
