@@ -35,9 +35,8 @@ def register() -> None:
     A family that is not in NATIVE is served by vLLM's Transformers backend, which builds our transformers class.
     With an untested vLLM nothing is registered and an error is logged: other models must still be served.
     """
-    if reason := version_obstacle(
-        vllm_version()
-    ):  # our classes use vLLM's inside, which changes between minor releases
+    # Our classes use vLLM's inside, which changes between minor releases.
+    if reason := version_obstacle(vllm_version()):
         logger.error("slimgpt: pruned checkpoints are not registered: %s", reason)
         return
     _request_amx()

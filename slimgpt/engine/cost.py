@@ -1,7 +1,7 @@
 """What pruning takes, counted from widths alone: operations, bytes, peak memory, disk; seconds once rates are known.
 
 ``slimgpt prune --dry-run`` and docs/scale.md say what this says. Sizes are bytes; an operation is one multiplication or
-one addition. What a layer does is in pruner.py, what an elimination does in obs.py.
+one addition. What a layer does is in walk.py, what an elimination does in obs.py.
 
 Letters: n = tokens of one process, b = of a block, D = hidden size, A = heads * head_dim, F = FFN width.
 """

@@ -226,12 +226,13 @@ def _run_tasks(
 def _no_git_hash() -> Iterator[None]:
     """lm-eval asks git about the current folder, whose "fatal: not a git repository" would reach the user."""
     from lm_eval import evaluator
+    from lm_eval.loggers.utils import get_git_commit_hash
 
-    ask_git, evaluator.get_git_commit_hash = evaluator.get_git_commit_hash, str
+    evaluator.get_git_commit_hash = str
     try:
         yield
     finally:
-        evaluator.get_git_commit_hash = ask_git
+        evaluator.get_git_commit_hash = get_git_commit_hash  # not what was there: another thread may have been quicker
 
 
 def _without_folders(value: Any, folders: list[str]) -> Any:

@@ -20,6 +20,7 @@ def test_the_quoted_metric_of_each_kind_of_task():
         "wmt16/bleu": 21.0,
         "wmt16/ter": 60.0,
         "own/judged": 0.5,
+        "squad/f1": 71.0,
     }
     assert quoted_metrics(metrics) == {
         "boolq": "boolq/acc",
@@ -27,7 +28,6 @@ def test_the_quoted_metric_of_each_kind_of_task():
         "gsm8k": "gsm8k/exact_match_strict-match",
         "humaneval": "humaneval/pass_1_create_test",
         "wmt16": "wmt16/bleu",
-        "own": "own/judged",
     }
 
 
