@@ -140,15 +140,16 @@ class Walk:
             done = self.folder.finished_layer(layer.index) if self.folder else None
         self._head_outputs(layer, None)
 
-        def kept(name: str, heads: bool) -> Kept:
+        def kept_heads() -> Kept:
             assert done is not None, "the first rank read it"
-            report, weight = done.report, done.tensors[f"{name}.weight"]
-            if not heads:
-                return Kept([], [], torch.tensor(report.kept_channels), weight)
-            return Kept(report.kept_heads, report.kept_kv_heads, layer.shape.heads.columns(report.kept_heads), weight)
+            heads, weight_DK = done.report.kept_heads, done.tensors[f"{self.family.output}.weight"]
+            return Kept(heads, done.report.kept_kv_heads, layer.shape.heads.columns(heads), weight_DK)
 
-        attention = agree(self.ranks, self.device, lambda: kept(self.family.output, heads=True))
-        ffn = agree(self.ranks, self.device, lambda: kept(self.family.down, heads=False))
+        def kept_channels() -> Kept:
+            assert done is not None, "the first rank read it"
+            return Kept([], [], torch.tensor(done.report.kept_channels), done.tensors[f"{self.family.down}.weight"])
+
+        attention, ffn = (agree(self.ranks, self.device, decide) for decide in (kept_heads, kept_channels))
         self._pass_on(layer, attention, ffn)
         return self.ranks.from_first(lambda: done.report)  # type: ignore[union-attr]  # called where it was read
 

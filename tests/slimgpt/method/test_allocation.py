@@ -5,7 +5,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from hypothesis import given
+from hypothesis import given, reject
 from hypothesis import strategies as st
 
 from slimgpt.config import MAX_RATIO, PruneConfig, paper_preset
@@ -172,7 +172,7 @@ def test_whatever_the_data_say_widths_stay_within_the_bounds(
         )
         planned = planned_shapes(config, [shape] * layers)
     except ValueError:
-        return  # refused before any work
+        reject()  # refused before any work
     allocation, bounds = Allocation(config, [shape] * layers), width_bounds(config, [shape] * layers)
     priced = budget == "price" and targets == "all"
     for i, (least, most) in enumerate(bounds):
