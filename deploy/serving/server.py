@@ -209,7 +209,6 @@ def serving(
         try:
             _wait_for_health(process, url, log, served_name, timeout_s)
             server = RunningServer(url, served_name, process.pid, log, time.monotonic() - started)
-            logger.info("%s answers at %s after %.0f s", served_name, url, server.start_seconds)
             yield server
             return
         except PortTakenError:
