@@ -77,9 +77,7 @@ def choose_heads(
     cut: Callable[[HeadPath], int],
 ) -> Kept:
     """Order the units of heads within ``limit`` parameters, take as many as ``cut`` says, and refit ``o_proj``."""
-    H_AA = gram.finish()
-    W_DA = weight_DA.to(H_AA.device, H_AA.dtype)
-    inverse = obs.invert(H_AA, config.percdamp, gram.name)
+    W_DA, H_AA, inverse = _inverted(weight_DA, gram, config)
     path = head_path(
         obs.silence_dead_columns(W_DA, H_AA),
         inverse.P_DD,
@@ -101,9 +99,7 @@ def choose_heads(
 def choose_channels(weight_DF: Tensor, gram: obs.Gram, count: int, config: PruneConfig) -> Kept:
     """Choose the channels that stay, when ``count`` go, and refit ``down_proj``."""
     return_freed_memory()  # what the forward pass left: here memory is at its peak
-    H_FF = gram.finish()
-    W_DF = weight_DF.to(H_FF.device, H_FF.dtype)
-    inverse = obs.invert(H_FF, config.percdamp, gram.name)
+    W_DF, H_FF, inverse = _inverted(weight_DF, gram, config)
     path = channel_path(
         obs.silence_dead_columns(W_DF, H_FF),
         inverse.P_DD,
@@ -117,6 +113,12 @@ def choose_channels(weight_DF: Tensor, gram: obs.Gram, count: int, config: Prune
     inverse = inverse._replace(P_DD=H_FF[:0, :0])  # free it: the refit needs the shift alone
     kept = _refit(W_DF, H_FF, inverse, stays_F.nonzero().flatten(), weight_DF.dtype)
     return replace(kept, marginal_error=path.marginal_error())
+
+
+def _inverted(weight_DF: Tensor, gram: obs.Gram, config: PruneConfig) -> tuple[Tensor, Tensor, obs.Inverse]:
+    """The weight in H's dtype and on its device, H without damping, and its damped inverse."""
+    H_FF = gram.finish()
+    return weight_DF.to(H_FF.device, H_FF.dtype), H_FF, obs.invert(H_FF, config.percdamp, gram.name)
 
 
 def _refit(W_DF: Tensor, H_FF: Tensor, inverse: obs.Inverse, columns_K: Tensor, dtype: torch.dtype) -> Kept:

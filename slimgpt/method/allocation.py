@@ -94,8 +94,8 @@ class Allocation:
 
     def heads_may_go(self, i: int) -> bool:
         """Whether any path of layer ``i`` could be cut after its first step; else none need be made."""
-        units = self.dense[i].heads.units(self.config.head_unit, self.config.head_multiple)
-        smallest = min((self.dense[i].heads.cost(*unit) for unit in units), default=inf)
+        heads = self.dense[i].heads
+        smallest = min((heads.cost(*unit) for unit in _units(self.config, heads)), default=inf)
         return self.head_limit(i) >= smallest and (self._price > 0 or self._heads_needed(i) > 0)
 
     def cut_heads(self, i: int, path: HeadPath, gain: float = 1.0) -> int:
