@@ -79,7 +79,7 @@ def sweep(
         ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
     check_judgeable(grid, evaluation, ready.serving_obstacle)
     points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
-    check_disk([(point.plan, point.folder(workspace)) for point in points], registry, workspace)
+    check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
     with own_environment():
         dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace)
@@ -143,7 +143,7 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
     speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder)
     parameters = parameters_of(model=point.dense.name, prune=point.config, evaluation=evaluation, bench=bench)
     report = write_report(
-        point.title, one.pruned.report, dense, one.evaluation, speed, parameters, folder, registered=False
+        point.title, one.pruned.lineage, dense, one.evaluation, speed, parameters, folder, registered=False
     )
     return _Measured(one, dense, speed, parameters, report, one.pruned.folder)
 
@@ -152,7 +152,7 @@ def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
     """The chosen model, packaged, and its report under the name that it is registered by."""
     one = measured.one
     bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder)
-    figures = (one.pruned.report, measured.dense, one.evaluation, measured.speed)
+    figures = (one.pruned.lineage, measured.dense, one.evaluation, measured.speed)
     return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.parameters, one.folder))
 
 

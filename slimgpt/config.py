@@ -164,6 +164,10 @@ def paper_preset(ratio: float) -> dict[str, Any]:
     }
 
 
+# What can be done to a model, by the name of the step in its lineage.
+STAGE_CONFIGS = {"prune": PruneConfig}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What is measured.

@@ -30,9 +30,10 @@ from transformers.dynamic_module_utils import get_relative_imports
 from deploy.bundle.card import model_card
 from deploy.bundle.files import bundle_files, dns_label
 from deploy.engines.tensor_parallel import family_config, tensor_parallel_sizes
+from slimgpt.checkpoints.lineage import Lineage, check_output, checkpoint_digest, load_lineage
 from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import file_sha256, locked, write_atomically, writing
-from slimgpt.report import REPORT, PruneReport, load_report
+from slimgpt.report import REPORT
 
 FORMAT = "slimgpt-bundle-1"
 EVALUATION = "evaluation.json"  # in the checkpoint: EvalResult.to_dict() of "dense" and "pruned"
@@ -48,7 +49,6 @@ def write_bundle(
     *,
     name: str,
     image: str = "",
-    report: PruneReport | None = None,
     evaluations: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
     """Write the bundle of ``model`` to ``out`` and return ``out``. It appears complete or not at all.
@@ -60,12 +60,11 @@ def write_bundle(
         out: new or empty folder, or an older bundle, which is replaced.
         name: the model's name in requests to the server.
         image: name of the container image, with its registry (ghcr.io/me/tiny); the model's where empty.
-        report: what pruning did; read from ``model``/pruning.json where None.
         evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned"; read from ``model``/evaluation.json where None.
 
     Raises:
-        ValueError: ``model`` is incomplete, is not the model of its report, or holds a pickle; ``out`` holds something
-            else; ``name`` or ``image`` is not a valid name.
+        ValueError: ``model`` is incomplete, is not the model of its lineage or of the evaluations, or holds a pickle;
+            ``out`` holds something else; ``name`` or ``image`` is not a valid name.
         OSError: the disk has no room for it; the message names the folder and the remedy.
     """
     files = _checkpoint_files(model)
@@ -75,11 +74,17 @@ def write_bundle(
     image = image or dns_label(name)
     if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*", image) or ":" in image.rsplit("/", 1)[-1]:
         raise ValueError(f"image is {image!r}; use lower-case letters, as in ghcr.io/me/tiny, without a tag")
-    if report is None and (model / REPORT).is_file():
-        report = load_report(model)
-    _check_weights(files, report)
+    lineage = load_lineage(model)
+    _check_weights(files, lineage)
+    digest = checkpoint_digest(model)
+    check_output(lineage, digest, model)
     if evaluations is None:
         evaluations = _load(model / EVALUATION) if (model / EVALUATION).is_file() else {}
+    if evaluations and evaluations["pruned"].get("digest", "") not in ("", digest):
+        raise ValueError(
+            f"the figures for {model} ({EVALUATION}) were measured of another model: evaluate this one, "
+            f"or remove {EVALUATION}"
+        )
     remote_code = _carries_code(model)
     with writing("the bundle", out.parent), _partial(out) as partial:
         for file in files:
@@ -95,7 +100,7 @@ def write_bundle(
             image=f"{image}:{tag}",
             remote_code=remote_code,
             tensor_parallel=_tensor_parallel(model),
-            report=report,
+            lineage=lineage,
             evaluations=evaluations,
         )
         weight_bytes = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
@@ -160,8 +165,8 @@ def _checkpoint_files(model: Path) -> list[Path]:
     return files
 
 
-def _check_weights(files: list[Path], report: PruneReport | None) -> None:
-    """Check that every weight file is complete and that they hold what the report says, not a dense model."""
+def _check_weights(files: list[Path], lineage: Lineage) -> None:
+    """Check that every weight file is complete and that they hold what the lineage says, not a dense model."""
     parameters = 0
     for path in (file for file in files if file.suffix == ".safetensors"):
         try:
@@ -169,10 +174,10 @@ def _check_weights(files: list[Path], report: PruneReport | None) -> None:
                 parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
         except SafetensorError as error:
             raise ValueError(f"{path} is incomplete ({error}); fetch or make it again") from None
-    if report and parameters != report.parameters_after:
+    if lineage.steps and parameters != lineage.after("parameters"):
         raise ValueError(
             f"the weights in {files[0].parent} hold {parameters:,} parameters and {REPORT} says "
-            f"{report.parameters_after:,}: this is not the model that was pruned; prune again, or remove {REPORT}"
+            f"{lineage.after('parameters'):,}: this is not the model that was pruned; prune again, or remove {REPORT}"
         )
 
 

@@ -11,7 +11,9 @@ TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a toke
 # them or how they were made, code (the pruned architecture brings its own), and figures of the dense model.
 NOT_COPIED = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.index.json"),
-    *("config.json", "params.json", "pruning.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
+    *("config.json", "params.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
+    # of a model that is pruned once more: how it was made, and its figures
+    *("pruning.json", "lineage.json", "evaluation.json", "journal.jsonl"),
 )
 
 

@@ -1,6 +1,7 @@
 """Read tensors from safetensors shards, one by one, and write a shard atomically."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -96,6 +97,10 @@ class Shards:
                 "save the entire AutoModelForCausalLM with save_pretrained"
             )
         raise ValueError(f"{self.folder} has no tensor {absent}{hint}")
+
+    def size(self, names: list[str]) -> int:
+        """Bytes of these tensors."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in map(self.shape, names))
 
     @property
     def bytes(self) -> int:

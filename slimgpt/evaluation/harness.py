@@ -48,6 +48,7 @@ class EvalResult:
         dtype: the model's dtype, e.g. "float32".
         seconds: the entire evaluation, loading included.
         versions: of torch, transformers and lm_eval.
+        digest: of the checkpoint, where the caller knows it (slimgpt.checkpoints.lineage).
     """
 
     model: str
@@ -60,6 +61,7 @@ class EvalResult:
     dtype: str
     seconds: float
     versions: dict[str, str]
+    digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""

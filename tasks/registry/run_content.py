@@ -14,8 +14,8 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 import slimgpt
 from deploy.bench.results import BenchReport
 from deploy.report.comparison import Comparison
+from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.harness import DataUsed
-from slimgpt.report import PruneReport
 
 _LAYER_METRICS = (
     "num_attention_heads",
@@ -29,24 +29,22 @@ _LAYER_METRICS = (
 _TOTALS = (
     "ratio",
     "model_ratio",
-    "parameters_before",
-    "parameters_after",
-    "bytes_before",
-    "bytes_after",
     "seconds",
     "peak_memory_bytes",
 )
+_SIZES = ("parameters", "bytes")
 
 
 def tags_of(comparison: Comparison) -> dict[str, str]:
     """What one looks for: ratio, base model, perplexity, speed-up, device, versions."""
-    pruning = comparison.pruning
-    tags = {"ratio": f"{pruning.ratio:.4f}", "base_model": pruning.base_model, "device": pruning.device}
+    lineage, last = comparison.lineage, comparison.lineage.steps[-1]
+    tags = {"ratio": f"{lineage.ratio:.4f}", "base_model": lineage.base_model, "device": last.device}
+    tags |= {"steps": lineage.names, "dense_model": comparison.steps.base_model}
     if name := comparison.perplexity_name:
         tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
     if comparison.bench is not None:
         tags["speedup"] = f"{comparison.bench.ratios['output_throughput'].median:.4f}"
-    versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **pruning.versions}
+    versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **last.versions}
     return tags | {f"version.{name}": number for name, number in versions.items()}
 
 
@@ -73,9 +71,10 @@ def _git_commit(folder: Path) -> str:
         return ""
 
 
-def data_of(calibration: dict[str, Any], texts: tuple[DataUsed, ...]) -> list[DatasetInput]:
+def data_of(lineage: Lineage, texts: tuple[DataUsed, ...]) -> list[DatasetInput]:
     """Every text and data set, with its digest and what it was used for."""
-    used = [(calibration["name"], calibration["sha256"], calibration.get("origin", ""), "calibration")]
+    read = [step.data for step in lineage.steps if step.data]
+    used = [*dict.fromkeys((data["name"], data["sha256"], data.get("origin", ""), "calibration") for data in read)]
     used += [(text.name, text.sha256, text.origin, "evaluation") for text in texts]
     return [_dataset(*item) for item in used]
 
@@ -103,11 +102,14 @@ def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def metrics_of(comparison: Comparison) -> list[Metric]:
     """Figures of both models, and those of each layer by step."""
-    figures = {f"pruning/{name}": float(getattr(comparison.pruning, name)) for name in _TOTALS}
+    steps = comparison.steps
+    figures = {f"pruning/{name}": float(getattr(steps, name)) for name in _TOTALS}
+    for name in _SIZES:
+        figures |= {f"pruning/{name}_before": steps.before(name), f"pruning/{name}_after": steps.after(name)}
     for side, measured in (("dense", comparison.dense), ("pruned", comparison.pruned)):
         figures |= {f"{side}/{name}": value for name, value in measured.items()}
     figures |= _bench(comparison.bench)
-    return [*_at_once(figures), *_by_layer(comparison.pruning)]
+    return [*_at_once(figures), *_by_layer(comparison.lineage)]
 
 
 def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
@@ -117,8 +119,8 @@ def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
     figures |= {
         f"bench/{name.removeprefix(own)}": v for name, v in _bench(comparison.bench).items() if name.startswith(own)
     }
-    when = "before" if side == "dense" else "after"
-    figures |= {name: float(getattr(comparison.pruning, f"{name}_{when}")) for name in ("parameters", "bytes")}
+    size = comparison.steps.before if side == "dense" else comparison.steps.after
+    figures |= {name: size(name) for name in _SIZES}
     return _at_once(figures)
 
 
@@ -131,11 +133,11 @@ def _at_once(figures: dict[str, float]) -> list[Metric]:
     return [Metric(name, float(value), now, 0) for name, value in figures.items()]
 
 
-def _by_layer(pruning: PruneReport) -> list[Metric]:
+def _by_layer(lineage: Lineage) -> list[Metric]:
     now = int(time.time() * 1000)
     return [
         Metric(f"layer/{name}", float(getattr(layer, name)), now, layer.layer)
-        for layer in pruning.layers
+        for layer in lineage.layers
         for name in _LAYER_METRICS
     ]
 

@@ -15,6 +15,7 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from deploy.report.files import Report
+from slimgpt.checkpoints.lineage import LINEAGE
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.report import REPORT
 from tasks.environment import RunFolder, Workspace
@@ -67,7 +68,7 @@ class RegistrationInput:
     @property
     def files(self) -> dict[str, list[Path]]:
         """Artifact folder -> local files."""
-        facts = [self.model / REPORT, self.folder.bench / "bench.json"]
+        facts = [self.model / REPORT, self.model / LINEAGE, self.folder.bench / "bench.json"]
         facts += [self.folder.root / f"evaluation-{side}.json" for side in ("dense", "pruned")]
         if self.report.comparison.bench is None:
             facts.remove(self.folder.bench / "bench.json")  # an older run's
@@ -76,10 +77,11 @@ class RegistrationInput:
     @property
     def description(self) -> str:
         """One line for people."""
-        pruning = self.report.comparison.pruning
+        lineage = self.report.comparison.lineage
+        before, after = lineage.before("parameters") / 1e6, lineage.after("parameters") / 1e6
         return (
-            f"{pruning.base_model} without {pruning.ratio:.1%} of its projection parameters "
-            f"({pruning.parameters_before / 1e6:.1f} M -> {pruning.parameters_after / 1e6:.1f} M)."
+            f"{lineage.base_model} without {lineage.ratio:.1%} of its projection parameters "
+            f"({before:.1f} M -> {after:.1f} M)."
         )
 
 
@@ -154,9 +156,9 @@ def record_run(client: MlflowClient, request: RegistrationInput, workspace: Work
     run_id = str(client.create_run(place, run_name=request.run_name, tags=about).info.run_id)
     begun.runs.append(run_id)
     log(client, run_id, params, [*metrics_of(comparison), *request.machine])
-    client.log_inputs(run_id, data_of(comparison.pruning.calibration, request.dense.texts))
+    client.log_inputs(run_id, data_of(comparison.lineage, request.dense.texts))
     for side in ("dense", "pruned"):
-        nested = {"mlflow.parentRunId": run_id, "side": side, "base_model": comparison.pruning.base_model}
+        nested = {"mlflow.parentRunId": run_id, "side": side, "base_model": comparison.lineage.base_model}
         child = client.create_run(place, run_name=f"{request.run_name} {side}", tags={**source_tags(), **nested})
         begun.runs.append(child.info.run_id)
         evaluation = {name: value for name, value in params.items() if name.startswith(("evaluation.", "bench."))}

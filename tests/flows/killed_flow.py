@@ -19,14 +19,14 @@ import tasks.registry.machine  # noqa: F401
 from flows.cli import app as cli
 from tasks.preflight import models, planning
 from tasks.registry import runs, versions
-from tasks.steps import artifacts, benchmarking, bundling, evaluation, pruning, reporting
+from tasks.steps import artifacts, benchmarking, bundling, chain, evaluation, reporting
 
 # Where each phase begins, in the order in which they come.
 PHASES = {
     "database": mlflow_database._initialize_tables.__code__,
     "find": models.resolve.fn.__code__,
     "plan": planning.plan_pruning.fn.__code__,
-    "prune": pruning.prune_model.__code__,
+    "prune": chain.run_chain.__code__,
     "evaluate": evaluation.evaluate_model.__code__,
     "package": bundling.package.fn.__code__,
     "benchmark": benchmarking.benchmark.fn.__code__,

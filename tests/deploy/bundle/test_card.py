@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from deploy.bundle.card import model_card
 from flows.cli.app import app
 from flows.cli.flags import config_from, given
+from slimgpt.checkpoints.lineage import Lineage, prune_step
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult
@@ -85,7 +86,7 @@ def card(model, report, evaluations):
             image="t:1",
             remote_code=True,
             tensor_parallel=[1, 2],
-            report=report,
+            lineage=Lineage((prune_step(report),)) if report else Lineage(),
             evaluations=evaluations,
         )
         read = ModelCard(text)
@@ -114,7 +115,7 @@ def test_people_read_dense_beside_pruned_data_and_limits(card, report):
     text = card().text
     assert "| Perplexity, wikitext2 | 21.00 | 31.50 | x 1.50 |" in text
     assert f"{100 * report.ratio:.1f} % of the parameters" in text
-    assert "python: 128 tokens" in text
+    assert "1. prune: " in text and "128 tokens of python" in text
     assert "the first 20 documents of each task" in text
     assert "baked in" in text
     for heading in ("## Figures", "## Serve", "## Limits", "## How to reproduce"):

@@ -21,6 +21,7 @@ from deploy.bench.results import (
 from deploy.report.comparison import Comparison, notes, rows, to_markdown
 from deploy.report.page import to_html
 from deploy.report.plots import bench_plots
+from slimgpt.checkpoints.lineage import Lineage, prune_step
 from slimgpt.report import LayerReport, PruneReport
 from tests.browser import CHROMIUM, browser
 
@@ -104,7 +105,7 @@ def comparison():
     pruned = {"wikitext2/perplexity": 52.0, "piqa/acc": 0.6, "piqa/acc_stderr": 0.05, "hs/acc": 0.3, "hs/acc_norm": 0.3}
     return Comparison(
         title="tiny <slim>",
-        pruning=pruning,
+        lineage=Lineage((prune_step(pruning),)),
         dense=dense,
         pruned=pruned,
         bench=bench,

@@ -27,7 +27,8 @@ def test_what_is_still_true_goes_along_and_nothing_else_does(copy, tmp_path, tin
         (copy / name).write_bytes(text.encode())
     prune(copy, tmp_path / "out", tiny_config())
     out = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    ours = {name for name in out if name.startswith("model")} | {"config.json", "pruning.json", "journal.jsonl"}
+    ours = {name for name in out if name.startswith("model")}
+    ours |= {"config.json", "pruning.json", "lineage.json", "journal.jsonl"}
     ours |= {"slim_llama.py", "per_layer.py"}
     assert out - ours == STILL_TRUE.keys() | {"tokenizer.json", "tokenizer_config.json"}
     for name, text in STILL_TRUE.items():

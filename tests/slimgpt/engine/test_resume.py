@@ -19,8 +19,8 @@ from tests import processes
 
 
 def model_files(folder):
-    """sha256 of all that makes the model; the journal and the report hold seconds, which differ."""
-    names = [p for p in sorted(folder.iterdir()) if p.name not in ("journal.jsonl", "pruning.json")]
+    """sha256 of all that makes the model; journal, report and lineage hold seconds, which differ."""
+    names = [p for p in sorted(folder.iterdir()) if p.name not in ("journal.jsonl", "pruning.json", "lineage.json")]
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
 
 

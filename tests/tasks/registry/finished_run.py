@@ -6,10 +6,10 @@ from pathlib import Path
 
 from prefect import flow
 
+from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult, evaluate
-from slimgpt.report import load_report
 from tasks.environment import RunFolder, Workspace
 from tasks.registry.config import RegistryConfig
 from tasks.registry.runs import RegistrationInput, parameters_of
@@ -42,7 +42,7 @@ def asked(root: Path, name: str, *, model: Path | None = None, **rest: object) -
     ]
     parameters = parameters_of(model=str(root.parent / "tiny"), revision="", prune=PRUNE, evaluation=EVALUATION)
     skipped = Benchmark(None, "benchmark: not here")
-    report = write_report.fn(name, load_report(folder.model), *sides, skipped, parameters, folder)
+    report = write_report.fn(name, load_lineage(folder.model), *sides, skipped, parameters, folder)
     return RegistrationInput(model or folder.model, parameters, *sides, report, folder, **rest)
 
 
