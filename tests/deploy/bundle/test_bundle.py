@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from deploy.bundle.folder import verify_bundle, write_bundle
+from slimgpt.checkpoints.lineage import LINEAGE, checkpoint_digest
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.files import locked
@@ -22,6 +24,14 @@ from tests.tiny_models import write_dense
 
 ROOT = Path(__file__).parents[3]
 VARIANTS = ("", ".cpu")
+FIGURES = {
+    "metrics": {},
+    "perplexity": None,
+    "config": {"limit": 0},
+    "dtype": "float32",
+    "device": "cpu",
+    "versions": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +194,36 @@ def test_a_damaged_file_is_named(model: Path, tmp_path: Path, name: str):
     with pytest.raises(ValueError, match=f"{name} is damaged"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
     assert not (tmp_path / "bundle").exists()
+
+
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    config = PruneConfig(num_samples=4, seq_len=32, calibration="python", ffn_multiple=4)
+    prune(write_dense(tmp_path / "dense", num_hidden_layers=2), tmp_path / "pruned", config)
+    return tmp_path / "pruned"
+
+
+def test_figures_of_another_model_are_refused(pruned: Path, tmp_path: Path):
+    digest = checkpoint_digest(pruned)
+    for other, refused in (("0" * 64, True), (digest, False)):
+        figures = {"dense": {**FIGURES, "digest": ""}, "pruned": {**FIGURES, "digest": other}}
+        expected = pytest.raises(ValueError, match="measured of another model") if refused else nullcontext()
+        with expected:
+            write_bundle(pruned, tmp_path / "bundle", name="tiny", evaluations=figures)
+
+
+def test_a_model_changed_after_its_last_step_is_refused(pruned: Path, tmp_path: Path):
+    shard = sorted(pruned.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, shard)  # trained on, say: as many parameters
+    with pytest.raises(ValueError, match=r"changed after the last step of lineage.json \(prune\)"):
+        write_bundle(pruned, tmp_path / "bundle", name="tiny")
+
+
+def test_a_folder_from_before_there_was_a_lineage_is_packaged(pruned: Path, tmp_path: Path):
+    (pruned / LINEAGE).unlink()
+    card = (write_bundle(pruned, tmp_path / "bundle", name="tiny") / "README.md").read_text()
+    assert "dense without 25." in card and "1. prune: 25." in card
 
 
 def test_the_models_own_card_is_replaced_in_the_bundle_and_nowhere_else(model: Path, tmp_path: Path):

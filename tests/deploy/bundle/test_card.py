@@ -9,7 +9,7 @@ from huggingface_hub import ModelCard
 from deploy.bundle.card import model_card
 from flows.cli.app import app
 from flows.cli.flags import config_from, given
-from slimgpt.checkpoints.lineage import Lineage, prune_step
+from slimgpt.checkpoints.lineage import Lineage, load_lineage, prune_step
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult
@@ -139,6 +139,52 @@ def test_the_command_repeats_the_settings(card, report):
     _, bound, _ = app.parse_args(line.split()[1:], exit_on_error=False, print_error=False)
     assert bound.arguments["model"] == "tiny"
     assert config_from(PruneConfig(), given(bound.arguments["options"])).to_dict() == report.config
+
+
+@pytest.fixture(scope="module")
+def twice(model, report, tmp_path_factory) -> Path:
+    """The model pruned, and the result pruned again."""
+    folder = tmp_path_factory.mktemp("twice")
+    config = PruneConfig(**{**report.config, "ratio": 0.1, "schedule": "log", "layer_ratios": ()})
+    prune(model, folder / "first", PruneConfig(**report.config))
+    prune(folder / "first", folder / "second", config)
+    return folder
+
+
+def test_two_steps_are_both_named_with_the_ratio_against_the_first_dense_model(twice, evaluations):
+    lineage = load_lineage(twice / "second")
+    text = model_card(
+        "me/t", twice / "second", image="t:1", remote_code=True, tensor_parallel=[1], lineage=lineage, evaluations={}
+    )
+    first, second = lineage.steps
+    assert f"tiny without {100 * lineage.ratio:.1f} % of the parameters" in text
+    assert lineage.ratio > first.figures["ratio"] > second.figures["ratio"]
+    for number, step in ((1, first), (2, second)):
+        assert f"{number}. prune: {step.figures['ratio']:.2%} of the parameters of the decoder's projections" in text
+    commands = [line for line in text.splitlines() if line.startswith("slimgpt prune ")]
+    for command, step, model, out in zip(commands, lineage.steps, ("tiny", "step1"), ("step1", "out"), strict=True):
+        _, bound, _ = app.parse_args(command.split()[1:], exit_on_error=False, print_error=False)
+        assert (bound.arguments["model"], str(bound.arguments["out"])) == (model, out)
+        assert config_from(PruneConfig(), given(bound.arguments["options"])).to_dict() == step.config
+    dense = f"| Parameters | {first.figures['parameters_before'] / 1e6:.1f} M |"
+    assert dense in text and "which was itself pruned" not in text
+
+
+def test_figures_beside_a_pruned_model_say_that_it_was_pruned(twice, evaluations):
+    lineage = load_lineage(twice / "second")
+    measured = {**evaluations, "dense": {**evaluations["dense"], "digest": lineage.steps[1].input}}
+    text = model_card(
+        "me/t",
+        twice / "second",
+        image="t:1",
+        remote_code=True,
+        tensor_parallel=[1],
+        lineage=lineage,
+        evaluations=measured,
+    )
+    assert "tiny after prune (" in text and "which was itself pruned" in text
+    assert f"| Projection parameters removed |  | {lineage.steps[1].figures['ratio']:.2%} | requested 10.00% |" in text
+    assert f"| ... of tiny |  | {lineage.ratio:.2%} |  |" in text
 
 
 @pytest.mark.parametrize(

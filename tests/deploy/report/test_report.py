@@ -133,6 +133,24 @@ def test_rows_hold_every_figure_with_its_change(comparison):
     assert "Loading the weights" not in found  # one of the two is not known
 
 
+def test_two_steps_are_measured_from_the_model_that_is_compared_with(comparison):
+    first = dataclasses.replace(comparison.lineage.steps[0], input="a", output="b")
+    sizes = {"parameters_before": 80e6, "parameters_after": 72e6, "projections_before": 59.7e6}
+    second = dataclasses.replace(
+        first, input="b", output="c", figures=first.figures | sizes | {"projections_after": 51.7e6}
+    )
+    twice = dataclasses.replace(comparison, lineage=Lineage((first, second)))
+    found = {row.figure: row.cells[1:] for row in rows(twice)}
+    assert found["Parameters"] == ("100.0 M", "72.0 M", "-28.0%")
+    removed = 1 - 51.7e6 / first.figures["projections_before"]
+    assert found["Projection parameters removed"] == ("", f"{removed:.2%}", "requested 43.75%")  # 1 - 0.75 * 0.75
+    beside_the_first = {row.figure: row.cells[1:] for row in rows(dataclasses.replace(twice, dense_digest="b"))}
+    assert beside_the_first["Parameters"] == ("80.0 M", "72.0 M", "-10.0%")
+    assert beside_the_first["Projection parameters removed"] == ("", f"{8 / 59.7:.2%}", "requested 25.00%")
+    assert beside_the_first["... of org/<b>model</b>|x"][1] == f"{removed:.2%}"
+    assert sum(note.startswith("prune org/<b>model</b>|x: ") for note in notes(twice)) == 2
+
+
 def test_html_and_markdown_show_the_same_rows(comparison):
     html, markdown = to_html(comparison), to_markdown(comparison)
     for row in rows(comparison):
