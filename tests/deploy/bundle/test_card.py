@@ -17,6 +17,7 @@ from slimgpt.evaluation.perplexity import PerplexityResult
 from slimgpt.report import PruneReport
 from tests.tiny_models import write_dense
 
+BUNDLE = {"image": "t:1", "remote_code": True, "tensor_parallel": [1, 2]}
 METRICS = {
     "wikitext2/perplexity": 31.5,
     "piqa/acc": 0.70,
@@ -83,9 +84,7 @@ def card(model, report, evaluations):
         text = model_card(
             "me/t",
             folder,
-            image="t:1",
-            remote_code=True,
-            tensor_parallel=[1, 2],
+            **BUNDLE,
             lineage=Lineage((prune_step(report),)) if report else Lineage(),
             evaluations=evaluations,
         )
@@ -153,9 +152,7 @@ def twice(model, report, tmp_path_factory) -> Path:
 
 def test_two_steps_are_both_named_with_the_ratio_against_the_first_dense_model(twice, evaluations):
     lineage = load_lineage(twice / "second")
-    text = model_card(
-        "me/t", twice / "second", image="t:1", remote_code=True, tensor_parallel=[1], lineage=lineage, evaluations={}
-    )
+    text = model_card("me/t", twice / "second", **BUNDLE, lineage=lineage, evaluations={})
     first, second = lineage.steps
     assert f"tiny without {100 * lineage.ratio:.1f} % of the parameters" in text
     assert lineage.ratio > first.figures["ratio"] > second.figures["ratio"]
@@ -173,15 +170,7 @@ def test_two_steps_are_both_named_with_the_ratio_against_the_first_dense_model(t
 def test_figures_beside_a_pruned_model_say_that_it_was_pruned(twice, evaluations):
     lineage = load_lineage(twice / "second")
     measured = {**evaluations, "dense": {**evaluations["dense"], "digest": lineage.steps[1].input}}
-    text = model_card(
-        "me/t",
-        twice / "second",
-        image="t:1",
-        remote_code=True,
-        tensor_parallel=[1],
-        lineage=lineage,
-        evaluations=measured,
-    )
+    text = model_card("me/t", twice / "second", **BUNDLE, lineage=lineage, evaluations=measured)
     assert "tiny after prune (" in text and "which was itself pruned" in text
     assert f"| Projection parameters removed |  | {lineage.steps[1].figures['ratio']:.2%} | requested 10.00% |" in text
     assert f"| ... of tiny |  | {lineage.ratio:.2%} |  |" in text
