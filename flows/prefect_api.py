@@ -39,7 +39,7 @@ def reached() -> Iterator[None]:
     """
     url = PREFECT_API_URL.value() or ""
     if url:
-        _check(url)
+        check(url)
     elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         OwnServer().start()  # here and not in a thread that ends before the flow does: the kernel watches that thread
     for logger in (logging.getLogger(), logging.getLogger("prefect")):
@@ -63,7 +63,12 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def _check(url: str) -> None:
+def check(url: str) -> None:
+    """Check that the server that is configured answers.
+
+    Raises:
+        ConnectionError: one line with the remedy.
+    """
     # Prefect's own patience is a minute and more, which suits a flow that runs.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         client = get_client(httpx_settings={"timeout": ANSWER_WITHIN_S}, sync_client=True)

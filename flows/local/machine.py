@@ -101,6 +101,20 @@ class Local:
             worker.start(environment)
             worker.wait()
 
+    def register(self) -> None:
+        """Register the deployments, for workers that others start, on a Prefect server that runs already.
+
+        Raises:
+            ConnectionError: when it does not answer.
+        """
+        folder = self.services[0].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.update(self.environment())  # before Prefect, which reads its settings when it is imported
+        from flows.prefect_api import check
+
+        check(self.prefect_url)
+        deployments.register(dict(os.environ), PROJECT / "prefect.yaml", folder / "deploy.log", START_TIMEOUT_S)
+
     def down(self) -> list[str]:
         """Stop all of it, the worker first; the names of what ran."""
         folder = self.services[0].folder
