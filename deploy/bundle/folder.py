@@ -14,7 +14,6 @@ OUT/MANIFEST.json     sha256 and bytes of every file; written last
 import glob
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -24,12 +23,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
 from deploy.bundle.card import model_card
 from deploy.bundle.files import bundle_files, dns_label
 from deploy.engines.tensor_parallel import family_config, tensor_parallel_sizes
+from slimgpt.checkpoints.headers import raw_config, read_json
+from slimgpt.checkpoints.weight_files import count_parameters, weight_files
 from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import file_sha256, locked, write_atomically, writing
 from slimgpt.report import REPORT, PruneReport, load_report
@@ -77,9 +77,9 @@ def write_bundle(
         raise ValueError(f"image is {image!r}; use lower-case letters, as in ghcr.io/me/tiny, without a tag")
     if report is None and (model / REPORT).is_file():
         report = load_report(model)
-    _check_weights(files, report)
+    _check_weights(model, report)
     if evaluations is None:
-        evaluations = _load(model / EVALUATION) if (model / EVALUATION).is_file() else {}
+        evaluations = read_json(model / EVALUATION) if (model / EVALUATION).is_file() else {}
     remote_code = _carries_code(model)
     with writing("the bundle", out.parent), _partial(out) as partial:
         for file in files:
@@ -132,8 +132,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 def _checkpoint_files(model: Path) -> list[Path]:
     """Every file of a checkpoint but hidden ones and the journal of its making; complete and free of pickles."""
-    if not (model / "config.json").is_file():
-        raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
+    raw_config(model)
     files = [
         path
         for path in sorted(model.rglob("*"))
@@ -149,29 +148,16 @@ def _checkpoint_files(model: Path) -> list[Path]:
         raise ValueError(
             f"{others[0]} holds weights that vLLM would not read; remove it, a bundle has *.safetensors only"
         )
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{model} holds no *.safetensors weights; is the download or prune complete?")
-    index = model / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (model / shard).is_file())
-        if missing:
-            raise ValueError(f"{model} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; make it again")
+    weight_files(model)  # raises where one is missing
     return files
 
 
-def _check_weights(files: list[Path], report: PruneReport | None) -> None:
+def _check_weights(model: Path, report: PruneReport | None) -> None:
     """Check that every weight file is complete and that they hold what the report says, not a dense model."""
-    parameters = 0
-    for path in (file for file in files if file.suffix == ".safetensors"):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is incomplete ({error}); fetch or make it again") from None
+    parameters = count_parameters(model)
     if report and parameters != report.parameters_after:
         raise ValueError(
-            f"the weights in {files[0].parent} hold {parameters:,} parameters and {REPORT} says "
+            f"the weights in {model} hold {parameters:,} parameters and {REPORT} says "
             f"{report.parameters_after:,}: this is not the model that was pruned; prune again, or remove {REPORT}"
         )
 
@@ -188,7 +174,7 @@ def _check_target(model: Path, out: Path) -> None:
 
 def _carries_code(model: Path) -> bool:
     """Whether the config names classes in files beside it. All of these, and what they import, must be there."""
-    named = _load(model / "config.json").get("auto_map", {}).values()
+    named = raw_config(model).get("auto_map", {}).values()
     # MODULE.CLASS, or REPO--MODULE.CLASS where the code lies elsewhere; of a tokenizer two, of which one may be null.
     classes = [name for value in named for name in (value if isinstance(value, list) else [value]) if name]
     waiting, modules = [name.rpartition(".")[0] for name in classes], set[str]()
@@ -210,13 +196,6 @@ def _tensor_parallel(model: Path) -> list[int]:
     """The sizes that divide every layer; empty where the family is not ours."""
     config = family_config(model)
     return tensor_parallel_sizes(config) if config else []
-
-
-def _load(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); fetch or make it again") from None
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

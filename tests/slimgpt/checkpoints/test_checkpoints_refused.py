@@ -34,7 +34,7 @@ def refusal(folder, tiny_config, message):
 def test_a_weight_file_cut_short_is_named(copy, tiny_config, keep):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    message = refusal(copy, tiny_config, "is not a complete safetensors file .*; download or copy it again")
+    message = refusal(copy, tiny_config, "is not a complete safetensors file: .*; download or copy it again")
     assert str(path) in message
 
 
@@ -50,7 +50,7 @@ def test_one_damaged_shard_of_many_is_named_before_work(copy, tiny_config):
 def test_a_git_lfs_pointer_in_place_of_the_weights_is_known_for_what_it_is(copy, tiny_config):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9876543210\n"
     (copy / "model.safetensors").write_text(pointer)
-    refusal(copy, tiny_config, "it is a pointer of git-lfs: run git lfs pull")
+    refusal(copy, tiny_config, "it is a pointer of git-lfs; run git lfs pull")
 
 
 def test_an_index_that_is_wrong_is_refused(copy, tiny_config):
@@ -61,8 +61,9 @@ def test_an_index_that_is_wrong_is_refused(copy, tiny_config):
     at = index["weight_map"][name]
     moved = {**index["weight_map"], name: next(f for f in set(index["weight_map"].values()) if f != at)}
     cases = {
-        json.dumps(index)[:-20]: "is damaged: it is not JSON with a weight_map",
-        "[]": "is damaged",
+        json.dumps(index)[:-20]: "is damaged: .* line 1 column .*; download or copy it again",
+        "[]": "is damaged: it holds a JSON list, not an object; download",
+        "{}": "is damaged: it has no weight_map of file names; download",
         json.dumps({"weight_map": moved}): f"lacks {name}, which model.safetensors.index.json says it holds",
         json.dumps({"weight_map": {**index["weight_map"], name: "gone.safetensors"}}): "lacks 1 of its .*gone.safetens",
     }

@@ -205,7 +205,7 @@ def test_tasks_come_as_list_or_text_too() -> None:
 
 
 def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, without_data: None) -> None:
-    (tmp_path / "config.json").write_text("{ this cannot be loaded")
+    (tmp_path / "config.json").write_text('{"model_type": "none that loads"}')
     with pytest.raises(ValueError, match=r"task 'hellswag' is not known \(did you mean hellaswag") as caught:
         evaluate(tmp_path, EvalConfig(tasks="hellswag"))
     assert "boolq, piqa" in str(caught.value)
@@ -214,8 +214,10 @@ def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, with
 
 
 def test_a_folder_without_a_model_and_a_device_that_is_none_are_refused(tmp_path: Path, tiny: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         evaluate(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        evaluate(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"device 'cuda:99' is not usable here .*use cpu, cuda or auto"):
         evaluate(tiny, EvalConfig(device="cuda:99"))
     with pytest.raises(ValueError, match="device 'gpu' is not usable here"):
