@@ -1,4 +1,4 @@
-"""Every limit of the config is checked when it is made, and the message names value, limit and meaning."""
+"""Every limit of the config is checked on construction, and the message names value, limit and meaning."""
 
 import dataclasses
 import json
@@ -35,6 +35,6 @@ def test_every_field_has_a_description_for_help_and_forms():
         assert field.metadata["description"].strip(), field.name
 
 
-def test_a_config_survives_json():
+def test_a_config_round_trips_through_json():
     config = PruneConfig(ratio=0.3, schedule="explicit", layer_ratios=(0.2, 0.4))
     assert PruneConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config

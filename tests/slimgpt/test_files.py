@@ -53,21 +53,21 @@ def test_a_changed_file_is_read_again(tmp_path, reads):
     assert len(reads) == 3
 
 
-def test_what_was_modified_just_now_is_read_again(tmp_path, reads):
+def test_a_file_modified_just_now_is_read_again(tmp_path, reads):
     """A file system may keep times to 2 seconds: a second change would not show."""
     sha256 = written(tmp_path / "a", b"one", age_s=0)
     assert file_sha256(tmp_path / "a") == file_sha256(tmp_path / "a") == sha256
     assert len(reads) == 2
 
 
-def test_what_this_process_wrote_is_not_read(tmp_path, reads):
+def test_a_file_written_by_this_process_is_not_read(tmp_path, reads):
     sha256 = written(tmp_path / "a", b"one", age_s=0)
     remember_sha256(tmp_path / "a", sha256)
     assert file_sha256(tmp_path / "a") == sha256
     assert reads == []
 
 
-def test_a_folder_is_held_by_one_and_carries_no_lock_file(tmp_path):
+def test_only_one_process_holds_a_folder_and_no_lock_file_is_left(tmp_path):
     folder = tmp_path / "out"
     folder.mkdir()
     with locked(folder):
@@ -89,7 +89,7 @@ def holder(folder):
     return process
 
 
-def test_the_lock_goes_with_a_killed_process(tmp_path):
+def test_the_lock_is_released_when_its_process_is_killed(tmp_path):
     with holder(tmp_path) as process:
         with pytest.raises(BlockingIOError):
             locked(tmp_path).__enter__()
@@ -99,7 +99,7 @@ def test_the_lock_goes_with_a_killed_process(tmp_path):
             pass
 
 
-def test_who_waits_gets_the_lock_when_it_is_released(tmp_path):
+def test_a_waiting_thread_gets_the_lock_on_release(tmp_path):
     entered = []
 
     def enter():

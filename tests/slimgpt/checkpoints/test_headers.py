@@ -1,4 +1,4 @@
-"""A damaged small file is named, with what is wrong and what to do, by everything that reads a checkpoint."""
+"""Everything that reads a checkpoint names a damaged small file, with the fault and the remedy."""
 
 import pytest
 
@@ -50,7 +50,7 @@ def test_every_reader_names_a_folder_without_a_config(copy, tiny_config, read):
 
 
 @pytest.mark.parametrize("read", [READERS[name] for name in ("plan", "inspect", "package")])
-def test_what_looks_at_weights_names_a_damaged_index(copy, tiny_config, read):
+def test_readers_of_weights_name_a_damaged_index(copy, tiny_config, read):
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"x": 1}}')
     with pytest.raises(ValueError, match=r"index\.json is damaged: it has no weight_map of file names; download"):
         read(copy, tiny_config)
