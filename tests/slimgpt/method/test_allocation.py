@@ -71,11 +71,11 @@ SMOL = LayerShape(hidden_size=576, num_heads=9, num_kv_heads=3, head_dim=64, int
 
 def path(shape, *steps, broken=False):
     """A path of removals (heads, kv heads, error), such as ``(1, 1, 0.5)``; which heads they are does not matter."""
-    steps, heads, kv_heads = [], iter(range(shape.num_heads)), iter(range(shape.num_kv_heads))
+    head_steps, heads, kv_heads = [], iter(range(shape.num_heads)), iter(range(shape.num_kv_heads))
     for count, kv_count, error in steps:
         taken = tuple(next(heads) for _ in range(count)), tuple(next(kv_heads) for _ in range(kv_count))
-        steps.append(HeadStep(*taken, shape.heads.cost(count, kv_count), error))
-    return HeadPath(shape.heads, tuple(steps), broken, "layer 0, o_proj")
+        head_steps.append(HeadStep(*taken, shape.heads.cost(count, kv_count), error))
+    return HeadPath(shape.heads, tuple(head_steps), broken, "layer 0, o_proj")
 
 
 @given(
