@@ -51,7 +51,7 @@ def reached() -> Iterator[None]:
         if not url or error.request.url.host != httpx.URL(url).host:
             raise
         raise ConnectionError(
-            f"Prefect at {without_password(url)} stopped answering ({reason(error, url)}); what is finished is kept: "
+            f"Prefect at {without_password(url)} stopped answering ({reason(error, url)}); finished work is kept: "
             "run the same command again when it is back"
         ) from None
 

@@ -38,7 +38,7 @@ class BenchConfig:
     num_warmups: int = option(16, "Requests, sent at once before each run, that are not counted.", ge=1)
     seed: int = option(0, "Prompts of the first pair; each further pair adds 1.", ge=0)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("bfloat16", "Dtype of both servers.")
-    enforce_eager: bool = option(False, "Skip torch.compile: the servers start sooner and answer slower.")
+    enforce_eager: bool = option(False, "Skip torch.compile: the servers start faster and generate more slowly.")
     kvcache_gib: int = option(2, "On CPU: memory for each server's KV cache, GiB.", ge=1)
     trust_remote_code: bool = option(False, "Run the code in the checkpoints: needed only without the slimgpt plugin.")
     show_drift: bool = option(True, "Measure dense once more at the end.")

@@ -71,7 +71,7 @@ def write_bundle(
     files = _checkpoint_files(model)
     _check_target(model, out)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", name):
-        raise ValueError(f"name is {name!r}; use letters, digits and . _ - / only, for it goes into URLs and scripts")
+        raise ValueError(f"name is {name!r}; use only letters, digits and . _ - /, since URLs and scripts contain it")
     image = image or dns_label(name)
     if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*", image) or ":" in image.rsplit("/", 1)[-1]:
         raise ValueError(f"image is {image!r}; use lower-case letters, as in ghcr.io/me/tiny, without a tag")
@@ -165,11 +165,11 @@ def _check_weights(model: Path, report: PruneReport | None) -> None:
 def _check_target(model: Path, out: Path) -> None:
     inside, outside = out.resolve(), model.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise ValueError(f"{out} and the model's folder {model} lie in each other; give a folder beside it")
+        raise ValueError(f"{out} and the model's folder {model} overlap; name a folder outside it")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give the name of a new folder")
     if out.is_dir() and any(out.iterdir()) and _manifest(out) is None:
-        raise ValueError(f"{out} holds something that is not a bundle of ours; give a new or empty folder")
+        raise ValueError(f"{out} is not empty and not a slimgpt bundle; name a new or empty folder")
 
 
 def _carries_code(model: Path) -> bool:
@@ -184,8 +184,8 @@ def _carries_code(model: Path) -> bool:
         file = model / f"{module}.py"
         if not file.is_file():
             raise ValueError(
-                f"{model} lacks {file.name}, a part of the code that its config.json names (auto_map); "
-                "copy it there from where the model came from"
+                f"{model} lacks {file.name}, a file of the code that its config.json names (auto_map); "
+                "copy it from the original model"
             )
         modules.add(module)
         waiting += get_relative_imports(file)

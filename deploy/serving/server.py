@@ -67,9 +67,9 @@ class ServeConfig:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "auto", "auto: the checkpoint's own, but bfloat16 (vLLM's choice) where that is float32."
     )
-    max_model_len: int = option(0, "Longest prompt plus answer in tokens; 0: as long as the model allows.", ge=0)
+    max_model_len: int = option(0, "Longest prompt plus output in tokens; 0: the model's maximum.", ge=0)
     max_num_seqs: int = option(0, "Requests computed together; 0: vLLM's own choice.", ge=0)
-    enforce_eager: bool = option(False, "Skip torch.compile and CUDA graphs: a quicker start, slower answers.")
+    enforce_eager: bool = option(False, "Skip torch.compile and CUDA graphs: faster start, slower generation.")
     tensor_parallel_size: int = option(
         1, "GPUs (on CPU: processes) that share every layer, whose heads and FFN width it must divide.", ge=1
     )

@@ -46,7 +46,7 @@ class OutputFolder:
             strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
             if strangers and strangers != [self.journal.path.name]:
                 raise FileExistsError(
-                    f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
+                    f"{out} is not empty and not an output of slimgpt prune (it holds {strangers[0]}); name another OUT"
                 )
         elif entries[0] != header:
             raise FileExistsError(
@@ -158,7 +158,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
     if {**old, "threads": 0} == {**new, "threads": 0}:
-        return f"set OMP_NUM_THREADS={old['threads']} to go on with it, or name another OUT"
+        return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
     return "name another OUT"
 
 

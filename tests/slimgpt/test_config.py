@@ -16,7 +16,7 @@ from slimgpt.config import PruneConfig
         ({"ratio": float("nan")}, "ratio is nan; it must be a finite number"),
         ({"ratio": "a"}, "ratio is 'a'; it must be a finite number"),
         ({"num_samples": 0}, "num_samples is 0; it must be at least 1"),
-        ({"num_samples": 2.5}, "num_samples is 2.5; it must be a whole number"),
+        ({"num_samples": 2.5}, "num_samples is 2.5; it must be an integer"),
         ({"schedule": "cubic"}, "schedule is 'cubic'; it must be one of log, linear, uniform, explicit"),
         ({"schedule": "explicit"}, "layer_ratios belongs to schedule='explicit'"),
         ({"layer_ratios": (0.5,)}, "layer_ratios belongs to schedule='explicit'"),

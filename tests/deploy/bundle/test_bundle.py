@@ -114,7 +114,7 @@ def test_a_missing_shard_is_refused(model: Path, tmp_path: Path):
 @pytest.mark.parametrize("name", ["slim_llama.py", "per_layer.py"])  # named by the config, imported by the first
 def test_missing_code_is_refused(model: Path, tmp_path: Path, name: str):
     (model / name).unlink()
-    with pytest.raises(ValueError, match=f"lacks {name}, a part of the code that its config.json names"):
+    with pytest.raises(ValueError, match=f"lacks {name}, a file of the code that its config.json names"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
@@ -136,14 +136,14 @@ def test_a_model_without_weights_is_refused(model: Path, tmp_path: Path):
 def test_a_folder_with_other_files_is_not_overwritten(model: Path, tmp_path: Path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not a bundle of ours"):
+    with pytest.raises(ValueError, match="not a slimgpt bundle"):
         write_bundle(model, tmp_path / "thesis", name="tiny")
     assert (tmp_path / "thesis/chapter1.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("out", ["slim", "slim/bundle", "."])
 def test_a_bundle_in_its_model_is_refused(model: Path, tmp_path: Path, out: str):
-    with pytest.raises(ValueError, match="lie in each other"):
+    with pytest.raises(ValueError, match="overlap; name a folder outside it"):
         write_bundle(model, tmp_path / out, name="tiny")
 
 

@@ -138,11 +138,13 @@ def test_fetched_files_are_used_offline_and_missing_ones_are_named(hub, offline,
     folder = resolve_model(MODEL)
     offline()
     assert resolve_model(MODEL) == resolve_model(MODEL, revision=commit) == folder
-    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set.* what its cache lacks of other/model") as error:
+    with pytest.raises(
+        FileNotFoundError, match="HF_HUB_OFFLINE is set.* its cache lacks files of other/model"
+    ) as error:
         resolve_model("other/model")
     one_line(error)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=f"what its cache lacks of {MODEL}") as error:
+    with pytest.raises(FileNotFoundError, match=f"its cache lacks files of {MODEL}") as error:
         resolve_model(MODEL)
     one_line(error)
     assert hub.requests == []
@@ -321,7 +323,7 @@ def test_fetched_data_sets_are_available_offline(hub, offline):
     assert calibration_text("auto") == calibration_text("c4") == before
     assert perplexity_text("auto").origin == "python"  # WikiText was never fetched
     with pytest.raises(
-        FileNotFoundError, match="wikitext2 is not at hand: .*HF_HUB_OFFLINE.* set SLIMGPT_DATA"
+        FileNotFoundError, match="wikitext2 is not available: .*HF_HUB_OFFLINE.* set SLIMGPT_DATA"
     ) as error:
         perplexity_text("wikitext2")
     one_line(error)
@@ -332,7 +334,7 @@ def test_a_data_set_missing_on_the_hub_is_named_also_for_auto(hub):
     repo, commit, path = C4
     for source in ("c4", "auto"):
         with pytest.raises(
-            FileNotFoundError, match=f"c4 is not at hand: the hub has no {repo}.*or use 'python'"
+            FileNotFoundError, match=f"c4 is not available: the hub has no {repo}.*or use 'python'"
         ) as error:
             calibration_text(source)
         one_line(error)

@@ -145,7 +145,7 @@ def test_a_missing_or_damaged_tokenizer_gives_a_one_line_error(dense, tmp_path, 
     (folder / "tokenizer.json").unlink()
     if content:
         (folder / "tokenizer.json").write_text(content)
-    refused(folder, text_file, r"has no tokenizer that loads without code of its own .*; copy tokenizer.json")
+    refused(folder, text_file, r"has no tokenizer that loads without its own code .*; copy tokenizer.json")
 
 
 def test_a_tokenizer_that_needs_its_own_code_is_refused_without_a_prompt(dense, tmp_path, text_file, monkeypatch):
@@ -156,7 +156,7 @@ def test_a_tokenizer_that_needs_its_own_code_is_refused_without_a_prompt(dense, 
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | own))
     (folder / "tokenization_own.py").write_text("raise SystemExit('ran')")
     monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("prompted"))
-    refused(folder, text_file, "has no tokenizer that loads without code of its own")
+    refused(folder, text_file, "has no tokenizer that loads without its own code")
 
 
 def test_a_tokenizer_with_a_larger_vocabulary_than_the_model_is_refused(tmp_path, text_file):
@@ -164,7 +164,9 @@ def test_a_tokenizer_with_a_larger_vocabulary_than_the_model_is_refused(tmp_path
     data = json.loads((folder / "config.json").read_text()) | {"vocab_size": 300}
     (folder / "config.json").write_text(json.dumps(data))
     refused(
-        folder, text_file, r"its tokenizer gives the token \d+, its embeddings end at 299; the tokenizer is of another"
+        folder,
+        text_file,
+        r"its tokenizer gives the token \d+, its embeddings end at 299; the tokenizer belongs to another",
     )
 
 

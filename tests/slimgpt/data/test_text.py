@@ -309,7 +309,9 @@ def test_hub_responses_are_recognised_and_missing_data_gives_a_one_line_error(tm
     with endpoint() as url:
         lines = run_alone(HUB_ANSWERS, url, HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[:4] == ["", "", "the hub answers with status 403", "the hub answers with status 503"]
-    assert lines[4].startswith("wikitext2 is not at hand: the hub answers with status 404 for Salesforce/wikitext, and")
+    assert lines[4].startswith(
+        "wikitext2 is not available: the hub answers with status 404 for Salesforce/wikitext, and"
+    )
     assert len(lines) == 5
 
 

@@ -67,7 +67,7 @@ def test_a_signal_at_any_moment_gives_a_one_line_error_and_the_next_run_resumes(
         errors = [line for line in err.splitlines() if line and not line.startswith("prune:")]
         assert len(errors) == 1
         assert errors[0].startswith("error: interrupted ")
-        assert errors[0].endswith("; finished layers are kept: run the same command again to go on")
+        assert errors[0].endswith("; finished layers are kept: run the same command again to resume")
     assert stopped > 1
     for out in outs:
         prune(dense, out, tiny_config())

@@ -86,9 +86,7 @@ def test_torchrun_reports_an_error_once(dense, tmp_path, text_file):
     done = torchrun("prune", dense, tmp_path / "out", *flags)
     errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
     assert len(errors) == 1
-    assert errors[0].startswith(
-        "error: 1 calibration sequences cannot be shared out among 2 processes; ask for at least 2"
-    )
+    assert errors[0].startswith("error: 1 calibration sequences cannot be split among 2 processes; ask for at least 2")
     assert done.returncode != 0
     assert not (tmp_path / "out").exists()
 
@@ -113,7 +111,7 @@ def test_killing_one_process_ends_both_and_the_next_run_resumes(dense, tmp_path,
     first, second = in_two_processes(tmp_path, _kill_the_second_after_two_layers, dense, out, config)
     assert second is None
     assert first.startswith("ConnectionError: rank 0 of 2 lost the others (")
-    assert first.endswith("finished layers are kept: run the same command again to go on")
+    assert first.endswith("finished layers are kept: run the same command again to resume")
     assert in_two_processes(tmp_path, _prune, dense, out, config) == [(2, 2), (2, 2)]
     in_two_processes(tmp_path, _prune, dense, tmp_path / "complete", config)
     assert model_files(out) == model_files(tmp_path / "complete")

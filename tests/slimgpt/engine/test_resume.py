@@ -107,7 +107,7 @@ def test_another_config_model_calibration_or_number_of_threads_on_the_same_out_i
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.raises(FileExistsError, match=f"now {threads + 1}; set OMP_NUM_THREADS={threads} to go on with it"):
+        with pytest.raises(FileExistsError, match=f"now {threads + 1}; set OMP_NUM_THREADS={threads} to resume it"):
             prune(dense, tmp_path / "out", config)
     finally:
         torch.set_num_threads(threads)

@@ -251,5 +251,5 @@ def test_without_data_or_hub_auto_is_continuation_and_named_tasks_are_errors(tmp
     )
     auto, error = done.stdout.splitlines()
     assert auto == "('continuation',)"
-    assert error.startswith("the data of task piqa is not at hand: HF_HUB_OFFLINE is set")
+    assert error.startswith("the data of task piqa is not available: HF_HUB_OFFLINE is set")
     assert "piqa/validation.jsonl" in error
