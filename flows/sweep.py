@@ -71,7 +71,7 @@ def sweep(
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
 
     Raises:
-        ValueError: when no model keeps to the limits, after all of them were recorded; each one's reason.
+        ValueError: when no model is within the limits, after all of them were recorded; each one's reason.
     """
     workspace = prepare(runs)
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
@@ -94,7 +94,7 @@ def sweep(
     record = record_sweep.with_options(**ON_NETWORK_FAULTS)
     version = record(name or "sweep", outcome, inputs, parameters, registry, folder, workspace)
     if version is None:
-        raise ValueError(f"no model keeps to the limits, so none is registered: {outcome.refused}")
+        raise ValueError(f"no model is within the limits, so none is registered: {outcome.refused}")
     return Swept(outcome, folder, version)
 
 
@@ -119,7 +119,7 @@ def try_all(
     ]
     if failed:
         raise RuntimeError(
-            f"{len(failed)} of {len(titles)} failed; run it again, and what is pruned stays: {'; '.join(failed)}"
+            f"{len(failed)} of {len(titles)} failed; run it again, and finished models are reused: {'; '.join(failed)}"
         )
     return {model: future.result() for model, future in dense.items()}, [future.result() for future in tried]
 

@@ -32,7 +32,7 @@ def compress(
     bench: Annotated[CompressBench, _all] = CompressBench(),
     registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
 ) -> None:
-    """Prune, evaluate, package, benchmark, register and report: the whole way, as one Prefect flow.
+    """Prune, evaluate, package, benchmark, register and report, as one Prefect flow.
 
     Args:
         config: A YAML file of the flow's parameters (model, name, first_ratios, keep, revision, runs, and the sections

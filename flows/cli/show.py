@@ -95,44 +95,29 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     """What ``inspect --json`` prints: pruning.json and the lineage, else what config.json and the file headers say.
 
     Raises:
-        FileNotFoundError: when the folder holds no model.
-        ValueError: when its weights are missing or cut short.
+        FileNotFoundError: when there is no such folder.
+        ValueError: when it holds no model, or its weights are missing or cut short.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; name the folder of a model")
-    if (folder / "pruning.json").is_file():
-        from slimgpt.checkpoints.lineage import load_lineage
-        from slimgpt.report import load_report
+    from slimgpt.checkpoints.headers import raw_config
+    from slimgpt.checkpoints.lineage import check_parameters, load_lineage
+    from slimgpt.checkpoints.weight_files import count_parameters, weight_files
+    from slimgpt.report import load_report
 
-        return {"pruned": True, **load_report(folder).to_dict(), "lineage": load_lineage(folder).to_dict()}
-    from safetensors import SafetensorError, safe_open
-
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no *.safetensors weights; is the download or prune complete?")
-    parameters = 0
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  not a dict
-                    size = 1
-                    for length in tensors.get_slice(name).get_shape():
-                        size *= length
-                    parameters += size
-        except SafetensorError as error:
-            raise ValueError(f"{file} is incomplete ({error}); fetch or make it again") from None
-    config = json.loads((folder / "config.json").read_text())
+    config = raw_config(folder)
+    lineage = load_lineage(folder)
+    check_parameters(lineage, folder)
+    if lineage.steps:
+        return {"pruned": True, **load_report(folder).to_dict(), "lineage": lineage.to_dict()}
     own = {int(i): widths for i, widths in (config.get("per_layer_config") or {}).items()}
     defaults = {"num_key_value_heads": config.get("num_attention_heads")}
     layers = [
         {"layer": i} | {key: own.get(i, {}).get(key, config.get(key, defaults.get(key))) for key in _WIDTHS}
         for i in range(config.get("num_hidden_layers", 0))
     ]
-    size = sum(file.stat().st_size for file in files)
     return {
         "pruned": False,
         "model_type": config.get("model_type"),
-        "parameters": parameters,
-        "bytes": size,
+        "parameters": count_parameters(folder),
+        "bytes": sum((folder / name).stat().st_size for name in weight_files(folder)),
         "layers": layers,
     }

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from slimgpt.checkpoints.headers import read_json
 from slimgpt.files import write_atomically
 
 TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a tokenizer
@@ -31,6 +32,6 @@ def copy_companions(source: Path, out: Path) -> None:
         temporary = target.with_name(target.name + ".tmp")
         shutil.copyfile(path, temporary)
         temporary.replace(target)
-        if path.name == "tokenizer_config.json" and "auto_map" in (settings := json.loads(path.read_bytes())):
+        if path.name == "tokenizer_config.json" and "auto_map" in (settings := read_json(path)):
             del settings["auto_map"]
             write_atomically(target, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

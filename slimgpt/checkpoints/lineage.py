@@ -7,14 +7,14 @@ and reads as one step.
 
 import dataclasses
 import hashlib
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
-from slimgpt.checkpoints.weight_files import weight_files
+from slimgpt.checkpoints.headers import CONFIG, read_json
+from slimgpt.checkpoints.weight_files import count_parameters, weight_files
 from slimgpt.files import file_sha256
 from slimgpt.report import REPORT, LayerReport, PruneReport, load_report
 
@@ -198,8 +198,9 @@ def load_lineage(folder: str | Path) -> Lineage:
     path = Path(folder) / LINEAGE
     if not path.is_file():
         return Lineage((prune_step(load_report(folder)),)) if (Path(folder) / REPORT).is_file() else Lineage()
+    data = read_json(path)
     try:
-        return Lineage.from_dict(json.loads(path.read_bytes()))
+        return Lineage.from_dict(data)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(
             f"{path} is damaged or of another version of slimgpt ({error}); fetch or make the model again"
@@ -220,13 +221,27 @@ def check_output(lineage: Lineage, digest: str, folder: Path) -> None:
         )
 
 
+def check_parameters(lineage: Lineage, folder: Path) -> None:
+    """Refuse weights that are incomplete, or not as many as the lineage says: from the files' headers alone.
+
+    Raises:
+        ValueError: naming both numbers and the remedy.
+    """
+    parameters = count_parameters(folder)
+    if lineage.steps and parameters != lineage.after("parameters"):
+        raise ValueError(
+            f"the weights in {folder} hold {parameters:,} parameters and {REPORT} says "
+            f"{lineage.after('parameters'):,}: this is not the model that was pruned; prune again, or remove {REPORT}"
+        )
+
+
 def checkpoint_digest(folder: Path) -> str:
     """sha256 over the names and contents of a model's weight files and its config.json.
 
     Raises:
         ValueError: when weight files are missing.
     """
-    return digest_of({name: file_sha256(folder / name) for name in (*weight_files(folder), "config.json")})
+    return digest_of({name: file_sha256(folder / name) for name in (*weight_files(folder), CONFIG)})
 
 
 def digest_of(sha256_by_name: Mapping[str, str]) -> str:

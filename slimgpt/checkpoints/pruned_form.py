@@ -12,8 +12,8 @@ from transformers import PretrainedConfig
 
 from slimgpt import modeling
 from slimgpt.checkpoints.families import Family
+from slimgpt.checkpoints.headers import CONFIG, INDEX
 from slimgpt.checkpoints.lineage import LINEAGE, Lineage
-from slimgpt.checkpoints.weight_files import INDEX
 from slimgpt.files import write_atomically
 from slimgpt.method.shapes import LayerShape, Unit
 from slimgpt.report import REPORT, PruneReport
@@ -92,7 +92,7 @@ def publish(
             write_atomically(out / source.name, source.read_bytes())
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
     write_atomically(out / INDEX, _json(index))
-    write_atomically(out / "config.json", _json(config))
+    write_atomically(out / CONFIG, _json(config))
 
 
 def config_sha256(config: dict[str, Any]) -> str:

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slimgpt.checkpoints.weight_files import INDEX, header, weight_files, weight_map
+from slimgpt.checkpoints.headers import INDEX, header, weight_map
+from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.files import commit, file_sha256, remember_sha256
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

@@ -37,8 +37,6 @@ class Job:
 
     def __init__(self, model: Path, config: PruneConfig, shapes: list[LayerShape] | None = None):
         self.model = model
-        if not (model / "config.json").is_file():
-            raise FileNotFoundError(f"{model} has no config.json: name a model folder")
         self.model_config = read_config(model)
         self.family = family_of(self.model_config)
         self.config = self._prunable(config)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slimgpt.checkpoints import pruned_form
 from slimgpt.checkpoints.companions import copy_companions
+from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.checkpoints.lineage import Checkpoint, Step, digest_of
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
@@ -48,7 +49,7 @@ class OutputFolder:
             strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
             if strangers and strangers != [self.journal.path.name]:
                 raise FileExistsError(
-                    f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
+                    f"{out} is not empty and not an output of slimgpt prune (it holds {strangers[0]}); name another OUT"
                 )
         elif entries[0] != header:
             raise FileExistsError(
@@ -165,7 +166,7 @@ class OutputFolder:
         with writing("the model's small files", self.out, KEPT):
             copy_companions(self.job.model, self.out)
             sha256_by_name = {entry["file"]: entry["sha256"] for entry in self.entries.values()}
-            output = digest_of({**sha256_by_name, "config.json": pruned_form.config_sha256(config)})
+            output = digest_of({**sha256_by_name, CONFIG: pruned_form.config_sha256(config)})
             lineage = self.source.lineage.append(replace(step, output=output))
             pruned_form.publish(self.out, config, self.job.family, weight_map, total, report, lineage)
 
@@ -184,7 +185,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
     if {**old, "threads": 0} == {**new, "threads": 0}:
-        return f"set OMP_NUM_THREADS={old['threads']} to go on with it, or name another OUT"
+        return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
     return "name another OUT"
 
 

@@ -66,7 +66,7 @@ def prune(
             tokens = calibration or job.calibration()
             if len(tokens.ids_NT) < ranks.count:
                 raise ValueError(
-                    f"{len(tokens.ids_NT)} calibration sequences cannot be shared out among {ranks.count} "
+                    f"{len(tokens.ids_NT)} calibration sequences cannot be split among {ranks.count} "
                     f"processes; ask for at least {ranks.count} (num_samples), or start fewer processes"
                 )
             out.mkdir(parents=True, exist_ok=True)

@@ -141,7 +141,7 @@ class _Progress:
             update_progress_artifact(self._artifact, percent)  # type: ignore[arg-type]
         except httpx.HTTPError as error:
             self._shown = False  # each try takes Prefect's client a minute
-            self._logger.warning("Prefect does not answer (%s): pruning goes on, its progress is not shown", error)
+            self._logger.warning("Prefect does not answer (%s): pruning continues without showing progress", error)
 
 
 def _key(_: TaskRunContext, given: dict[str, Any]) -> str:
@@ -177,7 +177,7 @@ def _prune(
     try:
         report = prune(source.folder, out, config, calibration=tokens, on_layer=on_layer)
     except (KeyboardInterrupt, TerminationSignal):
-        logger.warning("interrupted; finished layers are kept: run the same command again to go on")
+        logger.warning("interrupted; finished layers are kept: run the same command again to resume")
         raise
     progress.show(100.0)
     if report.replayed_layers:

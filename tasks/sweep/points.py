@@ -57,9 +57,7 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
     names = [Path(dense.name).name for dense in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         same = ", ".join(dense.name for dense, name in zip(models, names, strict=True) if name in twice)
-        raise ValueError(
-            f"models holds {same}, which tables would call the same; give their folders names of their own"
-        )
+        raise ValueError(f"models holds {same}, which have the same name in tables; give their folders different names")
     points = []
     for dense in models:
         tokens = None  # the same at every point

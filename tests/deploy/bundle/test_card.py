@@ -1,4 +1,4 @@
-"""The model card: the hub's own parsers read from it what the run recorded, and its command repeats the run."""
+"""The model card: the hub's own parsers read the recorded figures from it, and its command repeats the run."""
 
 import dataclasses
 from pathlib import Path
@@ -89,13 +89,13 @@ def card(model, report, evaluations):
             evaluations=evaluations,
         )
         read = ModelCard(text)
-        assert text.startswith("---\n") and str(read) == text  # the hub's writer says the same
+        assert text.startswith("---\n") and str(read) == text  # the hub's writer gives the same text
         return read
 
     return make
 
 
-def test_the_hub_reads_what_it_is_and_every_figure(card):
+def test_the_hub_reads_the_cards_metadata_and_every_figure(card):
     data = card().data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
     assert {"slimgpt", "pruned"} <= set(data.tags)
@@ -110,7 +110,7 @@ def test_the_hub_reads_what_it_is_and_every_figure(card):
     assert perplexity.metric_args == {"seq_len": 1024, "blocks": 3}
 
 
-def test_people_read_dense_beside_pruned_data_and_limits(card, report):
+def test_the_card_shows_dense_and_pruned_figures_data_and_limits(card, report):
     text = card().text
     assert "| Perplexity, wikitext2 | 21.00 | 31.50 | x 1.50 |" in text
     assert f"{100 * report.ratio:.1f} % of the parameters" in text
@@ -121,7 +121,7 @@ def test_people_read_dense_beside_pruned_data_and_limits(card, report):
         assert heading in text
 
 
-def test_without_figures_the_card_says_so_and_claims_none(card):
+def test_a_card_without_figures_says_so(card):
     bare = card(evaluations={})
     assert bare.data.eval_results is None and "model-index" not in str(bare)
     assert "was not measured" in bare.text and "| Parameters |" in bare.text
@@ -189,7 +189,7 @@ def test_figures_beside_a_pruned_model_say_that_it_was_pruned(twice, evaluations
         ("LICENSE", "Nobody may use this on Sundays.", "other"),
     ],
 )
-def test_the_licence_is_read_from_what_came_with_the_weights(card, tmp_path, name, text, expected):
+def test_the_licence_is_read_from_the_files_beside_the_weights(card, tmp_path, name, text, expected):
     (tmp_path / name).write_text(text)
     read = card(folder=tmp_path)
     assert read.data.license == expected
@@ -203,7 +203,7 @@ def test_the_licence_is_read_from_what_came_with_the_weights(card, tmp_path, nam
 
 
 @pytest.mark.parametrize("readme", ["", "# Notes, no metadata\n", "---\n: [\n---\n", "---\n- a\n---\n"])
-def test_an_unknown_licence_is_left_out_and_said(card, tmp_path, readme):
+def test_an_unknown_licence_is_omitted_with_a_note(card, tmp_path, readme):
     (tmp_path / "README.md").write_text(readme)
     read = card(folder=tmp_path)
     assert read.data.license is None and "\nlicense" not in str(read)
@@ -224,7 +224,7 @@ def test_the_base_model_is_a_hub_id_or_left_out(card, report, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("c4", ["allenai/c4"]), ("python", None), ("/home/me/own.jsonl", None)])
-def test_calibration_data_of_the_hub_is_named_as_such(card, report, name, expected):
+def test_calibration_data_from_the_hub_is_listed_as_a_dataset(card, report, name, expected):
     config = {**report.config, "calibration": name}
     changed = dataclasses.replace(report, calibration={**report.calibration, "name": Path(name).name}, config=config)
     read = card(report=changed)

@@ -73,5 +73,5 @@ def test_every_point_has_a_title_of_its_own():
 
 def test_two_models_of_one_name_are_refused():
     models = [named(model) for model in ("a/tiny", "b/tiny", "b/other")]
-    with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which tables would call the same"):
+    with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which have the same name in tables"):
         grid_of(models, SweepConfig(), PruneConfig())
