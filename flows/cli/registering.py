@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from flows.cli.finding import flow_parameters
-from flows.cli.flags import config_from, flags, given, read_config_file, several
+from flows.cli.flags import WholeNumber, config_from, flags, given, read_config_file, several
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
 from tasks.registry.gates import GateConfig
 
@@ -78,7 +78,7 @@ def compress(
 def promote(
     name: str,
     *,
-    version: int,
+    version: WholeNumber,
     to: str = "champion",
     config: str = "",
     by: str = "",

@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import os
+import stat
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -119,9 +121,12 @@ class Shards:
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:
     """Write one safetensors file atomically and return its sha256."""
     temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:  # as the umask has it; safetensors makes files for their owner alone
+        mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
     save_file(
         {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}, temporary, metadata={"format": "pt"}
     )
+    temporary.chmod(mode)
     sha256 = file_sha256(temporary)
     commit(temporary, path)
     remember_sha256(path, sha256)

@@ -9,6 +9,7 @@ from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.headers import CONFIG, raw_config, weight_map
 from slimgpt.checkpoints.hub import asking
 from slimgpt.checkpoints.weight_files import SINGLE, conversion
+from slimgpt.files import share
 
 BUILT_IN = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -111,6 +112,7 @@ def _built_in() -> Path:
     temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".smollm2-"))
     model.to(torch.bfloat16).save_pretrained(temporary)
     tokenizer.save_pretrained(temporary)
+    share(temporary)
     try:
         temporary.rename(folder)
     except OSError:  # another process was quicker

@@ -30,6 +30,13 @@ def _quoted(kinds: list[str]) -> str:
     return ""
 
 
+def documents(limit: float) -> str:
+    """Which documents of each task a limit stands for, in words; empty for all of them."""
+    if not limit:
+        return ""
+    return f"the first {limit:.3g} of the documents" if limit < 1 else f"the first {limit} documents"
+
+
 def percent(name: str, value: float) -> float:
     """A quoted metric's value in percent."""
     return value if name.rpartition("/")[2].startswith(_OUT_OF_100) else 100 * value

@@ -17,6 +17,9 @@ from torch.nn import functional
 
 from slimgpt.data.text import TextSource
 
+_CHARS_PER_TOKEN = 8  # of English about 4
+_UNSURE = 256  # tokens before a cut in the text that are not used
+
 
 @dataclass(frozen=True, kw_only=True)
 class PerplexityResult:
@@ -52,6 +55,24 @@ class PerplexityResult:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
         return asdict(self)
+
+
+def first_tokens(tokenizer: Any, text: str, count: int | None) -> list[int]:
+    """The first ``count`` tokens of a text (None: all), or fewer where it has no more.
+
+    They are those of the entire text, though only a part of it is tokenised: tokenizers take minutes and tens of GB for
+    a large file. A token depends on the characters around it, not on those far behind; the last tokens of the part,
+    which the cut may have changed, are not used.
+    """
+    chars = len(text) if count is None else _CHARS_PER_TOKEN * (count + _UNSURE)
+    while True:
+        part = text[:chars]
+        ids = tokenizer(part, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+        if count is None or chars >= len(text):
+            return list(ids[:count])
+        if len(ids) >= count + _UNSURE:
+            return list(ids[:count])
+        chars *= 2
 
 
 def ratio_interval(dense: PerplexityResult, pruned: PerplexityResult) -> tuple[float, float] | None:
@@ -99,8 +120,7 @@ def perplexity(
     positions = getattr(model.config, "max_position_embeddings", None)
     if positions and seq_len > positions:
         raise ValueError(f"seq_len is {seq_len}, but the model has {positions} positions; lower seq_len to {positions}")
-    stream = "\n\n".join(text.documents)
-    ids = tokenizer(stream, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"]
+    ids = first_tokens(tokenizer, "\n\n".join(text.documents), max_blocks * seq_len if max_blocks else None)
     blocks = len(ids) // seq_len
     if blocks == 0:
         raise ValueError(f"{text.name} has {len(ids)} tokens, fewer than seq_len {seq_len}; lower seq_len")

@@ -11,6 +11,7 @@ from deploy.report.comparison import Comparison
 from deploy.report.files import Report, write_report_files
 from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.evaluation.harness import EvalResult
+from slimgpt.evaluation.metrics import documents
 from slimgpt.evaluation.perplexity import ratio_interval
 from tasks.environment import RunFolder
 from tasks.registry.names import ALIAS
@@ -86,10 +87,10 @@ def _calibration(step: Step) -> str:
 
 
 def _evaluation(dense: EvalResult) -> str:
-    limit = dense.config.get("limit")
-    documents = f"; first {limit} documents of each task" if limit else ""
+    limit = documents(dense.config.get("limit", 0))
+    read = f"; {limit} of each task" if limit else ""
     blocks = ""
     if dense.perplexity is not None:
         blocks = f"; perplexity on {dense.perplexity.blocks} blocks of {dense.perplexity.seq_len} tokens"
     used = ", ".join(f"{text.name} ({text.origin})" for text in dense.texts)
-    return f"Evaluation, {dense.dtype} on {dense.device}: {used}{documents}{blocks}."
+    return f"Evaluation, {dense.dtype} on {dense.device}: {used}{read}{blocks}."

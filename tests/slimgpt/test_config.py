@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
+import torch
 
-from slimgpt.config import PruneConfig
+from slimgpt.config import EvalConfig, PruneConfig
 
 
 @pytest.mark.parametrize(
@@ -23,11 +25,33 @@ from slimgpt.config import PruneConfig
         ({"schedule": "explicit", "layer_ratios": (0.5, 0.95)}, r"layer_ratios\[1\] is 0.95"),
         ({"group_size_min": 64, "group_size_max": 8}, "group_size_min .64. is larger than group_size_max .8."),
         ({"percdamp": -1}, "percdamp is -1; it must be at least 0"),
+        ({"percdamp": "1e-2"}, "percdamp is the text '1e-2'; write the number 0.01"),  # what YAML makes of 1e-2
+        ({"device": torch.device("cpu")}, "device is device.type='cpu'.; it must be a text"),
+        ({"calibration": None}, "calibration is None; it must be a text"),
+        ({"num_samples": True}, "num_samples is True; it must be a finite number"),
     ],
 )
 def test_bad_values_are_refused(fields, message):
     with pytest.raises(ValueError, match=message):
         PruneConfig(**fields)
+
+
+def test_what_json_cannot_hold_is_made_a_value_that_it_can():
+    config = PruneConfig(calibration=Path("folder/text.txt"), num_samples=8.0)
+    assert (config.calibration, config.num_samples) == (str(Path("folder/text.txt")), 8)
+    assert isinstance(config.num_samples, int)
+    json.dumps(config.to_dict())
+
+
+@pytest.mark.parametrize(("given", "limit"), [(0.1, 0.1), (3.0, 3), (0, 0), (1, 1)])
+def test_a_limit_is_a_number_of_documents_or_a_share(given, limit):
+    assert EvalConfig(limit=given).limit == limit
+    assert type(EvalConfig(limit=given).limit) is type(limit)
+
+
+def test_a_limit_between_two_numbers_of_documents_is_refused():
+    with pytest.raises(ValueError, match="limit is 2.5; it must be a whole number of documents, or a share below 1"):
+        EvalConfig(limit=2.5)
 
 
 def test_every_field_has_a_description_for_help_and_forms():

@@ -4,14 +4,20 @@ import errno
 import fcntl
 import hashlib
 import os
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
+from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from slimgpt import files
-from slimgpt.files import file_sha256, locked, remember_sha256
+from slimgpt.checkpoints.shards import write_shard
+from slimgpt.files import file_sha256, locked, remember_sha256, share
 
 
 @pytest.fixture
@@ -123,3 +129,19 @@ def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
     monkeypatch.setattr(fcntl, "flock", flock)  # the kernel's answer on such a mount
     with pytest.raises(OSError, match=rf"{tmp_path} cannot be locked \(.*\): its file system does not support locks"):
         locked(tmp_path).__enter__()
+
+
+@pytest.mark.parametrize(("umask", "file", "folder"), [(0o022, 0o644, 0o755), (0o077, 0o600, 0o700)])
+def test_weights_and_converted_models_have_the_permissions_of_the_umask(tmp_path, umask, file, folder):
+    """safetensors and mkdtemp make theirs for their owner alone: a service's user could not read the model."""
+    before = os.umask(umask)
+    try:
+        write_shard(tmp_path / "model.safetensors", {"a": torch.zeros(2)})
+        made = Path(tempfile.mkdtemp(dir=tmp_path))
+        save_file({"a": torch.zeros(2)}, made / "model.safetensors")
+        share(made)
+    finally:
+        os.umask(before)
+    for path, mode in ((tmp_path / "model.safetensors", file), (made, folder), (made / "model.safetensors", file)):
+        assert stat.S_IMODE(path.stat().st_mode) == mode
+    assert [path.name for path in made.iterdir()] == ["model.safetensors"]

@@ -31,6 +31,7 @@ FIGURES = {
     "dtype": "float32",
     "device": "cpu",
     "versions": {},
+    "results": {},
 }
 
 

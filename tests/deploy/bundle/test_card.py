@@ -64,7 +64,7 @@ def evaluations() -> dict:
         model="tiny",
         metrics=METRICS,
         perplexity=perplexity,
-        results={},
+        results={"n-shot": {"piqa": 0, "mine": 5}},
         texts=(),
         config={"limit": 20, "tasks": ["piqa", "mine"]},
         device="cpu",
@@ -106,6 +106,7 @@ def test_the_hub_reads_the_cards_metadata_and_every_figure(card):
     piqa, perplexity = results["piqa/acc"], results["wikitext2/perplexity"]
     assert (piqa.dataset_type, piqa.dataset_split, piqa.metric_type) == ("baber/piqa", "validation", "accuracy")
     assert piqa.metric_args == {"num_fewshot": 0, "limit": 20}
+    assert results["mine/acc"].metric_args == {"num_fewshot": 5, "limit": 20}
     assert (perplexity.dataset_type, perplexity.dataset_config) == ("Salesforce/wikitext", "wikitext-2-raw-v1")
     assert perplexity.metric_args == {"seq_len": 1024, "blocks": 3}
 
@@ -116,6 +117,7 @@ def test_the_card_shows_dense_and_pruned_figures_data_and_limits(card, report):
     assert f"{100 * report.ratio:.1f} % of the parameters" in text
     assert "1. prune: " in text and "128 tokens of python" in text
     assert "the first 20 documents of each task" in text
+    assert "lm-eval 0.4.13, examples in the prompt: none for piqa; 5 for mine. " in text
     assert "baked in" in text
     for heading in ("## Figures", "## Serve", "## Limits", "## How to reproduce"):
         assert heading in text

@@ -65,12 +65,25 @@ def one_line(result):
         (["--calibration", "python", "--num-samples", "90000", "--ffn-multiple", "8"], "ask for at most"),
         (["--layer-ratios", "0.1,x"], "layer_ratios is '0.1,x'"),
         (["--measure"], "--measure belongs to --dry-run"),
+        (["--num-samples", "8.9"], "'8.9' is not a whole number"),  # cyclopts would make it 9
     ],
 )
 def test_bad_flags_are_one_line_and_leave_nothing(slimgpt, dense, tmp_path, flags, message):
     out = tmp_path / "out"
     assert message in one_line(slimgpt("prune", dense, out, *flags))
     assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["promote", "tiny", "--version", "3.9"],
+        ["serve", "tiny", "--port", "80.5"],
+        ["bench", "a", "b", "--pairs", "1.5"],
+    ],
+)
+def test_no_whole_number_is_rounded(slimgpt, words):
+    assert f"{words[-2]}: '{words[-1]}' is not a whole number" in one_line(slimgpt(*words))
 
 
 def test_a_dry_run_shows_bounds_and_a_measured_one_the_widths_that_come_out(slimgpt, dense, tmp_path):

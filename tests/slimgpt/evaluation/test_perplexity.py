@@ -5,10 +5,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from tokenizers import Tokenizer, models, normalizers, trainers
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from slimgpt.data.text import TextSource, perplexity_text
-from slimgpt.evaluation.perplexity import perplexity
+from slimgpt.evaluation.perplexity import first_tokens, perplexity
 from tests.tiny_models import VOCAB_SIZE, write_dense
 
 
@@ -40,6 +41,44 @@ def test_perplexity_matches_its_definition_for_any_batch_size(tiny, batch_size: 
     result = perplexity(*tiny, text(stream), seq_len=64, max_blocks=5, batch_size=batch_size)
     assert result.perplexity == pytest.approx(by_definition(*tiny, stream, 64, 5), rel=1e-5)
     assert (result.blocks, result.tokens) == (5, 5 * 63)
+
+
+def without_words(model, trainer) -> PreTrainedTokenizerFast:
+    """A tokenizer like LLaMA's, which does not cut the text into words first: a token may span them."""
+    tokenizer = Tokenizer(model)
+    tokenizer.normalizer = normalizers.Replace(" ", "▁")
+    sentences = perplexity_text("python").documents[0][:60_000].split("\n")
+    tokenizer.train_from_iterator(sentences, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+
+
+@pytest.mark.parametrize("kind", ["words", "bpe", "unigram"])
+@pytest.mark.parametrize("count", [1, 200, 3000])
+def test_the_first_tokens_are_those_of_the_entire_text(tiny, kind: str, count: int) -> None:
+    special = {"special_tokens": ["<unk>"], "show_progress": False}
+    tokenizer = {
+        "words": lambda: tiny[1],
+        "bpe": lambda: without_words(models.BPE(unk_token="<unk>"), trainers.BpeTrainer(vocab_size=600, **special)),
+        "unigram": lambda: without_words(
+            models.Unigram(), trainers.UnigramTrainer(vocab_size=400, unk_token="<unk>", **special)
+        ),
+    }[kind]()
+    stream = perplexity_text("python").documents[0][:100_000]
+    assert first_tokens(tokenizer, stream, count) == tokenizer(stream, add_special_tokens=False)["input_ids"][:count]
+
+
+def test_of_a_large_text_only_the_part_that_is_used_is_tokenised(tiny) -> None:
+    lengths = []
+
+    def tokenizer(part: str, **settings):
+        lengths.append(len(part))
+        return tiny[1](part, **settings)
+
+    stream = "All work and no play makes Jack a dull boy. " * 200_000
+    assert len(first_tokens(tokenizer, stream, 128)) == 128
+    assert max(lengths) < 10_000
+    spaces = " " * 1_000_000 + "text"  # many characters a token: the part grows until there are enough
+    assert first_tokens(tokenizer, spaces, 2000) == tiny[1](spaces)["input_ids"][:2000]
 
 
 def test_documents_are_concatenated(tiny) -> None:
