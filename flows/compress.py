@@ -20,7 +20,7 @@ from tasks.preflight.models import resolve
 from tasks.preflight.planning import plan_pruning
 from tasks.preflight.request import check_request
 from tasks.registry.config import RegistryConfig
-from tasks.registry.machine import MachineWatch
+from tasks.registry.live_run import open_run
 from tasks.registry.names import RegisteredVersion, default_name
 from tasks.registry.runs import RegistrationInput, parameters_of
 from tasks.retrying import ON_NETWORK_FAULTS
@@ -65,22 +65,22 @@ def compress(
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
     """
-    workspace, machine = prepare(runs), MachineWatch(registry.machine_seconds)
-    name = name or default_name(model)
+    workspace, name = prepare(runs), name or default_name(model)
     ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
     wanted = PruneRequest(dense, prune, plan_pruning(dense.folder, prune))
     folder = workspace.run(name, wanted.facts)
     check_disk([(wanted.plan, folder)], registry, workspace)
-    pruned = prune_model(wanted, folder)
-    before = evaluate_model(EvalRequest("dense", dense.folder, dense.digest, evaluation, ready.data), folder)
-    after = evaluate_model(EvalRequest("pruned", pruned.folder, pruned.digest, evaluation, ready.data), folder)
-    bundle = package(pruned, before, after, name, folder)
-    speed = benchmark(dense.folder, bundle.model, bench, ready, folder)
     parameters = parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench)
-    report = write_report(name, pruned.report, before, after, speed, parameters, folder)
-    request = RegistrationInput(bundle.model, parameters, before, after, report, folder, registry, machine.stop())
-    version = register.with_options(**ON_NETWORK_FAULTS)(request, workspace)
+    with open_run(name, parameters, registry, workspace, folder) as run:
+        pruned = prune_model(wanted, folder, run)
+        before = evaluate_model(EvalRequest("dense", dense.folder, dense.digest, evaluation, ready.data), folder, run)
+        after = evaluate_model(EvalRequest("pruned", pruned.folder, pruned.digest, evaluation, ready.data), folder, run)
+        bundle = package(pruned, before, after, name, folder)
+        speed = benchmark(dense.folder, bundle.model, bench, ready, folder, run)
+        report = write_report(name, pruned.report, before, after, speed, parameters, folder)
+        request = RegistrationInput(bundle.model, parameters, before, after, report, folder, registry)
+        version = register.with_options(**ON_NETWORK_FAULTS)(request, run)
     publish_artifacts(report, version, workspace.tracking_uri)
     return Compressed(folder.root, report, version)
 

@@ -20,6 +20,7 @@ from slimgpt.report import LayerReport, PruneReport, load_report
 from tasks.digests import code_digest, facts_digest, folder_digest
 from tasks.environment import RunFolder
 from tasks.preflight.models import ResolvedModel
+from tasks.registry.live_run import LiveRun
 
 
 @dataclass(frozen=True)
@@ -55,16 +56,22 @@ class PrunedModel:
     digest: str
 
 
-def prune_model(wanted: PruneRequest, folder: RunFolder) -> PrunedModel:
-    """The pruned model: an earlier run's, where its files are still as they were written, else a new one."""
-    logger, made = get_run_logger(), _prune(wanted, folder)
+def prune_model(wanted: PruneRequest, folder: RunFolder, run: LiveRun | None = None) -> PrunedModel:
+    """The pruned model: an earlier run's, where its files are still as they were written, else a new one.
+
+    Each layer's figures go to the MLflow ``run`` as it ends; those of an earlier run when it is found.
+    """
+    logger, made = get_run_logger(), _prune(wanted, folder, run)
     if made["flow_run"] != runtime.flow_run.id:
         if folder.model.is_dir() and folder_digest(folder.model) == made["digest"]:
             logger.info("nothing is pruned again: flow run %s made the same model, and it is intact", made["flow_run"])
         else:
             logger.warning("the model that flow run %s pruned is damaged: made again", made["flow_run"])
-            made = _prune.with_options(refresh_cache=True)(wanted, folder)
-    return PrunedModel(folder.model, load_report(folder.model), made["digest"])
+            made = _prune.with_options(refresh_cache=True)(wanted, folder, run)
+    report = load_report(folder.model)
+    if run is not None:
+        run.log_pruning(report)
+    return PrunedModel(folder.model, report, made["digest"])
 
 
 class _Progress:
@@ -89,13 +96,15 @@ def _key(_: TaskRunContext, given: dict[str, Any]) -> str:
 
 
 @task(name="prune", tags=["gpu"], cache_key_fn=_key, persist_result=True, result_serializer="json")
-def _prune(wanted: PruneRequest, folder: RunFolder) -> dict[str, str]:
+def _prune(wanted: PruneRequest, folder: RunFolder, run: LiveRun | None) -> dict[str, str]:
     """Prune layer by layer, with a progress artifact. Returns the flow run that made it, and its digest."""
     logger = get_run_logger()
     progress = _Progress(logger)
 
     def on_layer(layer: LayerReport, layers: int) -> None:
         progress.show(100 * (layer.layer + 1) / layers)
+        if run is not None:
+            run.log_layer(layer)
         logger.info(
             "layer %d of %d: %d heads, FFN %d, errors %.4f and %.4f, %.1f s",
             layer.layer + 1,

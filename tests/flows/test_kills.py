@@ -36,7 +36,7 @@ SMALL = (
 )
 # The registry is where half a result could pass for a whole one, so most moments lie there.
 MOMENTS = (
-    *("database", "database", "database", "find", "plan", "prune", "prune", "evaluate", "package", "report"),
+    *("database", "database", "database", "find", "plan", "open", "prune", "prune", "evaluate", "package", "report"),
     *("run", "upload", "upload", "version", "finish", "alias", "show"),
 )
 
