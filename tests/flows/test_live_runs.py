@@ -2,12 +2,14 @@
 
 import os
 import signal
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
-from prefect.exceptions import TerminationSignal
+from prefect.settings import PREFECT_API_URL
 
 from flows.compress import compress
 from flows.sweep import sweep
@@ -84,38 +86,76 @@ def test_while_it_prunes_the_run_is_open_with_parameters_and_the_layers_so_far(p
     assert "follows" not in client.get_run(again.version.run_id).data.tags
 
 
+# The flow in a process of its own, which stands still when it comes to its second layer.
+STANDS_STILL = """
+import sys, time
+from flows.cli.app import main
+from tasks.registry.live_run import LiveRun
+sys.modules["vllm"] = None
+log_layer = LiveRun.log_layer
+def stand_still(self, layer):
+    if layer.layer == 1:
+        print("stands still", flush=True)
+        time.sleep(600)
+    log_layer(self, layer)
+LiveRun.log_layer = stand_still
+main()
+"""
+SMALL = "--num-samples 4 --seq-len 64 --ffn-multiple 4 --calibration python --evaluation.tasks none"
+
+
 @pytest.mark.parametrize(
-    ("stop", "error", "status"),
-    [
-        (lambda: os.kill(os.getpid(), signal.SIGTERM), TerminationSignal, "KILLED"),  # as Prefect cancels a run
-        (lambda: os.kill(os.getpid(), signal.SIGINT), KeyboardInterrupt, "KILLED"),
-        (None, OSError, "FAILED"),
-    ],
+    ("number", "status"), [(signal.SIGTERM, "KILLED"), (signal.SIGINT, "KILLED"), (signal.SIGKILL, "RUNNING")]
 )
-def test_one_that_is_cut_short_says_so_and_the_next_goes_on_with_every_layer(
-    parameters, client, monkeypatch, stop, error, status
-):
+def test_one_that_is_killed_is_known_and_the_next_goes_on_with_every_layer(parameters, client, number, status):
+    """SIGTERM is how Prefect's worker cancels a run; after SIGKILL the next run says what became of it."""
     given, model = parameters
-
-    def log_layer(self, layer):
-        if layer.layer == 1 and stop is None:
-            raise OSError("no more")
-        if layer.layer == 1:
-            stop()
-
-    with monkeypatch.context() as patch:
-        patch.setattr(LiveRun, "log_layer", log_layer)
-        with pytest.raises(error):
-            compress(model, **given)
-    [cut] = all_runs(client)
+    words = ["compress", "--model", model, "--runs", given["runs"], *SMALL.split()]
+    own = {
+        **os.environ,
+        "PREFECT_API_URL": PREFECT_API_URL.value(),
+        "PYTHONPATH": str(Path(__file__).parents[2]),
+        "MLFLOW_TRACKING_URI": client.tracking_uri,
+    }
+    command = [sys.executable, "-c", STANDS_STILL, *words]
+    with subprocess.Popen(command, env=own, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        said = []
+        for line in process.stdout:
+            said.append(line)
+            if "stands still" in line:
+                break
+        else:
+            pytest.fail("".join(said[-30:]))
+        [cut] = all_runs(client)
+        assert cut.info.status == "RUNNING"
+        process.send_signal(number)
+        process.communicate()
+    assert process.returncode != 0
+    cut = client.get_run(cut.info.run_id)
     assert cut.info.status == status
-    assert error.__name__ in cut.data.tags["failure"]
-    assert client.search_model_versions() == []
+    assert steps(client, cut.info.run_id) == [0]
     done = compress(model, **given)
     run = client.get_run(done.version.run_id)
-    assert run.data.tags["follows"] == cut.info.run_id
+    cut = client.get_run(cut.info.run_id)
+    assert (cut.info.status, run.data.tags["follows"]) == ("KILLED", cut.info.run_id)
+    assert cut.data.tags["failure"]
     assert steps(client, run.info.run_id) == list(range(LAYERS))
     assert done.report.comparison.pruning.replayed_layers > 0
+
+
+def test_one_that_fails_says_why_and_has_no_version(parameters, client, monkeypatch):
+    given, model = parameters
+
+    def full(_, layer):
+        raise OSError(f"no room for layer {layer.layer} in /some/folder/of/mine")
+
+    monkeypatch.setattr(LiveRun, "log_layer", full)
+    with pytest.raises(OSError, match="no room"):
+        compress(model, **given)
+    [failed] = all_runs(client)
+    assert failed.info.status == "FAILED"
+    assert failed.data.tags["failure"] == "OSError: no room for layer 0 in mine"
+    assert client.search_model_versions() == []
 
 
 def test_what_is_refused_early_opens_no_run(parameters, client):
