@@ -19,7 +19,6 @@ from tasks.environment import Workspace, prepare
 from tasks.messages import reason, without_password
 
 _FULL, _FULL_DATABASE = os.strerror(errno.ENOSPC), "database or disk is full"  # SQLite's words
-_SYSTEM_METRICS = "mlflow.system_metrics.system_metrics_monitor"
 _LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _impatience = threading.Lock()
 _impatient_blocks: list[dict[str, str | None]] = []  # of all threads, each with the values before the first
@@ -33,9 +32,8 @@ def open_client(workspace: Workspace) -> MlflowClient:
         OSError: when the SQLite file cannot be opened.
     """
     prepare(workspace.root)
-    # Tables made on the first use, an input example that fits, a file of uv's that is not looked for, a sampler that
-    # starts and stops: no news.
-    for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.utils.uv_utils", _SYSTEM_METRICS):
+    # Tables made on the first use, an input example that fits, a file of uv's that is not looked for: no news.
+    for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.utils.uv_utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = workspace.tracking_uri
     make_database(uri)

@@ -158,12 +158,14 @@ class LiveRun:
         if not self.sampling_interval:
             yield
             return
-        monitor = SystemMetricsMonitor(
-            self.run_id,
-            sampling_interval=self.sampling_interval,
-            resume_logging=True,
-            tracking_uri=self.workspace.tracking_uri,
-        )
+        logging.getLogger(SystemMetricsMonitor.__module__).setLevel(logging.WARNING)  # that it starts is no news
+        with impatient():  # it asks for the last step
+            monitor = SystemMetricsMonitor(
+                self.run_id,
+                sampling_interval=self.sampling_interval,
+                resume_logging=True,
+                tracking_uri=self.workspace.tracking_uri,
+            )
         monitor.start()
         try:
             yield

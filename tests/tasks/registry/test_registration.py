@@ -11,15 +11,20 @@ from pathlib import Path
 
 import mlflow
 import pytest
+import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
+from prefect.logging import disable_run_logger
 
 from flows.cli.app import main
 from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
+from tasks.registry import versions
 from tasks.registry.client import open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
+from tasks.registry.live_run import open_run
+from tasks.steps.registration import register
 from tests.tasks.registry import finished_run
 
 ROOT = Path(__file__).parents[3]
@@ -158,6 +163,39 @@ def test_a_server_that_dies_during_the_upload_leaves_nothing_that_looks_whole(
     assert again.version == "2"
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == again.run_id
     assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(run / "bundle" / "model")
+
+
+@pytest.mark.parametrize("lost", ["upload_model", "_create_version", "set_alias"])
+def test_a_second_try_goes_on_with_the_model_and_the_version_of_the_first(run, workspace, monkeypatch, lost):
+    """The server did what it was asked to, and its answer is lost."""
+    real, calls = getattr(versions, lost), []
+
+    def without_an_answer(*given, **named):
+        result = real(*given, **named)
+        calls.append(lost)
+        if len(calls) == 1:
+            raise requests.ConnectionError("no answer")
+        return result
+
+    monkeypatch.setattr(versions, lost, without_an_answer)
+    request = finished_run.asked(run, "tiny-slim", config=RegistryConfig(machine_seconds=0))
+    with (
+        disable_run_logger(),
+        open_run("tiny-slim", request.parameters, request.config, workspace, request.folder) as live,
+    ):
+        with pytest.raises(ConnectionError, match="the alias challenger has not moved"):
+            register.fn(request, live)
+        version = register.fn(request, live)
+    client = open_client(workspace)
+    assert [kept.version for kept in client.search_model_versions("name='tiny-slim'")] == [int(version.version)]
+    top = client.get_run(version.run_id)
+    assert [model.model_id for model in top.outputs.model_outputs] == [version.model_id]
+    below = client.search_runs([top.info.experiment_id], f"tags.mlflow.parentRunId = '{version.run_id}'")
+    assert sorted(one.data.tags["side"] for one in below) == ["dense", "pruned"]
+    assert {one.info.status for one in (top, *below)} == {"FINISHED"}
+    assert len(client.get_metric_history(version.run_id, "pruning/ratio")) == 1
+    assert len(top.inputs.dataset_inputs) == 2
+    assert folder_sha256(fetch_model(f"runs:/{version.run_id}", workspace)) == folder_sha256(run / "bundle" / "model")
 
 
 def child(run, name, runs, **environment):
