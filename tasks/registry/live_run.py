@@ -9,7 +9,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -126,6 +126,8 @@ class LiveRun:
 
         If the server does not answer, the run stays RUNNING until the next run of its name looks after it.
         """
+        if not self._writable_here:
+            return
         status = "FAILED" if isinstance(error, Exception) else "KILLED"
         with impatient(), contextlib.suppress(MlflowException, RequestException, OSError):
             _end(self.client, self.client.get_run(self.run_id), status, _failure(error))
@@ -133,10 +135,14 @@ class LiveRun:
     def _log_missing(self, metrics: list[Metric]) -> None:
         self._try(lambda: log(self.client, self.run_id, {}, missing(self.client, self.run_id, metrics)))
 
-    def _try(self, call: Any) -> None:
-        """Write now if MLflow answers. Hours of work must not end for want of a figure that is logged in the end."""
-        elsewhere = self.workspace.tracking_uri.startswith("sqlite:") and self.machine != this_machine()
-        if elsewhere or time.monotonic() < self._silent_until:  # SQLite bears no writers on several machines
+    @property
+    def _writable_here(self) -> bool:
+        """False on a worker of another machine, where the registry is an SQLite file: it bears writers of one alone."""
+        return not self.workspace.tracking_uri.startswith("sqlite:") or self.machine == this_machine()
+
+    def _try(self, call: Callable[[], object]) -> None:
+        """Write now if MLflow answers. Hours of work must not fail over a figure that is logged again at the end."""
+        if not self._writable_here or time.monotonic() < self._silent_until:
             return
         try:
             with impatient():
@@ -155,7 +161,7 @@ class LiveRun:
         """MLflow's own system metrics while the block runs, as ``start_run(log_system_metrics=True)`` logs them."""
         from mlflow.system_metrics.system_metrics_monitor import SystemMetricsMonitor
 
-        if not self.sampling_interval:
+        if not self.sampling_interval or not self._writable_here:
             yield
             return
         logging.getLogger(SystemMetricsMonitor.__module__).setLevel(logging.WARNING)  # that it starts is no news

@@ -185,6 +185,19 @@ def test_runs_of_other_machines_and_of_nobody_are_left_alone(workspace):
     }
 
 
+def test_a_worker_of_another_machine_does_not_write_to_an_sqlite_file(workspace, report):
+    with opened(workspace) as live:
+        there = dataclasses.replace(live, machine="0123456789abcdef", sampling_interval=0.05)
+        with contextlib.suppress(RuntimeError), there.working():
+            assert "SystemMetricsMonitor" not in {thread.name for thread in threading.enumerate()}
+            there.log_layer(report.layers[0])
+            raise RuntimeError
+        seen = open_client(workspace).get_run(live.run_id)
+        assert (seen.info.status, seen.data.metrics) == ("RUNNING", {})
+        live.log_layer(report.layers[0])
+        assert steps(open_client(workspace), live.run_id) == [0]
+
+
 def test_no_host_name_is_recorded():
     assert run_owner.platform.node() not in run_owner.this_process()
 
