@@ -88,10 +88,10 @@ def test_while_registering_it_is_one_line_and_no_version_more(disk, kib_left):
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == first.run_id
     assert client.get_run(live.run_id).info.status == "FAILED"  # there is room again when it ends
     with filled(disk, kib_left=0), pytest.raises(OSError, match="became full while the run tiny-slim .*nothing is beg"):
-        run()
+        finished_run.registered(asked, workspace)
     again = run()
     assert again.version == "2"
-    assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(root / "model")
+    assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(root / "bundle" / "model")
 
 
 def test_what_packaging_and_the_registrys_copy_need_is_known_before_the_pruning(disk):
