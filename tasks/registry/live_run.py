@@ -137,7 +137,7 @@ class LiveRun:
 
     @property
     def _writable_here(self) -> bool:
-        """False on a worker of another machine, where the registry is an SQLite file: it bears writers of one alone."""
+        """False on a worker of another machine where the registry is an SQLite file: only one machine may write to it."""
         return not self.workspace.tracking_uri.startswith("sqlite:") or self.machine == this_machine()
 
     def _try(self, call: Callable[[], object]) -> None:
@@ -233,7 +233,7 @@ def create_run(client: MlflowClient, place: str, title: str, parameters: dict[st
 
 
 def mark_killed(client: MlflowClient, place: str, title: str) -> None:
-    """End the runs of this title whose process has ended without a word; KILLED, with the runs below them.
+    """Set the runs of this title whose process was killed to KILLED, with the runs below them.
 
     A run of another machine is left alone, and so is one that names no process: whether it lives is not known here.
     """
