@@ -137,7 +137,7 @@ class LiveRun:
 
     @property
     def _writable_here(self) -> bool:
-        """False on a worker of another machine where the registry is an SQLite file: only one machine may write to it."""
+        """False on a worker of another machine where the registry is an SQLite file: one machine alone may write it."""
         return not self.workspace.tracking_uri.startswith("sqlite:") or self.machine == this_machine()
 
     def _try(self, call: Callable[[], object]) -> None:
