@@ -239,22 +239,14 @@ def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path,
 
 
 def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, client):
-    asked = _registration(done, done.folder / "bundle" / "model")
-    weights = next(asked.model.glob("*.safetensors"))
-    text = weights.read_bytes()
-    weights.unlink()
-    weights.mkdir()  # it cannot be read
-    try:
-        with pytest.raises(OSError, match="directory"):
-            finished_run.registered(asked, Workspace.at(place / "runs"))
-    finally:
-        weights.rmdir()
-        weights.write_bytes(text)
+    asked = _registration(done, place / "no-such-folder")
+    with pytest.raises(FileNotFoundError):
+        finished_run.registered(asked, Workspace.at(place / "runs"))
     assert len(client.search_model_versions("name='tiny-slim'")) == 1
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == done.version.run_id
     newest = client.search_runs([client.get_experiment_by_name("slimgpt").experiment_id], max_results=1)[0]
     assert newest.info.status == "FAILED"
-    assert "IsADirectoryError" in newest.data.tags["failure"]
+    assert "FileNotFoundError" in newest.data.tags["failure"]
 
 
 def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):
