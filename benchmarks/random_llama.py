@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from transformers import LlamaConfig
 
+from slimgpt.checkpoints.headers import INDEX
 from slimgpt.checkpoints.shards import write_shard
-from slimgpt.checkpoints.weight_files import INDEX
 from slimgpt.data.calibration import Calibration
 from slimgpt.method.shapes import LayerShape
 

@@ -111,7 +111,7 @@ def tables() -> None:
     """The paper's setting on H100s, in Markdown."""
     config = PruneConfig(ratio=0.25, num_samples=256, seq_len=2048)
     print(
-        "| model | GPUs | activations | forward s | Gram s | select s | read, write s | in all | device GB | host GB |"
+        "| model | GPUs | activations | forward s | Gram s | select s | read, write s | total | device GB | host GB |"
     )
     print("|---|---|---|---|---|---|---|---|---|---|")
     for name, shape in LARGE.items():

@@ -15,9 +15,9 @@ from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
 from flows.prefect_api import reached
 from slimgpt.config import EvalConfig, PruneConfig
 from tasks.environment import prepare
+from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
 from tasks.preflight.models import resolve
-from tasks.preflight.planning import plan_pruning
 from tasks.preflight.request import check_request
 from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import open_run
@@ -27,8 +27,9 @@ from tasks.retrying import ON_NETWORK_FAULTS
 from tasks.steps.artifacts import publish_artifacts
 from tasks.steps.benchmarking import benchmark
 from tasks.steps.bundling import package
+from tasks.steps.chain import run_chain
 from tasks.steps.evaluation import EvalRequest, evaluate_model
-from tasks.steps.pruning import PruneRequest, prune_model
+from tasks.steps.pruning import prune_stages
 from tasks.steps.registration import register
 from tasks.steps.reporting import write_report
 
@@ -50,6 +51,8 @@ def compress(
     evaluation: EvalConfig = EVALUATION,
     bench: BenchConfig = BENCH,
     registry: RegistryConfig = REGISTRY,
+    first_ratios: tuple[float, ...] = (),
+    keep: Keep = "last",
     revision: str = "",
     runs: str = "",
 ) -> Compressed:
@@ -62,23 +65,27 @@ def compress(
         evaluation: What is measured of both models.
         bench: The load that both models are measured under.
         registry: Where it goes in MLflow, and whether the weights go along.
+        first_ratios: Prune in several steps: the shares of the dense model's projection parameters that are gone after
+            each step before the last one, whose share is the ratio.
+        keep: all keeps the models that the steps before the last one make; last removes them.
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
     """
     workspace, name = prepare(runs), name or default_name(model)
     ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
-    wanted = PruneRequest(dense, prune, plan_pruning(dense.folder, prune))
-    folder = workspace.run(name, wanted.facts)
-    check_disk([(wanted.plan, folder)], registry, workspace)
-    parameters = parameters_of(model=model, revision=revision, prune=prune, evaluation=evaluation, bench=bench)
+    chain = plan_chain(dense, prune_stages(prune, first_ratios))
+    folder = workspace.run(name, chain.facts())
+    check_disk([(chain, folder)], registry, workspace, keep)
+    plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "keep": keep}
+    parameters = parameters_of(**plain, prune=prune, evaluation=evaluation, bench=bench)
     with open_run(name, parameters, registry, workspace, folder) as run:
-        pruned = prune_model(wanted, folder, run)
-        before = evaluate_model(EvalRequest("dense", dense.folder, dense.digest, evaluation, ready.data), folder, run)
-        after = evaluate_model(EvalRequest("pruned", pruned.folder, pruned.digest, evaluation, ready.data), folder, run)
+        pruned = run_chain(chain, folder, keep, run)
+        before = evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, ready.data), folder, run)
+        after = evaluate_model(EvalRequest("pruned", pruned, evaluation, ready.data), folder, run)
         bundle = package(pruned, before, after, name, folder)
         speed = benchmark(dense.folder, bundle.model, bench, ready, folder, run)
-        report = write_report(name, pruned.report, before, after, speed, parameters, folder)
+        report = write_report(name, pruned.lineage, before, after, speed, parameters, folder)
         request = RegistrationInput(bundle.model, parameters, before, after, report, folder, registry)
         version = register.with_options(**ON_NETWORK_FAULTS)(request, run)
     publish_artifacts(report, version, workspace.tracking_uri)

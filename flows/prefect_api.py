@@ -39,7 +39,7 @@ def reached() -> Iterator[None]:
     """
     url = PREFECT_API_URL.value() or ""
     if url:
-        _check(url)
+        check(url)
     elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         OwnServer().start()  # here and not in a thread that ends before the flow does: the kernel watches that thread
     for logger in (logging.getLogger(), logging.getLogger("prefect")):
@@ -51,7 +51,7 @@ def reached() -> Iterator[None]:
         if not url or error.request.url.host != httpx.URL(url).host:
             raise
         raise ConnectionError(
-            f"Prefect at {without_password(url)} stopped answering ({reason(error, url)}); what is finished is kept: "
+            f"Prefect at {without_password(url)} stopped answering ({reason(error, url)}); finished work is kept: "
             "run the same command again when it is back"
         ) from None
 
@@ -63,7 +63,12 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     return True
 
 
-def _check(url: str) -> None:
+def check(url: str) -> None:
+    """Check that the server that is configured answers.
+
+    Raises:
+        ConnectionError: one line with the remedy.
+    """
     # Prefect's own patience is a minute and more, which suits a flow that runs.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         client = get_client(httpx_settings={"timeout": ANSWER_WITHIN_S}, sync_client=True)

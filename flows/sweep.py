@@ -72,7 +72,7 @@ def sweep(
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
 
     Raises:
-        ValueError: when no model keeps to the limits, after all of them were recorded; each one's reason.
+        ValueError: when no model is within the limits, after all of them were recorded; each one's reason.
     """
     workspace = prepare(runs)
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
@@ -80,7 +80,7 @@ def sweep(
         ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
     check_judgeable(grid, evaluation, ready.serving_obstacle)
     points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
-    check_disk([(point.plan, point.folder(workspace)) for point in points], registry, workspace)
+    check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
     parameters = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
     folder = workspace.run("sweeps", parameters)
@@ -97,7 +97,7 @@ def sweep(
         record = record_sweep.with_options(**ON_NETWORK_FAULTS)
         version = record(outcome, tried, inputs, folder.root, run)
     if version is None:
-        raise ValueError(f"no model keeps to the limits, so none is registered: {outcome.refused}")
+        raise ValueError(f"no model is within the limits, so none is registered: {outcome.refused}")
     return Swept(outcome, folder.root, version)
 
 
@@ -129,7 +129,7 @@ def try_all(
     ]
     if failed:
         raise RuntimeError(
-            f"{len(failed)} of {len(titles)} failed; run it again, and what is pruned stays: {'; '.join(failed)}"
+            f"{len(failed)} of {len(titles)} failed; run it again, and finished models are reused: {'; '.join(failed)}"
         )
     return {model: future.result() for model, future in dense.items()}, [future.result() for future in tried]
 
@@ -155,7 +155,7 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
         speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder, one.run)
     parameters = _parameters(point, evaluation, bench)
     report = write_report(
-        point.title, one.pruned.report, dense, one.evaluation, speed, parameters, folder, registered=False
+        point.title, one.pruned.lineage, dense, one.evaluation, speed, parameters, folder, registered=False
     )
     return _Measured(one, dense, speed, parameters, report, one.pruned.folder)
 
@@ -168,7 +168,7 @@ def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
     """The chosen model, packaged, and its report under the name that it is registered by."""
     one = measured.one
     bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder)
-    figures = (one.pruned.report, measured.dense, one.evaluation, measured.speed)
+    figures = (one.pruned.lineage, measured.dense, one.evaluation, measured.speed)
     return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.parameters, one.folder))
 
 

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from slimgpt.checkpoints.lineage import load_lineage
     from slimgpt.config import EvalConfig, PruneConfig
     from slimgpt.engine.plan import plan
     from slimgpt.engine.pruner import prune
@@ -15,12 +16,13 @@ if TYPE_CHECKING:
     from slimgpt.report import load_report
 
 __version__ = "0.1.0"
-__all__ = ["EvalConfig", "PruneConfig", "evaluate", "load_report", "plan", "prune"]
+__all__ = ["EvalConfig", "PruneConfig", "evaluate", "load_lineage", "load_report", "plan", "prune"]
 
 _HOME = {
     "EvalConfig": "slimgpt.config",
     "PruneConfig": "slimgpt.config",
     "evaluate": "slimgpt.evaluation.harness",
+    "load_lineage": "slimgpt.checkpoints.lineage",
     "load_report": "slimgpt.report",
     "plan": "slimgpt.engine.plan",
     "prune": "slimgpt.engine.pruner",

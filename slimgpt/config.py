@@ -40,7 +40,7 @@ def check_limits(config: Any) -> None:
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
                 raise ValueError(f"{item.name} is {value!r}; it must be a finite number: {meta['description']}")
             if item.type is int and value != int(value):
-                raise ValueError(f"{item.name} is {value!r}; it must be a whole number: {meta['description']}")
+                raise ValueError(f"{item.name} is {value!r}; it must be an integer: {meta['description']}")
             for side, words in LIMITS.items():
                 if side in meta and not getattr(operator, side)(value, meta[side]):
                     raise ValueError(f"{item.name} is {value}; it must be {words} {meta[side]}: {meta['description']}")
@@ -94,7 +94,8 @@ class PruneConfig:
     group_size_min: int = option(8, "Dynamic group size: channels removed together close to the target.", ge=1)
     percdamp: float = option(0.01, "Damping of H, as a share of its mean diagonal.", ge=0)
     calibration: str = option(
-        "auto", "Calibration text: a .jsonl, .txt or .parquet file, c4, python (what CPython carries), or auto."
+        "auto",
+        "Calibration text: a .jsonl, .txt or .parquet file, c4, python (the text that ships with CPython), or auto.",
     )
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
@@ -164,6 +165,10 @@ def paper_preset(ratio: float) -> dict[str, Any]:
     }
 
 
+# What can be done to a model, by the name of the step in its lineage.
+STAGE_CONFIGS = {"prune": PruneConfig}
+
+
 @dataclass(frozen=True, kw_only=True)
 class EvalConfig:
     """What is measured.
@@ -174,7 +179,7 @@ class EvalConfig:
 
     tasks: tuple[str, ...] = option(
         ("auto",),
-        "lm-eval tasks: names, auto (the paper's seven where their data is at hand, else continuation), or none.",
+        "lm-eval tasks: names, auto (the paper's seven where their data is available, else continuation), or none.",
     )
     limit: int = option(0, "Documents per task, the first ones; 0 is all.", ge=0)
     batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)

@@ -6,14 +6,16 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from filelock import FileLock, Timeout
+from filelock import FileLock, Timeout, lock_descriptor
 from safetensors import SafetensorError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SETTLED_NS = 3_000_000_000
+_OPENS_FOLDERS = hasattr(os, "O_DIRECTORY")  # not so on Windows
 _known_sha256: dict[tuple[int, int, int, int], str] = {}
 
 
@@ -34,7 +36,7 @@ def commit(temporary: Path, path: Path) -> None:
     with temporary.open("rb+") as file:
         os.fsync(file.fileno())
     temporary.replace(path)
-    if os.name == "nt":  # a folder cannot be opened there
+    if not _OPENS_FOLDERS:
         return
     handle = os.open(path.parent, os.O_RDONLY)
     try:
@@ -69,31 +71,43 @@ def writing(what: str, folder: Path, kept: str = "") -> Iterator[None]:
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
-    """Hold the folder for this process; the lock goes with the process, however it ends.
+def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold the folder for this process; the system releases the lock when the process ends, however it ends.
+
+    The lock is on the folder itself, so that no lock file ends up in a checkpoint, a bundle or an upload. On Windows,
+    where a folder cannot be opened, it is on a file beside it. On NFS, Linux keeps a folder's lock among the processes
+    of one machine.
+
+    Args:
+        folder: must exist.
+        wait: until another process releases it, instead of raising.
 
     Raises:
         BlockingIOError: when another process holds it.
+        OSError: when its file system does not support locks.
     """
-    taken = f"another process is writing to {folder}; wait for it or choose another OUT"
-    try:
-        import fcntl
-    except ModuleNotFoundError:  # Windows, where a folder cannot be locked, but a file beside it
+    with ExitStack() as held:
         try:
-            with FileLock(folder.with_name(f".{folder.name}.lock"), blocking=False):
-                yield
+            if _OPENS_FOLDERS:
+                handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+                held.callback(os.close, handle)
+                free = lock_descriptor(handle, blocking=wait)
+            else:
+                beside = folder.with_name(f".{folder.name}.lock")
+                held.enter_context(FileLock(beside, blocking=wait, fallback_to_soft=False))
+                free = True
         except Timeout:
-            raise BlockingIOError(taken) from None
-        return
-    handle = os.open(folder, os.O_RDONLY)  # the folder itself, so that no lock file is left
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BlockingIOError(taken) from None
+            free = False
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+            raise OSError(
+                f"{folder} cannot be locked ({error.strerror}): its file system does not support locks; choose a "
+                "folder on another one, or mount it with locks"
+            ) from None
+        if not free:
+            raise BlockingIOError(f"another process is writing to {folder}; wait for it or choose another OUT")
         yield
-    finally:
-        os.close(handle)
 
 
 def file_sha256(path: Path) -> str:

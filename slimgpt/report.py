@@ -13,12 +13,12 @@ if TYPE_CHECKING:
 REPORT = "pruning.json"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class LayerReport:
     """One decoder layer.
 
     Attributes:
-        kept_heads, kept_kv_heads, kept_channels: indices in the model that was pruned.
+        kept_heads, kept_kv_heads, kept_channels: indices in the model that was pruned; empty in a lineage.
         attention_error, ffn_error: ``||WX - W'X||^2 / ||WX||^2`` of o_proj and down_proj over the calibration tokens.
         attention_damping, ffn_damping: share of the mean diagonal added to H; above percdamp: H was ill-conditioned.
         ffn_price: error per parameter of the last channels that went, as ``||WX - W'X||^2``; 0 where none went.
@@ -33,9 +33,9 @@ class LayerReport:
     dense_num_attention_heads: int
     dense_num_key_value_heads: int
     dense_intermediate_size: int
-    kept_heads: list[int]
-    kept_kv_heads: list[int]
-    kept_channels: list[int]
+    kept_heads: list[int] = field(default_factory=list)
+    kept_kv_heads: list[int] = field(default_factory=list)
+    kept_channels: list[int] = field(default_factory=list)
     attention_error: float
     ffn_error: float
     attention_damping: float

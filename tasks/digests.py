@@ -6,11 +6,12 @@ from functools import cache
 from pathlib import Path
 
 import slimgpt
+from slimgpt.checkpoints.lineage import LINEAGE
 from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import file_sha256
 from slimgpt.report import REPORT
 
-MADE_ANEW = (JOURNAL, REPORT)  # hold times: they differ between two makings of the same model
+MADE_ANEW = (JOURNAL, REPORT, LINEAGE)  # hold times: they differ between two makings of the same model
 
 
 def folder_digest(folder: Path) -> str:

@@ -61,8 +61,12 @@ class RunFolder:
 
     @property
     def model(self) -> Path:
-        """The pruned checkpoint, as the engine writes and resumes it."""
+        """The checkpoint of the last stage, as the engine writes and resumes it."""
         return self.root / "model"
+
+    def stage(self, number: int, name: str) -> Path:
+        """The checkpoint of a stage before the last one."""
+        return self.root / "stages" / f"{number}-{name}"
 
     @property
     def bundle(self) -> Path:

@@ -1,10 +1,10 @@
 """What load a benchmark puts on both models."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from slimgpt.checkpoints.headers import raw_config
 from slimgpt.config import check_limits, option
 
 LATENCY_VOCABULARY = 10_000  # vllm bench latency draws token ids below this, whatever the model
@@ -38,7 +38,7 @@ class BenchConfig:
     num_warmups: int = option(16, "Requests, sent at once before each run, that are not counted.", ge=1)
     seed: int = option(0, "Prompts of the first pair; each further pair adds 1.", ge=0)
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option("bfloat16", "Dtype of both servers.")
-    enforce_eager: bool = option(False, "Skip torch.compile: the servers start sooner and answer slower.")
+    enforce_eager: bool = option(False, "Skip torch.compile: the servers start faster and generate more slowly.")
     kvcache_gib: int = option(2, "On CPU: memory for each server's KV cache, GiB.", ge=1)
     trust_remote_code: bool = option(False, "Run the code in the checkpoints: needed only without the slimgpt plugin.")
     show_drift: bool = option(True, "Measure dense once more at the end.")
@@ -64,7 +64,7 @@ class BenchConfig:
 
 def longest_of(model: Path) -> int:
     """The most tokens that ``model`` reads, 0 where its config does not say."""
-    return int(json.loads((model / "config.json").read_text()).get("max_position_embeddings", 0))
+    return int(raw_config(model).get("max_position_embeddings", 0))
 
 
 def check_model(model: Path, config: BenchConfig) -> None:
@@ -75,7 +75,7 @@ def check_model(model: Path, config: BenchConfig) -> None:
             f"input_len {config.input_len} + output_len {config.output_len} = {tokens} tokens; {model} allows "
             f"{longest}: lower one of them"
         )
-    vocabulary = json.loads((model / "config.json").read_text()).get("vocab_size", LATENCY_VOCABULARY)
+    vocabulary = raw_config(model).get("vocab_size", LATENCY_VOCABULARY)
     if config.offline and vocabulary < LATENCY_VOCABULARY:
         raise ValueError(
             f"{model} has a vocabulary of {vocabulary:,}; vllm bench latency takes its prompts from the first "

@@ -102,7 +102,7 @@ class _Measuring:
                     model, server_config(model, self.config), log=log, served_name=side, timeout_s=timeout_s
                 )
                 servers[side] = stack.enter_context(serve)
-                self.tell(f"{side} model answers after {servers[side].start_seconds:.0f} s")
+                self.tell(f"{side} model ready after {servers[side].start_seconds:.0f} s")
 
             def run(side: str, rate: float, seed: int, result: Path) -> Figures:
                 tokenizer = self.models["dense"]

@@ -94,7 +94,7 @@ def bench_throughput(model: Path, config: BenchConfig, *, seed: int, result: Pat
     requested = config.num_prompts * config.output_len
     if figures["num_requests"] != config.num_prompts or written != requested:
         raise ServerError(
-            f"{model} wrote {written} tokens in {figures['num_requests']} answers; {requested} were requested"
+            f"{model} returned {written} tokens for {figures['num_requests']} requests; {requested} were requested"
         )
     return {
         "output_throughput": written / figures["elapsed_time"],

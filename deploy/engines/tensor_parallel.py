@@ -1,6 +1,5 @@
 """Which tensor-parallel sizes a checkpoint can be served with: every rank gets an equal part of every layer."""
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +7,7 @@ from transformers import AutoConfig
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
 from slimgpt.checkpoints.families import FAMILIES, layer_shapes
+from slimgpt.checkpoints.headers import raw_config
 from slimgpt.method.shapes import LayerShape
 
 
@@ -44,7 +44,7 @@ def check_tensor_parallel(config: Any, size: int) -> None:
 
 def family_config(model: Path) -> Any:
     """The config of a checkpoint of a family of ours, dense or pruned; None for others, about which vLLM decides."""
-    name = json.loads((model / "config.json").read_text()).get("model_type")
+    name = raw_config(model).get("model_type")
     if not any(name in (family.model_type, family.slim) for family in FAMILIES):
         return None
     return AutoConfig.from_pretrained(model, trust_remote_code=False)

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deploy.bench.results import SIDES, BenchReport, Footprint, Paired
+from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.metrics import percent, quoted_metrics
-from slimgpt.report import PruneReport
 
 HEADER = ("figure", "dense", "pruned", "change")
 Z95 = 1.96  # standard errors to each side of a 95 % confidence interval
@@ -41,7 +41,7 @@ class Comparison:
 
     Args:
         title: the model's name in the registry.
-        pruning: what pruning did.
+        lineage: what was done to the pruned model, from the first dense one on.
         dense, pruned: flat evaluation metrics by name: ``wikitext2/perplexity``, ``piqa/acc``, ``piqa/acc_stderr``.
         bench: the benchmark, or None where it was skipped.
         data: one line per text or data set that was used.
@@ -49,10 +49,11 @@ class Comparison:
         perplexity_change: 95 % confidence interval of pruned over dense perplexity; None where there is none.
         serve: commands that serve the pruned model.
         parameters: the flow's parameters as a YAML file, with which the run can be repeated; "" where unknown.
+        dense_digest: of the checkpoint that is compared with; "" for the one that the lineage begins from.
     """
 
     title: str
-    pruning: PruneReport
+    lineage: Lineage
     dense: dict[str, float]
     pruned: dict[str, float]
     bench: BenchReport | None = None
@@ -61,6 +62,12 @@ class Comparison:
     perplexity_change: tuple[float, float] | None = None
     serve: list[str] = field(default_factory=list)
     parameters: str = ""
+    dense_digest: str = ""
+
+    @property
+    def steps(self) -> Lineage:
+        """What was done to the model that is compared with; it can be a pruned one itself."""
+        return self.lineage.since(self.dense_digest)
 
     @property
     def perplexity_name(self) -> str:
@@ -95,20 +102,24 @@ class Row:
 
 def rows(comparison: Comparison) -> list[Row]:
     """The dense-against-pruned table."""
-    return [*_size_rows(comparison.pruning), *_quality_rows(comparison), *bench_rows(comparison.bench)]
+    return [*_size_rows(comparison), *_quality_rows(comparison), *bench_rows(comparison.bench)]
 
 
-def _size_rows(pruning: PruneReport) -> list[Row]:
+def _size_rows(comparison: Comparison) -> list[Row]:
+    lineage, steps = comparison.lineage, comparison.steps
+
     def change(name: str, unit: str) -> Row:
-        before, after = getattr(pruning, f"{name}_before"), getattr(pruning, f"{name}_after")
+        before, after = steps.before(name), steps.after(name)
         label = "Parameters" if name == "parameters" else "Weight files"
         return Row(
             label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", f"{after / before - 1:+.1%}", "size"
         )
 
-    requested = f"requested {pruning.config.get('ratio', 0):.2%}"
-    removed = Row("Projection parameters removed", "", f"{pruning.ratio:.2%}", requested, "size")
-    return [change("parameters", "M"), removed, change("bytes", "MB")]
+    requested = f"requested {steps.requested_ratio:.2%}"
+    removed = [Row("Projection parameters removed", "", f"{steps.ratio:.2%}", requested, "size")]
+    if len(steps.steps) < len(lineage.steps):
+        removed.append(Row(f"... of {lineage.base_model}", "", f"{lineage.ratio:.2%}", "", "size"))
+    return [change("parameters", "M"), *removed, change("bytes", "MB")]
 
 
 def _quality_rows(comparison: Comparison) -> list[Row]:
@@ -194,17 +205,24 @@ def _footprint_rows(bench: BenchReport) -> list[Row]:
 
 def notes(comparison: Comparison) -> list[str]:
     """What the reader of the table must know: data, conditions, what was skipped."""
-    pruning, bench = comparison.pruning, comparison.bench
-    config = pruning.config
+    bench = comparison.bench
     lines = [
-        f"Pruned in {pruning.seconds:.0f} s on {pruning.device}, peak memory {pruning.peak_memory_bytes / 1e9:.2f} GB.",
-        f"Schedule {config.get('schedule')}, head unit {config.get('head_unit')}, seed {config.get('seed')}.",
+        *step_lines(comparison.lineage),
         *comparison.data,
         "Accuracy and perplexity: ± and brackets are 95 % confidence intervals (over documents, over blocks).",
     ]
     if bench is not None:
         lines.append(bench_note(bench))
     return lines + [f"Skipped: {line}" for line in comparison.skipped]
+
+
+def step_lines(lineage: Lineage) -> list[str]:
+    """One line per step: what was done to which model, and what it took."""
+    return [
+        f"{step.step} {step.model}: {step.summary}; {step.figures['seconds']:.0f} s on {step.device}, "
+        f"peak memory {step.figures['peak_memory_bytes'] / 1e9:.2f} GB."
+        for step in lineage.steps
+    ]
 
 
 def bench_note(bench: BenchReport) -> str:
@@ -230,7 +248,7 @@ def to_markdown(comparison: Comparison) -> str:
         lines += ["## Reproduce", "", REPRODUCE, "", "```yaml", comparison.parameters.rstrip(), "```", ""]
     lines += ["## Layers", ""]
     lines += [_markdown_row(LAYER_HEADER), "|" + "---:|" * len(LAYER_HEADER)]
-    lines += [_markdown_row(cells) for cells in layer_cells(comparison.pruning)]
+    lines += [_markdown_row(cells) for cells in layer_cells(comparison.lineage)]
     return "\n".join(lines) + "\n"
 
 
@@ -238,8 +256,8 @@ REPRODUCE = "Save as run.yaml, then: slimgpt compress --config run.yaml"
 LAYER_HEADER = ("layer", "heads", "kv heads", "FFN width", "removed", "attention error", "FFN error")
 
 
-def layer_cells(pruning: PruneReport) -> list[tuple[str, ...]]:
-    """The table of layers, as text."""
+def layer_cells(lineage: Lineage) -> list[tuple[str, ...]]:
+    """The table of layers, as text: widths against the first model's, errors of the last pruning."""
     return [
         (
             str(layer.layer),
@@ -250,7 +268,7 @@ def layer_cells(pruning: PruneReport) -> list[tuple[str, ...]]:
             f"{layer.attention_error:.4f}",
             f"{layer.ffn_error:.4f}",
         )
-        for layer in pruning.layers
+        for layer in lineage.layers
     ]
 
 

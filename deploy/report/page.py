@@ -28,7 +28,7 @@ def to_html(comparison: Comparison) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    table, plots, pruning = rows(comparison), all_plots(comparison), comparison.pruning
+    table, plots, lineage = rows(comparison), all_plots(comparison), comparison.lineage
     sections: list[dict[str, Any]] = [
         {
             "title": title,
@@ -40,8 +40,9 @@ def to_html(comparison: Comparison) -> str:
     ]
     text: str = environment.get_template("report.html.j2").render(
         title=comparison.title,
-        base=pruning.base_model,
-        ratio=f"{pruning.ratio:.1%}",
+        base=lineage.base_model,
+        ratio=f"{lineage.ratio:.1%}",
+        steps=lineage.names,
         tiles=_tiles(comparison),
         header=HEADER,
         sections=[section for section in sections if section["rows"]],
@@ -50,18 +51,17 @@ def to_html(comparison: Comparison) -> str:
         reproduce=REPRODUCE,
         parameters=comparison.parameters,
         layer_header=LAYER_HEADER,
-        layers=layer_cells(pruning),
-        versions=", ".join(f"{name} {number}" for name, number in pruning.versions.items()),
+        layers=layer_cells(lineage),
+        versions=", ".join(f"{name} {number}" for name, number in lineage.steps[-1].versions.items()),
     )
     return text
 
 
 def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     """The few figures that most readers came for: label, figure, what it is compared with."""
-    pruning, bench = comparison.pruning, comparison.bench
-    share = pruning.parameters_after / pruning.parameters_before - 1
-    before, after = pruning.parameters_before / 1e6, pruning.parameters_after / 1e6
-    tiles = [("Parameters", f"{share:+.1%}", f"{before:.1f} M to {after:.1f} M")]
+    steps, bench = comparison.steps, comparison.bench
+    before, after = steps.before("parameters"), steps.after("parameters")
+    tiles = [("Parameters", f"{after / before - 1:+.1%}", f"{before / 1e6:.1f} M to {after / 1e6:.1f} M")]
     if bench is not None:
         ratio = bench.ratios["output_throughput"]
         tiles.append(("Throughput", f"x {ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f} over the pairs"))

@@ -59,7 +59,7 @@ def bench_plots(bench: BenchReport) -> list[Plot]:
 
 def all_plots(comparison: "Comparison") -> list[Plot]:
     """Widths and errors by depth, and, where they were measured, accuracies, throughput and latency."""
-    plots = layer_plots(comparison.pruning.layers)
+    plots = layer_plots(comparison.lineage.layers)
     if comparison.accuracies:
         caption = "Dense and pruned, with 95 % confidence intervals."
         plots.append(draw_plot("accuracy", "Accuracy by task", caption, _accuracy, comparison))

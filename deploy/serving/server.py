@@ -24,6 +24,8 @@ import psutil
 from deploy.engines import vllm_entry
 from deploy.engines.availability import serves_on_cpu, vllm_obstacle
 from deploy.serving.health import healthy, url_of
+from slimgpt.checkpoints.headers import raw_config
+from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.config import check_limits, option
 
 logger = logging.getLogger(__name__)
@@ -65,9 +67,9 @@ class ServeConfig:
     dtype: Literal["auto", "bfloat16", "float16", "float32"] = option(
         "auto", "auto: the checkpoint's own, but bfloat16 (vLLM's choice) where that is float32."
     )
-    max_model_len: int = option(0, "Longest prompt plus answer in tokens; 0: as long as the model allows.", ge=0)
+    max_model_len: int = option(0, "Longest prompt plus output in tokens; 0: the model's maximum.", ge=0)
     max_num_seqs: int = option(0, "Requests computed together; 0: vLLM's own choice.", ge=0)
-    enforce_eager: bool = option(False, "Skip torch.compile and CUDA graphs: a quicker start, slower answers.")
+    enforce_eager: bool = option(False, "Skip torch.compile and CUDA graphs: faster start, slower generation.")
     tensor_parallel_size: int = option(
         1, "GPUs (on CPU: processes) that share every layer, whose heads and FFN width it must divide.", ge=1
     )
@@ -167,13 +169,11 @@ def check_port(host: str, port: int) -> int:
 
 
 def check_servable(model: Path) -> None:
-    """Raise ValueError unless vLLM can run here and ``model`` is a folder with a config and safetensors weights."""
+    """Raise ValueError unless vLLM can run here and ``model`` is a folder with a config and all its weight files."""
     if reason := vllm_obstacle():
         raise ValueError(reason)
-    if not (model / "config.json").is_file():
-        raise ValueError(f"{model} has no config.json; give the folder of a checkpoint, as `slimgpt prune` writes it")
-    if not any(model.glob("*.safetensors")):
-        raise ValueError(f"{model} has a config.json and no *.safetensors weights; is the download or prune complete?")
+    raw_config(model)
+    weight_files(model)
 
 
 @contextlib.contextmanager

@@ -62,12 +62,17 @@ def config_from(defaults: Any, *layers: dict[str, Any], where: str = "") -> Any:
             if key not in known:
                 raise ValueError(f"{where}{key} is not known; known are {', '.join(known)}")
             if hints[key] in (tuple[str, ...], tuple[float, ...]):
-                value = _several(key, value, float if hints[key] == tuple[float, ...] else str)
+                value = several(key, value, float if hints[key] == tuple[float, ...] else str)
             values[key] = value
     return dataclasses.replace(defaults, **values)
 
 
-def _several(key: str, value: Any, kind: type) -> tuple[Any, ...]:
+def several(key: str, value: Any, kind: type) -> tuple[Any, ...]:
+    """A list of names or numbers, given as one text "a,b,c" or as a list.
+
+    Raises:
+        ValueError: naming the key and the value.
+    """
     parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
     try:
         return tuple(kind(part) for part in parts)

@@ -26,7 +26,7 @@ class Interrupts:
 
     def __init__(self) -> None:
         self.alone = True
-        self.kept = "finished layers are kept: run the same command again to go on"
+        self.kept = "finished layers are kept: run the same command again to resume"
         self.done = self.layers = 0
         self._pending: int | None = None
 

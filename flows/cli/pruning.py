@@ -28,7 +28,7 @@ def prune(
     preset: Literal["paper"] | None = None,
     options: Annotated[PruneFlags, _all] = PruneFlags(),
 ) -> None:
-    """Prune MODEL into the folder OUT. Run it again to go on after an interruption.
+    """Prune MODEL into the folder OUT. Run it again to resume after an interruption.
 
     On several GPUs, or CPUs: torchrun --nproc-per-node=N -m flows.cli prune MODEL OUT ...
 

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 from cyclopts import Parameter
 
 from flows.cli.finding import flow_parameters
-from flows.cli.flags import config_from, flags, given, read_config_file
+from flows.cli.flags import config_from, flags, given, read_config_file, several
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
 from tasks.registry.gates import GateConfig
 
@@ -22,6 +22,8 @@ def compress(
     config: str = "",
     model: str | None = None,
     name: str | None = None,
+    first_ratios: str | None = None,
+    keep: Literal["last", "all"] | None = None,
     revision: str | None = None,
     runs: str | None = None,
     preset: Literal["paper"] | None = None,
@@ -30,21 +32,27 @@ def compress(
     bench: Annotated[CompressBench, _all] = CompressBench(),
     registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
 ) -> None:
-    """Prune, evaluate, package, benchmark, register and report: the whole way, as one Prefect flow.
+    """Prune, evaluate, package, benchmark, register and report, as one Prefect flow.
 
     Args:
-        config: A YAML file of the flow's parameters (model, name, revision, runs, and the sections prune, evaluation,
-            bench and registry). Flags win.
+        config: A YAML file of the flow's parameters (model, name, first_ratios, keep, revision, runs, and the sections
+            prune, evaluation, bench and registry). Flags win.
         model: A folder, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; the model's own name and -slim by default.
+        first_ratios: Prune in several steps: shares of the dense model's projection parameters that are gone after each
+            step before the last, whose share is --ratio. Separate several by commas.
+        keep: all keeps the models that the steps before the last one make; last, the default, removes them.
         revision: Commit or tag on the hub.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
         preset: Same presets as `slimgpt prune`; a config file and flags win.
     """
     sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
     given_flags = {"prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
-    plain = {"model": model, "name": name, "revision": revision, "runs": runs}
+    plain = {"model": model, "name": name, "first_ratios": first_ratios, "keep": keep}
+    plain |= {"revision": revision, "runs": runs}
     parameters = flow_parameters(config, sections, given_flags, plain, preset)
+    if "first_ratios" in parameters:
+        parameters["first_ratios"] = several("first_ratios", parameters["first_ratios"], float)
     from tasks.environment import prepare
 
     prepare(parameters.get("runs", ""))

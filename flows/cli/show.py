@@ -71,16 +71,16 @@ def inspect(folder: Path) -> None:
     """Layers and totals of a checkpoint."""
     facts = checkpoint_facts(folder)
     if facts["pruned"]:
-        from deploy.report.comparison import LAYER_HEADER, layer_cells
-        from slimgpt.report import load_report
+        from deploy.report.comparison import LAYER_HEADER, layer_cells, step_lines
+        from slimgpt.checkpoints.lineage import load_lineage
 
-        report = load_report(folder)
-        table(f"{folder.name}: {report.base_model}, pruned", LAYER_HEADER, layer_cells(report))
-        line(f"ratio         {report.ratio:.4f} of the projections, {report.model_ratio:.4f} of the whole model")
-        line(f"parameters    {report.parameters_before:,} -> {report.parameters_after:,}")
-        line(f"weight files  {report.bytes_before / 1e6:,.1f} MB -> {report.bytes_after / 1e6:,.1f} MB")
-        memory = f"peak memory {report.peak_memory_bytes / 1e9:.2f} GB"
-        line(f"pruned in     {report.seconds:.0f} s on {report.device}, {memory}")
+        lineage = load_lineage(folder)
+        table(f"{folder.name}: {lineage.base_model}, pruned", LAYER_HEADER, layer_cells(lineage))
+        line(f"ratio         {lineage.ratio:.4f} of the projections, {lineage.model_ratio:.4f} of the whole model")
+        line(f"parameters    {lineage.before('parameters'):,} -> {lineage.after('parameters'):,}")
+        line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB")
+        for i, text in enumerate(step_lines(lineage), start=1):
+            line(f"step {i}        {text}")
         return
     rows = [(str(layer["layer"]), *(str(layer[key]) for key in _WIDTHS)) for layer in facts["layers"]]
     table(f"{folder.name}: {facts['model_type']}, not pruned", ("layer", "heads", "kv heads", "FFN width"), rows)
@@ -92,44 +92,32 @@ _WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")
 
 
 def checkpoint_facts(folder: Path) -> dict[str, Any]:
-    """What ``inspect --json`` prints: pruning.json where there is one, else what config.json and the file headers say.
+    """What ``inspect --json`` prints: pruning.json and the lineage, else what config.json and the file headers say.
 
     Raises:
-        FileNotFoundError: when the folder holds no model.
-        ValueError: when its weights are missing or cut short.
+        FileNotFoundError: when there is no such folder.
+        ValueError: when it holds no model, or its weights are missing or cut short.
     """
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{folder} has no config.json; name the folder of a model")
-    if (folder / "pruning.json").is_file():
-        return {"pruned": True, **json.loads((folder / "pruning.json").read_text())}
-    from safetensors import SafetensorError, safe_open
+    from slimgpt.checkpoints.headers import raw_config
+    from slimgpt.checkpoints.lineage import check_parameters, load_lineage
+    from slimgpt.checkpoints.weight_files import count_parameters, weight_files
+    from slimgpt.report import load_report
 
-    files = sorted(folder.glob("*.safetensors"))
-    if not files:
-        raise FileNotFoundError(f"{folder} has no *.safetensors weights; is the download or prune complete?")
-    parameters = 0
-    for file in files:
-        try:
-            with safe_open(file, framework="numpy") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  not a dict
-                    size = 1
-                    for length in tensors.get_slice(name).get_shape():
-                        size *= length
-                    parameters += size
-        except SafetensorError as error:
-            raise ValueError(f"{file} is incomplete ({error}); fetch or make it again") from None
-    config = json.loads((folder / "config.json").read_text())
+    config = raw_config(folder)
+    lineage = load_lineage(folder)
+    check_parameters(lineage, folder)
+    if lineage.steps:
+        return {"pruned": True, **load_report(folder).to_dict(), "lineage": lineage.to_dict()}
     own = {int(i): widths for i, widths in (config.get("per_layer_config") or {}).items()}
     defaults = {"num_key_value_heads": config.get("num_attention_heads")}
     layers = [
         {"layer": i} | {key: own.get(i, {}).get(key, config.get(key, defaults.get(key))) for key in _WIDTHS}
         for i in range(config.get("num_hidden_layers", 0))
     ]
-    size = sum(file.stat().st_size for file in files)
     return {
         "pruned": False,
         "model_type": config.get("model_type"),
-        "parameters": parameters,
-        "bytes": size,
+        "parameters": count_parameters(folder),
+        "bytes": sum((folder / name).stat().st_size for name in weight_files(folder)),
         "layers": layers,
     }

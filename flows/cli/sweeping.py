@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter
 
 from flows.cli.finding import flow_parameters
-from flows.cli.flags import flags
+from flows.cli.flags import flags, several
 from flows.cli.registering import CompressBench, CompressEval, CompressRegistry
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
 
@@ -39,8 +39,8 @@ def sweep(
     given_flags = {"grid": grid, "prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
     plain = {"models": models, "name": name, "runs": runs}
     parameters = flow_parameters(config, sections, given_flags, plain)
-    if isinstance(parameters.get("models"), str):
-        parameters["models"] = tuple(model.strip() for model in parameters["models"].split(",") if model.strip())
+    if "models" in parameters:
+        parameters["models"] = several("models", parameters["models"], str)
     from tasks.environment import prepare
 
     prepare(parameters.get("runs", ""))

@@ -75,7 +75,7 @@ def forget_lost_runs(*, only_worker: bool) -> None:
             work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}),
         )
         for run in runs:
-            lost = Crashed(message="The worker was killed; run it again to go on.")
+            lost = Crashed(message="The worker was killed; run it again to resume.")
             client.set_flow_run_state(run.id, lost, force=True)
         with contextlib.suppress(ObjectNotFound):  # the first start
             # Prefect 3.7's reset takes the leases back, after which nothing ever lowers the count of slots in use.

@@ -1,16 +1,13 @@
 """The services of this machine: which ones it needs, on which state, and how they go up and down together."""
 
-import contextlib
 import os
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from filelock import FileLock
-
 from flows.local import deployments, stores
 from flows.local.service import START_TIMEOUT_S, Service
+from slimgpt.files import locked
 from tasks.environment import Workspace, prepare
 
 PROJECT = Path(__file__).parents[2]
@@ -77,8 +74,9 @@ class Local:
 
     def up(self) -> None:
         """Start what does not run, wait until it answers, register the deployments, start the worker."""
-        self.services[0].folder.mkdir(parents=True, exist_ok=True)
-        with self._alone():
+        folder = self.services[0].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        with locked(folder, wait=True):
             environment = self.environment()
             *servers, worker = self.services
             names = [service.name for service in servers]
@@ -103,18 +101,27 @@ class Local:
             worker.start(environment)
             worker.wait()
 
+    def register(self) -> None:
+        """Register the deployments, for workers that others start, on a Prefect server that runs already.
+
+        Raises:
+            ConnectionError: when it does not answer.
+        """
+        folder = self.services[0].folder
+        folder.mkdir(parents=True, exist_ok=True)
+        os.environ.update(self.environment())  # before Prefect, which reads its settings when it is imported
+        from flows.prefect_api import check
+
+        check(self.prefect_url)
+        deployments.register(dict(os.environ), PROJECT / "prefect.yaml", folder / "deploy.log", START_TIMEOUT_S)
+
     def down(self) -> list[str]:
         """Stop all of it, the worker first; the names of what ran."""
         folder = self.services[0].folder
         if not folder.is_dir():
             return []
-        with self._alone():  # also a server that the environment no longer asks for
+        with locked(folder, wait=True):  # also a server that the environment no longer asks for
             return [name for name in ("worker", "mlflow", "prefect") if Service(name, folder).stop()]
-
-    @contextlib.contextmanager
-    def _alone(self) -> Iterator[None]:
-        with FileLock(self.services[0].folder / "lock"):
-            yield
 
 
 def _python(module: str) -> tuple[str, ...]:

@@ -1,4 +1,10 @@
-"""One background process of this machine, in a session of its own: start, wait until it answers, stop."""
+"""One background process of this machine, in a session of its own: start, wait until it answers, stop.
+
+Prefect and MLflow do not replace this. ``prefect server start --background`` runs uvicorn itself, so the server stands
+still as ``flows.prefect_server`` describes, and its output goes to a pipe that nobody reads. ``prefect server stop``
+signals whatever process has the number in its pid file, after a reboot another program. ``prefect worker start`` and
+``mlflow server`` have no background mode and no stop: they run here in the foreground, as children.
+"""
 
 import contextlib
 import json

@@ -157,7 +157,7 @@ def _try_database(variable: str, url: "URL", driver: str) -> None:
         ) from None
     if not allowed:
         raise OSError(
-            f"{variable}: {url.username} may make no tables in {_shown(url)}; "
+            f"{variable}: {url.username} may not create tables in {_shown(url)}; "
             f"ALTER DATABASE {url.database} OWNER TO {url.username}"
         )
 

@@ -4,6 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
+from slimgpt.checkpoints.headers import read_json
 from slimgpt.files import write_atomically
 
 TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a tokenizer
@@ -11,7 +12,9 @@ TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a toke
 # them or how they were made, code (the pruned architecture brings its own), and figures of the dense model.
 NOT_COPIED = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.index.json"),
-    *("config.json", "params.json", "pruning.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
+    *("config.json", "params.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
+    # of a model that is pruned once more: how it was made, and its figures
+    *("pruning.json", "lineage.json", "evaluation.json", "journal.jsonl"),
 )
 
 
@@ -29,6 +32,6 @@ def copy_companions(source: Path, out: Path) -> None:
         temporary = target.with_name(target.name + ".tmp")
         shutil.copyfile(path, temporary)
         temporary.replace(target)
-        if path.name == "tokenizer_config.json" and "auto_map" in (settings := json.loads(path.read_bytes())):
+        if path.name == "tokenizer_config.json" and "auto_map" in (settings := read_json(path)):
             del settings["auto_map"]
             write_atomically(target, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")

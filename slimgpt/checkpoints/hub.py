@@ -47,7 +47,7 @@ def asking(repo: str, revision: str = "") -> Iterator[bool]:
     try:
         yield bool(unreachable)
     except Exception as error:  # the hub's errors and the HTTP client's share no class
-        lacking = f"the hub cannot be reached ({unreachable}) for what its cache lacks of {repo}"
+        lacking = f"the hub cannot be reached ({unreachable}); its cache lacks files of {repo}"
         raise FileNotFoundError(lacking if unreachable else _why_not(error, repo, revision)) from None
 
 

@@ -3,7 +3,6 @@
 Baichuan-7B is LLaMA with q, k and v in one W_pack; the text model inside a multimodal Gemma 3 is a Gemma 3.
 """
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
+from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.shards import Shards
 
 
@@ -71,7 +71,7 @@ def read_config(model: Path) -> PretrainedConfig:
     Raises:
         ValueError: for a model type that transformers does not know, or a Baichuan that is not a LLaMA inside.
     """
-    raw = json.loads((model / "config.json").read_text())
+    raw = raw_config(model)
     if raw.get("model_type") == "baichuan":
         return _baichuan_config(raw)
     try:
@@ -91,7 +91,7 @@ def read_config(model: Path) -> PretrainedConfig:
 
 def open_shards(model: Path) -> Shards:
     """The weights of folder ``model`` under its family's names."""
-    raw = json.loads((model / "config.json").read_text())
+    raw = raw_config(model)
     if raw.get("model_type") == "baichuan":
         normed_head = raw["vocab_size"] == _BAICHUAN2_VOCAB
         return MappedShards(model, lambda name: _baichuan_parts(name, normed_head))

@@ -1,6 +1,7 @@
 """Read tensors from safetensors shards, one by one, and write a shard atomically."""
 
 import hashlib
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import BinaryIO
@@ -9,7 +10,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from slimgpt.checkpoints.weight_files import INDEX, header, weight_files, weight_map
+from slimgpt.checkpoints.headers import INDEX, header, weight_map
+from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.files import commit, file_sha256, remember_sha256
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -96,6 +98,10 @@ class Shards:
                 "save the entire AutoModelForCausalLM with save_pretrained"
             )
         raise ValueError(f"{self.folder} has no tensor {absent}{hint}")
+
+    def size(self, names: list[str]) -> int:
+        """Bytes of these tensors."""
+        return sum(math.prod(shape) * dtype.itemsize for shape, dtype in map(self.shape, names))
 
     @property
     def bytes(self) -> int:

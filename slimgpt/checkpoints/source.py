@@ -6,8 +6,9 @@ import tempfile
 from pathlib import Path
 
 from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.headers import CONFIG, raw_config, weight_map
 from slimgpt.checkpoints.hub import asking
-from slimgpt.checkpoints.weight_files import SINGLE, conversion, refuse_adapter, weight_map
+from slimgpt.checkpoints.weight_files import SINGLE, conversion
 
 BUILT_IN = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -57,9 +58,7 @@ def model_name(folder: Path) -> str:
 
 
 def _with_config(folder: Path) -> Path:
-    if not (folder / "config.json").is_file():
-        refuse_adapter(folder)
-        raise ValueError(f"{folder} has no config.json: it is not a model folder, or an unfinished one")
+    raw_config(folder)
     return folder
 
 
@@ -92,7 +91,7 @@ def _built_in() -> Path:
     Written in bfloat16, the dtype the model was published and is served in.
     """
     folder = cache_folder() / "smollm2-135m-instruct"
-    if (folder / "config.json").is_file():
+    if (folder / CONFIG).is_file():
         return folder
     import importlib.util
 

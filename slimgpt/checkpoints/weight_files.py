@@ -1,28 +1,13 @@
-"""Which files of a folder hold a model's weights, what is in them, and what to do where there are none to use."""
+"""Which files of a folder hold a model's weights, and what to do where there are none to use."""
 
 import json
+import math
 import shlex
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from slimgpt.checkpoints.headers import header, refuse_adapter, weight_map
 
-INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-
-def weight_map(folder: Path) -> dict[str, str]:
-    """Which file holds which tensor, as the folder's index says; empty where it has none.
-
-    Raises:
-        ValueError: when the index is damaged.
-    """
-    path = folder / INDEX
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_bytes())["weight_map"])
-    except (ValueError, KeyError, TypeError):
-        raise ValueError(f"{path} is damaged: it is not JSON with a weight_map; download it again") from None
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -49,17 +34,14 @@ def weight_files(folder: Path) -> list[str]:
     return names
 
 
-def refuse_adapter(folder: Path) -> None:
-    """A LoRA adapter is not a model, and transformers would add it to the weights beside it.
+def count_parameters(folder: Path) -> int:
+    """How many parameters the weight files hold, from their headers alone.
 
     Raises:
-        ValueError: when the folder holds one.
+        ValueError: as ``weight_files`` and ``header`` raise.
     """
-    if (folder / "adapter_config.json").is_file():
-        raise ValueError(
-            f"{folder} holds a LoRA adapter: merge it into its base model first (PEFT's merge_and_unload, then "
-            "save_pretrained), and name the folder of the merged model"
-        )
+    shapes = [shape for name in weight_files(folder) for shape, _, _ in header(folder / name).values()]
+    return sum(map(math.prod, shapes))
 
 
 def conversion(source: str, name: str, revision: str = "") -> str:
@@ -70,24 +52,3 @@ def conversion(source: str, name: str, revision: str = "") -> str:
         f'M.from_pretrained({json.dumps(source)}{at}, use_safetensors=False, dtype="auto").save_pretrained({out}); '
         f"T.from_pretrained({json.dumps(source)}{at}).save_pretrained({out})"
     )
-
-
-def header(path: Path) -> dict[str, tuple[list[int], str, int]]:
-    """Shape, dtype (as safetensors spells it) and first byte of every tensor in a file.
-
-    Raises:
-        ValueError: when the file is damaged or cut short.
-    """
-    try:
-        with safe_open(path, framework="np"):  # checks the header, and that the file is as long as it says
-            pass
-        with path.open("rb") as raw:
-            start = 8 + (length := int.from_bytes(raw.read(8), "little"))
-            entries = json.loads(raw.read(length))
-    except (SafetensorError, OSError) as error:
-        with path.open("rb") as raw:
-            pointer = raw.read(19) == b"version https://git"
-        remedy = "it is a pointer of git-lfs: run git lfs pull" if pointer else f"{error}; download or copy it again"
-        raise ValueError(f"{path} is not a complete safetensors file ({remedy})") from None
-    entries.pop("__metadata__", None)
-    return {name: (e["shape"], e["dtype"], start + e["data_offsets"][0]) for name, e in entries.items()}

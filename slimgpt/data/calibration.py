@@ -99,8 +99,8 @@ def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed:
     except Exception as error:  # tokenizers' and transformers' errors share no class
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
-            f"{model} has no tokenizer that loads without code of its own ({reason}); "
-            "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the model it was made from"
+            f"{model} has no tokenizer that loads without its own code ({reason}); "
+            "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the original model"
         ) from None
     blocks = token_blocks(tokenizer, calibration_text(source), num_samples=num_samples, seq_len=seq_len, seed=seed)
     if seq_len > (limit := _positions(config)):
@@ -109,7 +109,7 @@ def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed:
     if largest >= config.vocab_size:
         raise ValueError(
             f"{model}: its tokenizer gives the token {largest}, its embeddings end at {config.vocab_size - 1}; "
-            "the tokenizer is of another model, copy the right one"
+            "the tokenizer belongs to another model, copy the right one"
         )
     return blocks
 

@@ -157,8 +157,8 @@ def _data_set(data: _OnHub) -> TextSource:
             )
     except FileNotFoundError as error:
         raise FileNotFoundError(
-            f"{data.name} is not at hand: {error}, and {DATA_VARIABLE} names no folder that holds {data.local}; "
-            f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that Python carries)"
+            f"{data.name} is not available: {error}, and {DATA_VARIABLE} does not name a folder with {data.local}; "
+            f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that ships with Python)"
         ) from None
     rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path, C4_DOCUMENTS)
     return _source(data.name, rows if data is _C4 else [join_wikitext_rows(rows)], "hub")
@@ -231,7 +231,7 @@ def _text_of(line: bytes, place: str) -> str:
     try:
         row = json.loads(_decoded(line, place))
     except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object a line") from None
+        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
     text = row.get("text") if isinstance(row, dict) else None
     if not isinstance(text, str):
         has = ", ".join(row) if isinstance(row, dict) else type(row).__name__

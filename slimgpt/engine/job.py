@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from slimgpt.checkpoints.families import family_of, layer_shapes
+from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration, calibrate
@@ -25,24 +26,30 @@ logger = logging.getLogger(__name__)
 class Job:
     """A model and its config, checked against each other; nothing heavy has been read yet.
 
+    Args:
+        model: its folder.
+        config: how it is pruned.
+        shapes: widths that the model will have by then; None for those it has.
+
     Raises:
         ValueError: for an unsupported, quantised or incomplete model, or a ratio that these options cannot reach.
     """
 
-    def __init__(self, model: Path, config: PruneConfig):
+    def __init__(self, model: Path, config: PruneConfig, shapes: list[LayerShape] | None = None):
         self.model = model
-        if not (model / "config.json").is_file():
-            raise FileNotFoundError(f"{model} has no config.json: name a model folder")
         self.model_config = read_config(model)
         self.family = family_of(self.model_config)
         self.config = self._prunable(config)
+        self.lineage = load_lineage(model)
         self.shards = open_shards(model)
-        self.shapes = layer_shapes(self.model_config)
+        self.shapes = shapes or layer_shapes(self.model_config)
         self.device = resolve_device(config.device)
         self.dtype = self._forward_dtype()
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
         if Path(self.base_model).is_dir():
             self.base_model = model.name  # a path of this machine says nothing to others
+        if self.lineage.steps:
+            self.base_model = self.lineage.model_name
         self._check_multiples()
         self.planned = planned_shapes(self.config, self.shapes)
 

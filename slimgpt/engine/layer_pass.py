@@ -198,7 +198,7 @@ class Frame:
             if given != expected.get(name):
                 raise ValueError(
                     f"layer {index}: {name} has shape {given} in the weight files; "
-                    f"the config asks for {expected.get(name)}"
+                    f"the config requires {expected.get(name)}"
                 )
         layer.load_state_dict(state, strict=True, assign=True)
         return LayerPass(layer, self.family, self._kwargs[index])

@@ -1,6 +1,7 @@
 """The OUT folder while a model is pruned: what is finished, what an earlier run left, and when it becomes a model."""
 
-from dataclasses import asdict, dataclass
+import os
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +11,14 @@ from torch import Tensor
 
 from slimgpt.checkpoints import pruned_form
 from slimgpt.checkpoints.companions import copy_companions
+from slimgpt.checkpoints.headers import CONFIG
+from slimgpt.checkpoints.lineage import Checkpoint, Step, digest_of
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
-from slimgpt.files import file_sha256, writing
+from slimgpt.files import commit, file_sha256, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
 
 FORMAT = 2  # of the journal; a change makes older journals unusable
@@ -37,8 +40,8 @@ class OutputFolder:
         FileExistsError: when OUT holds something that is not a pruning, or another pruning; the message names what.
     """
 
-    def __init__(self, out: Path, job: Job, calibration: Calibration, ranks: int = 1):
-        self.out, self.job, self.ranks = out, job, ranks
+    def __init__(self, out: Path, job: Job, source: Checkpoint, calibration: Calibration, ranks: int = 1):
+        self.out, self.job, self.source, self.ranks = out, job, source, ranks
         self.journal = Journal(out)
         header = self._header(calibration)
         entries = self.journal.read()
@@ -46,7 +49,7 @@ class OutputFolder:
             strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
             if strangers and strangers != [self.journal.path.name]:
                 raise FileExistsError(
-                    f"{out} is not empty and not a pruning of ours (it holds {strangers[0]}); name another OUT"
+                    f"{out} is not empty and not an output of slimgpt prune (it holds {strangers[0]}); name another OUT"
                 )
         elif entries[0] != header:
             raise FileExistsError(
@@ -118,16 +121,37 @@ class OutputFolder:
         """Write everything that is not in a decoder layer: embeddings, final norm, output head (unless tied)."""
         before, after = self.job.rest_names()
         for part, index, names in (("before", 0, before), ("after", len(self.job.shapes) + 1, after)):
-            if part not in self.entries:
+            if part not in self.entries and not self._link(part, index, names):
                 self._write(part, index, self.job.shards.load(names))
+
+    def _link(self, part: str, index: int, names: list[str]) -> bool:
+        """Give the source's shard a second name where an earlier step wrote just these tensors: no second copy."""
+        name = pruned_form.shard_name(index, len(self.job.shapes))
+        held = [tensor for tensor, file in self.job.shards.files.items() if file == name]
+        if not self.source.lineage.steps or sorted(held) != sorted(names):
+            return False
+        temporary = self.out / f"{name}.tmp"
+        for path in (temporary, self.out / name):  # POSIX renames no name of a file onto another name of it
+            path.unlink(missing_ok=True)
+        try:
+            os.link((self.job.model / name).resolve(), temporary)
+        except OSError:  # another file system, or one without hard links
+            return False
+        commit(temporary, self.out / name)
+        self._enter(part, name, file_sha256(self.out / name), names, self.job.shards.size(names))
+        return True
 
     def _write(self, part: str, index: int, tensors: dict[str, Tensor], **facts: Any) -> None:
         name = pruned_form.shard_name(index, len(self.job.shapes))
         sizes = sum(t.numel() * t.itemsize for t in tensors.values())
         with writing(f"{name} ({sizes / 1e6:.1f} MB)", self.out, KEPT):
             sha256 = write_shard(self.out / name, tensors)
-            entry = {"part": part, "file": name, "sha256": sha256, "tensors": sorted(tensors), "bytes": sizes, **facts}
-            self.journal.append(entry)
+            self._enter(part, name, sha256, list(tensors), sizes, **facts)
+
+    def _enter(self, part: str, file: str, sha256: str, tensors: list[str], size: int, **facts: Any) -> None:
+        """Note in the journal that a part is finished."""
+        entry = {"part": part, "file": file, "sha256": sha256, "tensors": sorted(tensors), "bytes": size, **facts}
+        self.journal.append(entry)
         self.entries[part] = entry
 
     @property
@@ -135,13 +159,16 @@ class OutputFolder:
         """Size of the weight files."""
         return sum((self.out / entry["file"]).stat().st_size for entry in self.entries.values())
 
-    def publish(self, config: dict[str, Any], report: PruneReport) -> None:
-        """Turn the finished shards into a model."""
+    def publish(self, config: dict[str, Any], report: PruneReport, step: Step) -> None:
+        """Turn the finished shards into a model, whose lineage is that of the source and ``step``."""
         weight_map = {name: entry["file"] for entry in self.entries.values() for name in entry["tensors"]}
         total = sum(entry["bytes"] for entry in self.entries.values())
         with writing("the model's small files", self.out, KEPT):
             copy_companions(self.job.model, self.out)
-            pruned_form.publish(self.out, config, self.job.family, weight_map, total, report.to_dict())
+            sha256_by_name = {entry["file"]: entry["sha256"] for entry in self.entries.values()}
+            output = digest_of({**sha256_by_name, CONFIG: pruned_form.config_sha256(config)})
+            lineage = self.source.lineage.append(replace(step, output=output))
+            pruned_form.publish(self.out, config, self.job.family, weight_map, total, report, lineage)
 
 
 # Not compared by its setting: activations change no bit wherever they are, and of these three the header has what came
@@ -158,7 +185,7 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
     if {**old, "threads": 0} == {**new, "threads": 0}:
-        return f"set OMP_NUM_THREADS={old['threads']} to go on with it, or name another OUT"
+        return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
     return "name another OUT"
 
 

@@ -12,6 +12,7 @@ from slimgpt.engine.activations import choose_place
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import measure as measure_layers
 from slimgpt.method.allocation import width_bounds
+from slimgpt.method.shapes import LayerShape
 from slimgpt.report import LayerReport
 
 
@@ -28,6 +29,7 @@ class PrunePlan:
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
             reading the calibration text is not part of it. None where it was not requested.
         missing: one line each; empty when pruning could start.
+        shapes: the planned widths, for the plan of a step that follows.
         tokens: the calibration tokens that were made for it, for ``prune``; None where they are missing.
     """
 
@@ -48,6 +50,7 @@ class PrunePlan:
     measured: bool
     layers: list[dict[str, Any]]
     missing: list[str]
+    shapes: list[LayerShape] = field(repr=False, compare=False)
     tokens: Calibration | None = field(repr=False, compare=False)
 
     @property
@@ -58,7 +61,7 @@ class PrunePlan:
     def to_dict(self) -> dict[str, Any]:
         """As JSON holds it, without the tokens."""
         data = asdict(replace(self, tokens=None))
-        del data["tokens"]
+        del data["tokens"], data["shapes"]  # the layers hold the widths
         return data
 
 
@@ -68,6 +71,7 @@ def plan(
     out: str | Path | None = None,
     *,
     calibration: Calibration | None = None,
+    shapes: list[LayerShape] | None = None,
     measure: bool = False,
     estimate_seconds: bool = True,
     on_layer: Callable[[LayerReport, int], None] | None = None,
@@ -79,6 +83,8 @@ def plan(
         config: as of ``prune``.
         out: where the pruned checkpoint would go; its disk is looked at.
         calibration: token ids to use instead of those that ``config.calibration`` names.
+        shapes: widths that the model will have when it is pruned, after steps that are still to come; None for those
+            it has.
         measure: make the decisions, in the time that pruning takes, and write nothing: gives the widths where they
             depend on the calibration data.
         estimate_seconds: measure this device's rate in a matrix product.
@@ -87,7 +93,7 @@ def plan(
     Raises:
         ValueError: where ``prune`` would refuse the model or the config.
     """
-    job = Job(Path(model), config)
+    job = Job(Path(model), config, shapes)
     missing, facts = [], {"name": config.calibration, "tokens": config.num_samples * config.seq_len}
     try:
         calibration = calibration or job.calibration()
@@ -116,7 +122,7 @@ def plan(
         model_ratio=(before - after) / before,
         parameters_before=before,
         parameters_after=after,
-        bytes_before=job.shards.bytes,
+        bytes_before=before * job.shards_itemsize if shapes else job.shards.bytes,
         bytes_after=after * job.shards_itemsize,
         calibration=facts,
         memory_bytes=costs.memory,
@@ -135,5 +141,6 @@ def plan(
             for i, ratio in enumerate(job.allocation().ratios)
         ],
         missing=missing,
+        shapes=planned,
         tokens=calibration,
     )

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 import transformers
 
+from slimgpt.checkpoints.lineage import Checkpoint, prune_step
 from slimgpt.checkpoints.pruned_form import pruned_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
@@ -61,15 +62,16 @@ def prune(
         def begin() -> tuple[Calibration, PruneReport | None]:
             nonlocal folder
             job.check_space(out)
+            source = Checkpoint.open(job.model)
             tokens = calibration or job.calibration()
             if len(tokens.ids_NT) < ranks.count:
                 raise ValueError(
-                    f"{len(tokens.ids_NT)} calibration sequences cannot be shared out among {ranks.count} "
+                    f"{len(tokens.ids_NT)} calibration sequences cannot be split among {ranks.count} "
                     f"processes; ask for at least {ranks.count} (num_samples), or start fewer processes"
                 )
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
-            folder = OutputFolder(out, job, tokens, ranks.count)
+            folder = OutputFolder(out, job, source, tokens, ranks.count)
             return tokens, folder.report() if folder.finished else None
 
         tokens, report = ranks.from_first(begin)
@@ -104,7 +106,7 @@ def _publish(
         folder.finish_rest()
     usage = [(peak_memory(job.device), walk.clock.seconds()), *usage[1:]]
     before, after = job.parameters(job.shapes), job.parameters(shapes)
-    projections = sum(shape.parameters for shape in job.shapes)
+    projections = sum(shape.parameters for shape in job.shapes), sum(shape.parameters for shape in shapes)
     phases = {name: max(of_rank.get(name, 0.0) for _, of_rank in usage) for name in usage[0][1]}
     report = PruneReport(
         base_model=job.base_model,
@@ -112,7 +114,7 @@ def _publish(
         config=job.config.to_dict(),
         calibration=walk.calibration.facts,
         layers=layers,
-        ratio=(before - after) / projections,
+        ratio=(before - after) / projections[0],
         model_ratio=(before - after) / before,
         parameters_before=before,
         parameters_after=after,
@@ -127,5 +129,6 @@ def _publish(
         seconds_by_phase=phases,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
-    folder.publish(pruned_config(job.model_config, job.family, shapes), report)
+    step = prune_step(report, projections, folder.source.digest)
+    folder.publish(pruned_config(job.model_config, job.family, shapes), report, step)
     return report

@@ -122,7 +122,7 @@ class Ranks:
             reason = str(error).strip().splitlines()[0].rpartition("] ")[2].split(". ")[0]
             raise ConnectionError(
                 f"rank {self.index} of {self.count} lost the others ({reason}); finished layers are kept: "
-                "run the same command again to go on"
+                "run the same command again to resume"
             ) from error
 
 

@@ -23,6 +23,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
 from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import attention_kernel
+from slimgpt.checkpoints.headers import raw_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import resolve_device
@@ -48,6 +49,7 @@ class EvalResult:
         dtype: the model's dtype, e.g. "float32".
         seconds: the entire evaluation, loading included.
         versions: of torch, transformers and lm_eval.
+        digest: of the checkpoint, where the caller knows it (slimgpt.checkpoints.lineage).
     """
 
     model: str
@@ -60,6 +62,7 @@ class EvalResult:
     dtype: str
     seconds: float
     versions: dict[str, str]
+    digest: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
@@ -101,8 +104,8 @@ def evaluate(
     """
     start, config, say = time.perf_counter(), config or EvalConfig(), on_progress or (lambda _: None)
     folder = Path(model_folder)
-    if (model is None or tokenizer is None) and not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"{str(folder)!r} holds no config.json; name a folder with a Hugging Face checkpoint")
+    if model is None or tokenizer is None:
+        raw_config(folder)  # raises where the folder holds no model
     device = resolve_device(config.device)
     names = choose_tasks(config.tasks)
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)

@@ -119,8 +119,8 @@ def load_tasks(names: tuple[str, ...], folder: Path) -> tuple[dict[str, Any], tu
             expected = f" as {LOCAL_TASKS[name].path}" if name in LOCAL_TASKS else ""
             why = reason or f"the hub does not give it ({str(error).splitlines()[0]})"
             raise FileNotFoundError(
-                f"the data of task {name} is not at hand: {why}, and {DATA_VARIABLE} names no folder that holds it"
-                f"{expected}; set {DATA_VARIABLE}, or use the task {CONTINUATION!r} (text that Python carries)"
+                f"the data of task {name} is not available: {why}, and {DATA_VARIABLE} does not name a folder with it"
+                f"{expected}; set {DATA_VARIABLE}, or use the task {CONTINUATION!r} (text that ships with Python)"
             ) from error
         used.append(DataUsed(name=name, origin="hub", sha256=""))
     return loaded, tuple(used)
@@ -140,7 +140,7 @@ def _local_file(name: str) -> Path | None:
 
 
 def _write_task(name: str, folder: Path) -> DataUsed | None:
-    """Write the task's definition where its data is at hand (JSON is YAML too)."""
+    """Write the task's definition where its data is available (JSON is YAML too)."""
     if name == CONTINUATION:
         data = folder / "continuation.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in continuation_rows()), encoding="utf-8")

@@ -185,9 +185,9 @@ def planned_shapes(config: PruneConfig, dense: Sequence[LayerShape]) -> list[Lay
     reached = 1 - sum(shape.parameters for shape in shapes) / sum(shape.parameters for shape in dense)
     if abs(reached - config.ratio) > TOLERANCE:
         raise ValueError(
-            f"ratio {config.ratio} cannot be met: whole heads and FFN widths in multiples of "
+            f"ratio {config.ratio} cannot be met: complete heads and FFN widths in multiples of "
             f"{config.ffn_multiple} give {reached:.3f}; lower ffn_multiple or head_multiple, "
-            "choose another ratio, or prune heads and FFN both"
+            "choose another ratio, or prune both heads and FFN"
         )
     return shapes
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
-from slimgpt.engine.plan import PrunePlan
 from tasks.environment import RunFolder, Workspace
+from tasks.preflight.chain import Chain, Keep
 from tasks.registry.client import artifact_folder, open_client
 from tasks.registry.config import RegistryConfig
 
@@ -17,20 +17,23 @@ SMALL_FILES = 32 << 20  # reports, plots, logs, the databases' growth
 
 
 @task(name="check the disk", cache_policy=NO_CACHE, persist_result=False)
-def check_disk(wanted: list[tuple[PrunePlan, RunFolder]], config: RegistryConfig, workspace: Workspace) -> None:
-    """Refuse what the disks cannot hold: the pruned models, a bundle and MLflow's copy of one, less what is there.
+def check_disk(
+    wanted: list[tuple[Chain, RunFolder]], config: RegistryConfig, workspace: Workspace, keep: Keep = "last"
+) -> None:
+    """Refuse what the disks cannot hold: what every stage makes, a bundle and MLflow's copy, less what is there.
 
     Args:
         wanted: every model that will be made, and where; one of them is packaged and registered.
         config: whether MLflow gets a copy.
         workspace: of all of them.
+        keep: whether what the stages before the last one make stays.
 
     Raises:
         OSError: one line with the folder, what it lacks room for, and the remedy.
     """
     models = "the pruned model" if len(wanted) == 1 else f"{len(wanted)} pruned models"
-    needs = {workspace.root: {models: sum(_missing(planned, folder) for planned, folder in wanted)}}
-    largest = max(planned.bytes_after for planned, _ in wanted)
+    needs = {workspace.root: {models: sum(chain.missing_bytes(folder, keep) for chain, folder in wanted)}}
+    largest = max(chain.stages[-1].bytes_after for chain, _ in wanted)
     if not _links(workspace.root):
         needs[workspace.root]["the bundle"] = largest
     store = artifact_folder(open_client(workspace), config.experiment, workspace)
@@ -46,13 +49,6 @@ def check_disk(wanted: list[tuple[PrunePlan, RunFolder]], config: RegistryConfig
                 f"the disk of {place} has {free / 1e9:.2f} GB free; this run needs {need / 1e9:.2f} GB more there "
                 f"({listed}); free some, or choose another folder for the runs"
             )
-
-
-def _missing(planned: PrunePlan, folder: RunFolder) -> int:
-    """Bytes that are still to be written of this model."""
-    if (folder.model / "config.json").is_file():  # written last
-        return 0
-    return max(0, planned.disk_bytes - sum(file.stat().st_size for file in folder.model.glob("*.safetensors")))
 
 
 def _links(folder: Path) -> bool:

@@ -6,8 +6,8 @@ from pathlib import Path
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.source import resolve_model
-from tasks.digests import folder_digest
 from tasks.environment import Workspace
 from tasks.registry.fetching import fetch_model
 from tasks.registry.names import is_model_uri
@@ -16,11 +16,15 @@ from tasks.retrying import ON_NETWORK_FAULTS
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model as the user named it, where its files are, and the sha256 over them."""
+    """A model as the user named it, and the checkpoint behind the name."""
 
     name: str
-    folder: Path
-    digest: str
+    checkpoint: Checkpoint
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.checkpoint.folder
 
 
 def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
@@ -34,6 +38,5 @@ def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
 
 @task(name="find the model", cache_policy=NO_CACHE, persist_result=False, **ON_NETWORK_FAULTS)
 def resolve(model: str, revision: str, workspace: Workspace) -> ResolvedModel:
-    """The local folder of ``model``; fetched or converted on the first use."""
-    folder = find_model(model, workspace, revision=revision)
-    return ResolvedModel(model, folder, folder_digest(folder))
+    """The checkpoint of ``model``; fetched or converted on the first use."""
+    return ResolvedModel(model, Checkpoint.open(find_model(model, workspace, revision=revision)))

@@ -50,6 +50,7 @@ class Figures:
     """What one run measured.
 
     Args:
+        base_model: name of the model that the pruned one was compared with.
         dense, pruned: evaluation metrics by name: ``wikitext2/perplexity``, ``piqa/acc_norm``.
         speedup: pruned over dense output throughput; None where it was not measured.
         settings: how it was measured: ``evaluation.seq_len``, ``bench.input_len``, ``data.piqa`` (a digest), ...

@@ -20,8 +20,9 @@ from mlflow.exceptions import MlflowException
 from requests import RequestException
 
 from deploy.bench.results import BenchReport
+from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.harness import EvalResult
-from slimgpt.report import LayerReport, PruneReport
+from slimgpt.report import LayerReport
 from tasks.environment import RunFolder, Workspace
 from tasks.messages import reason
 from tasks.registry.client import experiment, explained, impatient, open_client
@@ -75,13 +76,13 @@ class LiveRun:
         uri = self.workspace.tracking_uri
         return MlflowClient(tracking_uri=uri, registry_uri=uri)
 
-    def log_layer(self, layer: LayerReport) -> None:
+    def log_layer(self, layer: LayerReport, prefix: str = "") -> None:
         """A layer's figures, with the layer as step."""
-        self._try(lambda: log(self.client, self.run_id, {}, layer_metrics(layer)))
+        self._try(lambda: log(self.client, self.run_id, {}, layer_metrics(layer, prefix)))
 
-    def log_pruning(self, report: PruneReport) -> None:
-        """The figures of the entire pruning, and of those layers that are not logged yet."""
-        self._log_missing(pruning_metrics(report))
+    def log_pruning(self, steps: Lineage, lineage: Lineage) -> None:
+        """The totals of the run's own steps, and the figures of those layers that are not logged yet."""
+        self._log_missing(pruning_metrics(steps, lineage))
 
     def log_evaluation(self, side: str, result: EvalResult) -> None:
         """What was measured of the dense or the pruned model."""

@@ -194,7 +194,7 @@ def _user() -> str:
 
 def _figures(client: MlflowClient, version: ModelVersion) -> Figures:
     """What the run of a version measured. A version that no run stands behind has measured nothing."""
-    base = version.tags.get("base_model", "")
+    base = version.tags.get("dense_model") or version.tags.get("base_model", "")  # older versions have the second alone
     if not version.run_id:
         return Figures(base)
     run: Run = client.get_run(version.run_id)

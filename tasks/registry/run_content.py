@@ -14,8 +14,9 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 import slimgpt
 from deploy.bench.results import BenchReport
 from deploy.report.comparison import Comparison
+from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.harness import DataUsed
-from slimgpt.report import LayerReport, PruneReport
+from slimgpt.report import LayerReport
 
 _LAYER_METRICS = (
     "num_attention_heads",
@@ -29,24 +30,22 @@ _LAYER_METRICS = (
 _TOTALS = (
     "ratio",
     "model_ratio",
-    "parameters_before",
-    "parameters_after",
-    "bytes_before",
-    "bytes_after",
     "seconds",
     "peak_memory_bytes",
 )
+_SIZES = ("parameters", "bytes")
 
 
 def tags_of(comparison: Comparison) -> dict[str, str]:
     """What one looks for: ratio, base model, perplexity, speed-up, device, versions."""
-    pruning = comparison.pruning
-    tags = {"ratio": f"{pruning.ratio:.4f}", "base_model": pruning.base_model, "device": pruning.device}
+    lineage, last = comparison.lineage, comparison.lineage.steps[-1]
+    tags = {"ratio": f"{lineage.ratio:.4f}", "base_model": lineage.base_model, "device": last.device}
+    tags |= {"steps": lineage.names, "dense_model": comparison.steps.base_model}
     if name := comparison.perplexity_name:
         tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
     if comparison.bench is not None:
         tags["speedup"] = f"{comparison.bench.ratios['output_throughput'].median:.4f}"
-    versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **pruning.versions}
+    versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **last.versions}
     return tags | {f"version.{name}": number for name, number in versions.items()}
 
 
@@ -73,9 +72,10 @@ def _git_commit(folder: Path) -> str:
         return ""
 
 
-def data_of(calibration: dict[str, Any], texts: tuple[DataUsed, ...]) -> list[DatasetInput]:
+def data_of(lineage: Lineage, texts: tuple[DataUsed, ...]) -> list[DatasetInput]:
     """Every text and data set, with its digest and what it was used for."""
-    used = [(calibration["name"], calibration["sha256"], calibration.get("origin", ""), "calibration")]
+    read = [step.data for step in lineage.steps if step.data]
+    used = [*dict.fromkeys((data["name"], data["sha256"], data.get("origin", ""), "calibration") for data in read)]
     used += [(text.name, text.sha256, text.origin, "evaluation") for text in texts]
     return [_dataset(*item) for item in used]
 
@@ -105,19 +105,22 @@ def metrics_of(comparison: Comparison) -> list[Metric]:
     """Figures of both models, and those of each layer by step."""
     sides = (("dense", comparison.dense), ("pruned", comparison.pruned))
     evaluations = [metric for side, measured in sides for metric in evaluation_metrics(side, measured)]
-    return [*pruning_metrics(comparison.pruning), *evaluations, *bench_metrics(comparison.bench)]
+    pruning = pruning_metrics(comparison.steps, comparison.lineage)
+    return [*pruning, *evaluations, *bench_metrics(comparison.bench)]
 
 
-def pruning_metrics(pruning: PruneReport) -> list[Metric]:
-    """Totals, and the figures of each layer by step."""
-    totals = _at_once({f"pruning/{name}": float(getattr(pruning, name)) for name in _TOTALS})
-    return [*totals, *(metric for layer in pruning.layers for metric in layer_metrics(layer))]
+def pruning_metrics(steps: Lineage, lineage: Lineage) -> list[Metric]:
+    """Totals of these steps, and the figures of each layer after the whole lineage."""
+    figures = {f"pruning/{name}": float(getattr(steps, name)) for name in _TOTALS}
+    for name in _SIZES:
+        figures |= {f"pruning/{name}_before": steps.before(name), f"pruning/{name}_after": steps.after(name)}
+    return [*_at_once(figures), *(metric for layer in lineage.layers for metric in layer_metrics(layer))]
 
 
-def layer_metrics(layer: LayerReport) -> list[Metric]:
-    """Figures of one layer, which is their step."""
+def layer_metrics(layer: LayerReport, prefix: str = "") -> list[Metric]:
+    """Figures of one layer, whose number is MLflow's step."""
     now = int(time.time() * 1000)
-    return [Metric(f"layer/{name}", float(getattr(layer, name)), now, layer.layer) for name in _LAYER_METRICS]
+    return [Metric(f"{prefix}layer/{name}", float(getattr(layer, name)), now, layer.layer) for name in _LAYER_METRICS]
 
 
 def evaluation_metrics(side: str, figures: dict[str, float]) -> list[Metric]:
@@ -137,8 +140,8 @@ def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
     figures |= {
         f"bench/{name.removeprefix(own)}": v for name, v in _bench(comparison.bench).items() if name.startswith(own)
     }
-    when = "before" if side == "dense" else "after"
-    figures |= {name: float(getattr(comparison.pruning, f"{name}_{when}")) for name in ("parameters", "bytes")}
+    size = comparison.steps.before if side == "dense" else comparison.steps.after
+    figures |= {name: size(name) for name in _SIZES}
     return _at_once(figures)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from mlflow.entities import RunTag
 
 from deploy.report.files import Report
+from slimgpt.checkpoints.lineage import LINEAGE
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.report import REPORT
 from tasks.environment import RunFolder
@@ -47,7 +48,7 @@ class RegistrationInput:
     @property
     def files(self) -> dict[str, list[Path]]:
         """Artifact folder -> local files."""
-        facts = [self.model / REPORT]
+        facts = [self.model / REPORT, self.model / LINEAGE]
         for side, result in (("dense", self.dense), ("pruned", self.pruned)):
             if result is not None:
                 facts.append(self.folder.root / f"evaluation-{side}.json")
@@ -58,10 +59,11 @@ class RegistrationInput:
     @property
     def description(self) -> str:
         """One line for people."""
-        pruning = self.report.comparison.pruning
+        lineage = self.report.comparison.lineage
+        before, after = lineage.before("parameters") / 1e6, lineage.after("parameters") / 1e6
         return (
-            f"{pruning.base_model} without {pruning.ratio:.1%} of its projection parameters "
-            f"({pruning.parameters_before / 1e6:.1f} M -> {pruning.parameters_after / 1e6:.1f} M)."
+            f"{lineage.base_model} without {lineage.ratio:.1%} of its projection parameters "
+            f"({before:.1f} M -> {after:.1f} M)."
         )
 
 
@@ -75,14 +77,14 @@ def record_run(run: LiveRun, request: RegistrationInput) -> None:
     client.log_batch(run_id, tags=[RunTag(key, text) for key, text in about.items()])
     log(client, run_id, {}, missing(client, run_id, metrics_of(comparison)))
     texts = request.dense.texts if request.dense else ()
-    client.log_inputs(run_id, data_of(comparison.pruning.calibration, texts))
+    client.log_inputs(run_id, data_of(comparison.lineage, texts))
     info = client.get_run(run_id).info
     below = client.search_runs([info.experiment_id], f"tags.`{PARENT}` = '{run_id}'")
     sides = {child.data.tags.get("side"): child.info.run_id for child in below}
     evaluation = {name: value for name, value in request.parameters.items() if name in ("evaluation", "bench")}
     for side in ("dense", "pruned"):
         if side not in sides:
-            tags = {**source_tags(), PARENT: run_id, "side": side, "base_model": comparison.pruning.base_model}
+            tags = {**source_tags(), PARENT: run_id, "side": side, "base_model": comparison.lineage.base_model}
             sides[side] = create_run(client, info.experiment_id, f"{info.run_name} {side}", evaluation, tags)
         log(client, sides[side], {}, missing(client, sides[side], metrics_of_side(comparison, side)))
     for folder, files in request.files.items():

@@ -7,9 +7,9 @@ from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from deploy.bundle.folder import verify_bundle, write_bundle
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder
-from tasks.steps.pruning import PrunedModel
 
 
 @dataclass(frozen=True)
@@ -25,14 +25,14 @@ class Bundle:
 
 
 @task(name="package", cache_policy=NO_CACHE, persist_result=False)
-def package(pruned: PrunedModel, dense: EvalResult, after: EvalResult, name: str, folder: RunFolder) -> Bundle:
+def package(pruned: Checkpoint, dense: EvalResult, after: EvalResult, name: str, folder: RunFolder) -> Bundle:
     """Write the bundle, its card with the figures of both models, and verify every checksum.
 
     Raises:
         OSError: when a file is not as the manifest says.
     """
     evaluations = {"dense": dense.to_dict(), "pruned": after.to_dict()}
-    bundle = write_bundle(pruned.folder, folder.bundle, name=name, report=pruned.report, evaluations=evaluations)
+    bundle = write_bundle(pruned.folder, folder.bundle, name=name, evaluations=evaluations)
     if problems := verify_bundle(bundle):
         raise OSError(f"the bundle {bundle} is incomplete: {'; '.join(problems)}")
     return Bundle(bundle)

@@ -2,9 +2,8 @@
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -12,12 +11,13 @@ import transformers
 from prefect import get_run_logger, runtime, task
 from prefect.context import TaskRunContext
 
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import EvalConfig
 from slimgpt.device import device_name, resolve_device
 from slimgpt.evaluation.harness import EvalResult, evaluate
 from slimgpt.evaluation.harness_tasks import DataUsed
 from slimgpt.files import write_atomically
-from tasks.digests import code_digest, facts_digest
+from tasks.digests import code_digest, facts_digest, folder_digest
 from tasks.environment import RunFolder
 from tasks.registry.live_run import LiveRun
 
@@ -28,15 +28,13 @@ class EvalRequest:
 
     Args:
         side: "dense" or "pruned".
-        model: its folder.
-        digest: sha256 over its files.
+        model: its checkpoint.
         config: what is measured.
         data: what that takes, as the preflight found it.
     """
 
     side: str
-    model: Path
-    digest: str
+    model: Checkpoint
     config: EvalConfig
     data: tuple[DataUsed, ...]
 
@@ -47,7 +45,7 @@ class EvalRequest:
             return None
         device = resolve_device(self.config.device)
         return {
-            "model": [self.model.name, self.digest],
+            "model": [self.model.folder.name, folder_digest(self.model.folder)],
             "config": asdict(self.config),
             "data": [data.to_dict() for data in self.data],
             "device": device_name(device),
@@ -60,7 +58,7 @@ class EvalRequest:
 def evaluate_model(wanted: EvalRequest, folder: RunFolder, run: LiveRun | None = None) -> EvalResult:
     """Perplexity and tasks of one model; the figures also go to evaluation-SIDE.json and to the MLflow ``run``."""
     logger, made = get_run_logger(), _evaluate(wanted)
-    result = EvalResult.from_dict(made["result"])
+    result = replace(EvalResult.from_dict(made["result"]), digest=wanted.model.digest)
     if made["flow_run"] != str(runtime.flow_run.id):
         logger.info("%s: nothing is measured again: flow run %s measured the same", wanted.side, made["flow_run"])
     keep_evaluation(wanted.side, result, folder)
@@ -91,7 +89,7 @@ def _evaluate(wanted: EvalRequest) -> dict[str, Any]:
     """Measure; returns the flow run that did, and the figures."""
     logger, side = get_run_logger(), wanted.side
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant: an object instead of a name
-    result = evaluate(wanted.model, wanted.config, on_progress=lambda line: logger.info("%s: %s", side, line))
+    result = evaluate(wanted.model.folder, wanted.config, on_progress=lambda line: logger.info("%s: %s", side, line))
     return {"flow_run": str(runtime.flow_run.id), "result": result.to_dict()}
 
 

@@ -1,6 +1,6 @@
 """Prune, or find what an earlier run pruned. A run that was cut short is never retried blindly: the engine goes on."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,31 +12,72 @@ from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import PruneConfig
 from slimgpt.device import device_name
 from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
-from slimgpt.report import LayerReport, PruneReport, load_report
+from slimgpt.report import LayerReport
 from tasks.digests import code_digest, facts_digest, folder_digest
-from tasks.environment import RunFolder
-from tasks.preflight.models import ResolvedModel
-from tasks.registry.live_run import LiveRun
+from tasks.preflight.chain import Expected, OnLayer
+from tasks.preflight.planning import plan_pruning
+
+
+def prune_stages(config: PruneConfig, first_ratios: tuple[float, ...] = ()) -> list["PruneStage"]:
+    """One pruning, or several that lead to ``config.ratio`` by way of ``first_ratios``.
+
+    Raises:
+        ValueError: when the ratios do not rise, or layer ratios are given, which are those of one pruning.
+    """
+    ratios = (*first_ratios, config.ratio)
+    if any(later <= earlier for earlier, later in zip((0.0, *ratios), ratios, strict=False)) and first_ratios:
+        raise ValueError(
+            f"first_ratios is {', '.join(f'{ratio:g}' for ratio in first_ratios)} and ratio is {config.ratio:g}; each "
+            "is a share of the dense model's parameters, so they must rise, from more than 0"
+        )
+    if first_ratios and config.schedule == "explicit":
+        raise ValueError(
+            "schedule is 'explicit' and first_ratios is given; layer_ratios are those of one pruning: leave one out"
+        )
+    return [PruneStage(replace(config, ratio=ratio)) for ratio in ratios]
 
 
 @dataclass(frozen=True)
-class PruneRequest:
-    """What is to be pruned, and how."""
+class PruneStage:
+    """Prune.
 
-    dense: ResolvedModel
+    Args:
+        config: ``ratio`` counts from the chain's first model on, whatever the stages before have removed.
+    """
+
+    config: PruneConfig
+
+    def plan(self, model: Expected) -> "PlannedPruning":
+        """Widths, memory and the calibration's tokens.
+
+        Raises:
+            ValueError: one line that names all that is missing.
+        """
+        config = _further(self.config, model.ratio)
+        plan = plan_pruning(model.first.folder, config, model.tokens, model.shapes)
+        return PlannedPruning(self.config, plan, model)
+
+
+@dataclass(frozen=True)
+class PlannedPruning:
+    """A pruning that can begin when its source is there."""
+
     config: PruneConfig
     plan: PrunePlan
+    before: Expected
+
+    name = "prune"
 
     @cached_property
-    def facts(self) -> dict[str, object]:
-        """All that the result depends on, bit for bit: the same facts, the same folder, the same files in it."""
+    def facts(self) -> dict[str, Any]:
+        """All that the result depends on, bit for bit, besides the model."""
         device = torch.device(self.plan.device)
         return {
-            "model": self.dense.digest,
             "calibration": self.plan.calibration["ids_sha256"],
             "config": self.config.fingerprint(),
             "device": device_name(device),
@@ -46,32 +87,44 @@ class PruneRequest:
             "code": code_digest(),
         }
 
+    @property
+    def bytes_after(self) -> int:
+        """Expected size of the weight files."""
+        return self.plan.bytes_after
 
-@dataclass(frozen=True)
-class PrunedModel:
-    """The pruned checkpoint, what pruning did to it, and the sha256 over its files."""
+    @property
+    def disk_bytes(self) -> int:
+        """That pruning needs in its folder."""
+        return self.plan.disk_bytes
 
-    folder: Path
-    report: PruneReport
-    digest: str
+    @property
+    def after(self) -> Expected:
+        """The model with the planned widths."""
+        ratio = 1 - (1 - self.before.ratio) * (1 - self.plan.ratio)
+        return replace(self.before, shapes=self.plan.shapes, ratio=ratio, tokens=self.plan.tokens)
+
+    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], on_layer: OnLayer | None = None) -> Checkpoint:
+        """The pruned model: an earlier run's, where its files are still as they were written, else a new one."""
+        logger, made = get_run_logger(), _prune(self, source, out, facts, on_layer)
+        if made["flow_run"] != runtime.flow_run.id:
+            if out.is_dir() and folder_digest(out) == made["digest"]:
+                logger.info(
+                    "nothing is pruned again: flow run %s made the same model, and it is intact", made["flow_run"]
+                )
+            else:
+                logger.warning("the model that flow run %s pruned is damaged: made again", made["flow_run"])
+                _prune.with_options(refresh_cache=True)(self, source, out, facts, on_layer)
+        return Checkpoint.open(out)
+
+    def config_for(self, source: Checkpoint) -> PruneConfig:
+        """The config with the ratio that is left to remove: what the stages before reached is known by now."""
+        first = self.before.first.digest
+        return _further(self.config, 0.0 if source.digest == first else source.lineage.since(first).ratio)
 
 
-def prune_model(wanted: PruneRequest, folder: RunFolder, run: LiveRun | None = None) -> PrunedModel:
-    """The pruned model: an earlier run's, where its files are still as they were written, else a new one.
-
-    Each layer's figures go to the MLflow ``run`` as it ends; those of an earlier run when it is found.
-    """
-    logger, made = get_run_logger(), _prune(wanted, folder, run)
-    if made["flow_run"] != runtime.flow_run.id:
-        if folder.model.is_dir() and folder_digest(folder.model) == made["digest"]:
-            logger.info("nothing is pruned again: flow run %s made the same model, and it is intact", made["flow_run"])
-        else:
-            logger.warning("the model that flow run %s pruned is damaged: made again", made["flow_run"])
-            made = _prune.with_options(refresh_cache=True)(wanted, folder, run)
-    report = load_report(folder.model)
-    if run is not None:
-        run.log_pruning(report)
-    return PrunedModel(folder.model, report, made["digest"])
+def _further(config: PruneConfig, gone: float) -> PruneConfig:
+    """The config with the ratio of what is left, where ``gone`` of the first model is removed already."""
+    return replace(config, ratio=max(0.0, round(1 - (1 - config.ratio) / (1 - gone), 6))) if gone else config
 
 
 class _Progress:
@@ -88,23 +141,29 @@ class _Progress:
             update_progress_artifact(self._artifact, percent)  # type: ignore[arg-type]
         except httpx.HTTPError as error:
             self._shown = False  # each try takes Prefect's client a minute
-            self._logger.warning("Prefect does not answer (%s): pruning goes on, its progress is not shown", error)
+            self._logger.warning("Prefect does not answer (%s): pruning continues without showing progress", error)
 
 
 def _key(_: TaskRunContext, given: dict[str, Any]) -> str:
-    return facts_digest({**given["wanted"].facts, "folder": str(given["folder"].model)})
+    return facts_digest({**given["facts"], "folder": str(given["out"])})
 
 
 @task(name="prune", tags=["gpu"], cache_key_fn=_key, persist_result=True, result_serializer="json")
-def _prune(wanted: PruneRequest, folder: RunFolder, run: LiveRun | None) -> dict[str, str]:
+def _prune(
+    planned: PlannedPruning,
+    source: Checkpoint,
+    out: Path,
+    facts: dict[str, Any],  # noqa: ARG001  the cache key
+    on_layer: OnLayer | None,
+) -> dict[str, str]:
     """Prune layer by layer, with a progress artifact. Returns the flow run that made it, and its digest."""
     logger = get_run_logger()
     progress = _Progress(logger)
 
-    def on_layer(layer: LayerReport, layers: int) -> None:
+    def finished(layer: LayerReport, layers: int) -> None:
         progress.show(100 * (layer.layer + 1) / layers)
-        if run is not None:
-            run.log_layer(layer)
+        if on_layer is not None:
+            on_layer(layer)
         logger.info(
             "layer %d of %d: %d heads, FFN %d, errors %.4f and %.4f, %.1f s",
             layer.layer + 1,
@@ -116,13 +175,12 @@ def _prune(wanted: PruneRequest, folder: RunFolder, run: LiveRun | None) -> dict
             layer.seconds,
         )
 
-    folder.model.parent.mkdir(parents=True, exist_ok=True)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    config, tokens = planned.config_for(source), planned.plan.tokens
     try:
-        report = prune(
-            wanted.dense.folder, folder.model, wanted.config, calibration=wanted.plan.tokens, on_layer=on_layer
-        )
+        report = prune(source.folder, out, config, calibration=tokens, on_layer=finished)
     except (KeyboardInterrupt, TerminationSignal):
-        logger.warning("interrupted; finished layers are kept: run the same command again to go on")
+        logger.warning("interrupted; finished layers are kept: run the same command again to resume")
         raise
     progress.show(100.0)
     if report.replayed_layers:
@@ -130,4 +188,4 @@ def _prune(wanted: PruneRequest, folder: RunFolder, run: LiveRun | None) -> dict
     logger.info(
         "pruned: ratio %.4f, %.0f s, peak memory %.2f GB", report.ratio, report.seconds, report.peak_memory_bytes / 1e9
     )
-    return {"flow_run": str(runtime.flow_run.id), "digest": folder_digest(folder.model)}
+    return {"flow_run": str(runtime.flow_run.id), "digest": folder_digest(out)}

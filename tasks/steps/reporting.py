@@ -9,9 +9,9 @@ from prefect.cache_policies import NO_CACHE
 
 from deploy.report.comparison import Comparison
 from deploy.report.files import Report, write_report_files
+from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.perplexity import ratio_interval
-from slimgpt.report import PruneReport
 from tasks.environment import RunFolder
 from tasks.registry.names import ALIAS
 from tasks.steps.benchmarking import Benchmark
@@ -20,7 +20,7 @@ from tasks.steps.benchmarking import Benchmark
 @task(name="report", cache_policy=NO_CACHE, persist_result=False)
 def write_report(
     name: str,
-    pruning: PruneReport,
+    lineage: Lineage,
     dense: EvalResult,
     pruned: EvalResult,
     bench: Benchmark,
@@ -32,7 +32,7 @@ def write_report(
 
     Args:
         name: the report's title: the registered name, where it is registered.
-        pruning: what pruning did.
+        lineage: what was done to the pruned model.
         dense: the dense model's evaluation.
         pruned: the pruned model's.
         bench: the benchmark, or why there is none.
@@ -45,11 +45,11 @@ def write_report(
         change = ratio_interval(dense.perplexity, pruned.perplexity)
     comparison = Comparison(
         title=name,
-        pruning=pruning,
+        lineage=lineage,
         dense=dense.metrics,
         pruned=pruned.metrics,
         bench=bench.report,
-        data=[line for line in (_calibration(pruning), _evaluation(dense)) if line],
+        data=[*dict.fromkeys(_calibration(step) for step in lineage.steps), _evaluation(dense)],
         skipped=[bench.skipped] if bench.skipped else [],
         perplexity_change=change,
         serve=[
@@ -59,6 +59,7 @@ def write_report(
         ]
         if registered
         else ["slimgpt serve model  # in the folder of this run"],
+        dense_digest=dense.digest,
         parameters=run_file(({"name": name} if registered else {}) | parameters),
     )
     return write_report_files(comparison, folder.report)
@@ -78,8 +79,8 @@ def run_file(parameters: dict[str, Any]) -> str:
     return text
 
 
-def _calibration(pruning: PruneReport) -> str:
-    facts = pruning.calibration
+def _calibration(step: Step) -> str:
+    facts = step.data
     origin = f" ({facts['origin']})" if "origin" in facts else ""
     return f"Calibration: {facts.get('name')}{origin}, {facts.get('num_samples')} x {facts.get('seq_len')} tokens."
 

@@ -67,29 +67,24 @@ def compare(tried: list[Tried], comparisons: list[Comparison], grid: SweepConfig
 
 def _gates(comparison: Comparison, grid: SweepConfig) -> list[Gate]:
     speedup = None if comparison.bench is None else comparison.bench.ratios["output_throughput"].median
-    gates = judge(
-        Figures(comparison.pruning.base_model, comparison.dense, comparison.pruned, speedup), None, grid.gates
-    )
+    gates = judge(Figures(comparison.steps.base_model, comparison.dense, comparison.pruned, speedup), None, grid.gates)
     if grid.max_size_ratio:
-        size = comparison.pruning.bytes_after / comparison.pruning.bytes_before
+        size = comparison.steps.after("bytes") / comparison.steps.before("bytes")
         gates.append(at_most("max_size_ratio", grid.max_size_ratio, size))
     return gates
 
 
 def _swept(title: str, one: Tried, comparison: Comparison, side: str, outside: str) -> SweptModel:
-    figures, pruning, bench = (
-        (comparison.dense if side == "dense" else comparison.pruned),
-        comparison.pruning,
-        comparison.bench,
-    )
+    figures = comparison.dense if side == "dense" else comparison.pruned
+    steps, bench = comparison.steps, comparison.bench
     accuracies = [percent(name, figures[name]) for name in comparison.accuracies.values()]
     pruned = side == "pruned"
     return SweptModel(
         title=title,
         model=one.point.model,
-        ratio=pruning.ratio if pruned else 0.0,
+        ratio=steps.ratio if pruned else 0.0,
         schedule=one.point.config.schedule if pruned else "",
-        megabytes=(pruning.bytes_after if pruned else pruning.bytes_before) / 1e6,
+        megabytes=(steps.after("bytes") if pruned else steps.before("bytes")) / 1e6,
         perplexity=figures.get(comparison.perplexity_name),
         accuracy=statistics.mean(accuracies) if accuracies else None,
         throughput=None if bench is None else bench.metrics[f"{side}/output_throughput"],

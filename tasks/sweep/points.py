@@ -4,15 +4,15 @@ import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import EvalConfig, PruneConfig
-from slimgpt.engine.plan import PrunePlan
 from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
+from tasks.preflight.chain import Chain, plan_chain
 from tasks.preflight.models import ResolvedModel
-from tasks.preflight.planning import plan_pruning
 from tasks.registry.live_run import LiveRun
 from tasks.registry.names import default_name
-from tasks.steps.pruning import PrunedModel, PruneRequest
+from tasks.steps.pruning import PruneStage
 from tasks.sweep.config import SweepConfig
 
 
@@ -22,7 +22,7 @@ class Point:
 
     dense: ResolvedModel
     config: PruneConfig
-    plan: PrunePlan
+    chain: Chain
 
     @property
     def model(self) -> str:
@@ -36,7 +36,7 @@ class Point:
 
     def folder(self, workspace: Workspace) -> RunFolder:
         """Where its files go: the folder that ``compress`` uses for the same model."""
-        return folder_of(PruneRequest(self.dense, self.config, self.plan), workspace)
+        return folder_of(self.chain, workspace)
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Tried:
     """A point that was pruned and evaluated; its files are in ``folder``, its figures in the MLflow ``run``."""
 
     point: Point
-    pruned: PrunedModel
+    pruned: Checkpoint
     evaluation: EvalResult
     folder: RunFolder
     run: LiveRun
@@ -59,9 +59,7 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
     names = [Path(dense.name).name for dense in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         same = ", ".join(dense.name for dense, name in zip(models, names, strict=True) if name in twice)
-        raise ValueError(
-            f"models holds {same}, which tables would call the same; give their folders names of their own"
-        )
+        raise ValueError(f"models holds {same}, which have the same name in tables; give their folders different names")
     points = []
     for dense in models:
         tokens = None  # the same at every point
@@ -69,10 +67,10 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
             for ratio in grid.ratios:
                 config = dataclasses.replace(prune, ratio=ratio, schedule=schedule)
                 try:
-                    points.append(Point(dense, config, plan_pruning(dense.folder, config, tokens)))
+                    points.append(Point(dense, config, plan_chain(dense, [PruneStage(config)], tokens)))
                 except ValueError as error:
                     raise ValueError(f"{title_of(dense, config)}: {error}") from None
-                tokens = points[-1].plan.tokens
+                tokens = points[-1].chain.stages[-1].after.tokens
     return points
 
 
@@ -105,6 +103,6 @@ def title_of(dense: ResolvedModel, config: PruneConfig) -> str:
     return f"{Path(dense.name).name} {100 * config.ratio:g}% {config.schedule}"
 
 
-def folder_of(wanted: PruneRequest, workspace: Workspace) -> RunFolder:
+def folder_of(chain: Chain, workspace: Workspace) -> RunFolder:
     """The folder that ``compress`` uses for the same model."""
-    return workspace.run(default_name(wanted.dense.name), wanted.facts)
+    return workspace.run(default_name(chain.dense.name), chain.facts())

@@ -20,7 +20,7 @@ import flows.prefect_api  # noqa: F401
 from flows.cli import app as cli
 from tasks.preflight import models, planning
 from tasks.registry import live_run, runs, versions
-from tasks.steps import artifacts, benchmarking, bundling, evaluation, pruning, reporting
+from tasks.steps import artifacts, benchmarking, bundling, chain, evaluation, reporting
 
 # Where each phase begins, in the order in which they come.
 PHASES = {
@@ -28,7 +28,7 @@ PHASES = {
     "find": models.resolve.fn.__code__,
     "plan": planning.plan_pruning.fn.__code__,
     "open": live_run.mark_killed.__code__,
-    "prune": pruning.prune_model.__code__,
+    "prune": chain.run_chain.__code__,
     "evaluate": evaluation.evaluate_model.__code__,
     "package": bundling.package.fn.__code__,
     "benchmark": benchmarking.benchmark.fn.__code__,

@@ -106,13 +106,14 @@ def test_one_run_holds_parameters_metrics_data_and_files(done, client):
     assert run.data.metrics["pruned/python/perplexity"] == pytest.approx(report.pruned["python/perplexity"])
     if not vllm_obstacle():
         assert {f"bench/{name}" for name in report.bench.metrics} <= set(run.data.metrics)
-    assert run.data.metrics["pruning/parameters_after"] == report.pruning.parameters_after
+    assert run.data.metrics["pruning/parameters_after"] == report.lineage.after("parameters")
     used = {(item.tags[0].value, item.dataset.name): item.dataset.digest for item in run.inputs.dataset_inputs}
-    assert report.pruning.calibration["sha256"].startswith(used["calibration", "python"])
+    assert report.lineage.steps[0].data["sha256"].startswith(used["calibration", "python"])
     assert {context for context, _ in used} == {"calibration", "evaluation"}
     assert [model.model_id for model in run.outputs.model_outputs] == [done.version.model_id]
     files = {file.path for file in client.list_artifacts(run.info.run_id)}
-    expected = {"report.html", "report.md", "pruning.json", "evaluation-dense.json", "evaluation-pruned.json", "plots"}
+    expected = {"report.html", "report.md", "pruning.json", "lineage.json", "plots"}
+    expected |= {"evaluation-dense.json", "evaluation-pruned.json"}
     assert files == expected | (set() if vllm_obstacle() else {"bench.json"})
     assert {"plots/widths.svg", "plots/errors.svg"} <= {
         file.path for file in client.list_artifacts(run.info.run_id, "plots")
@@ -126,7 +127,7 @@ def test_the_fetched_model_is_the_bundles_model_byte_for_byte_and_writes(done, p
         assert fetch_model(uri, workspace) == folder
     assert _sums(folder) == _sums(done.folder / "bundle" / "model")
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False)
-    assert sum(p.numel() for p in model.parameters()) == done.report.comparison.pruning.parameters_after
+    assert sum(p.numel() for p in model.parameters()) == done.report.comparison.lineage.after("parameters")
     prompt = AutoTokenizer.from_pretrained(folder)("def", return_tensors="pt")
     assert model.generate(**prompt, max_new_tokens=4, do_sample=False).shape[1] > prompt["input_ids"].shape[1]
 

@@ -14,6 +14,7 @@ from prefect.settings import PREFECT_API_URL
 from flows.compress import compress
 from flows.sweep import sweep
 from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.report import load_report
 from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import LiveRun
 from tasks.sweep.config import SweepConfig
@@ -54,8 +55,8 @@ def after_each_layer(monkeypatch, call):
     log_layer = LiveRun.log_layer
     with_own_client = ThreadPoolExecutor(1)
 
-    def logged(self, layer):
-        log_layer(self, layer)
+    def logged(self, layer, prefix=""):
+        log_layer(self, layer, prefix)
         with_own_client.submit(call, self, layer).result()
 
     monkeypatch.setattr(LiveRun, "log_layer", logged)
@@ -86,6 +87,21 @@ def test_while_it_prunes_the_run_is_open_with_parameters_and_the_layers_so_far(p
     assert "follows" not in client.get_run(again.version.run_id).data.tags
 
 
+def test_of_two_prunings_the_last_ones_layers_count_from_the_dense_model_and_the_first_ones_have_a_prefix(
+    parameters, client
+):
+    given, model = parameters
+    done = compress(model, first_ratios=(0.15,), **given)
+    lineage = done.report.comparison.lineage
+    assert lineage.names == "prune, prune"
+    for name, layers in (("stage_1/layer", lineage.steps[0].layers), ("layer", lineage.layers)):
+        for figure in ("ratio", "ffn_error", "intermediate_size"):
+            history = client.get_metric_history(done.version.run_id, f"{name}/{figure}")
+            values = [pytest.approx(getattr(layer, figure)) for layer in layers]
+            assert [(metric.step, metric.value) for metric in history] == list(enumerate(values))
+    assert client.get_run(done.version.run_id).data.metrics["pruning/ratio"] == pytest.approx(lineage.ratio)
+
+
 # The flow in a process of its own, which stands still when it comes to its second layer.
 STANDS_STILL = """
 import sys, time
@@ -93,11 +109,11 @@ from flows.cli.app import main
 from tasks.registry.live_run import LiveRun
 sys.modules["vllm"] = None
 log_layer = LiveRun.log_layer
-def stand_still(self, layer):
+def stand_still(self, layer, prefix):
     if layer.layer == 1:
         print("stands still", flush=True)
         time.sleep(600)
-    log_layer(self, layer)
+    log_layer(self, layer, prefix)
 LiveRun.log_layer = stand_still
 main()
 """
@@ -140,13 +156,13 @@ def test_one_that_is_killed_is_known_and_the_next_goes_on_with_every_layer(param
     assert (cut.info.status, run.data.tags["follows"]) == ("KILLED", cut.info.run_id)
     assert cut.data.tags["failure"]
     assert steps(client, run.info.run_id) == list(range(LAYERS))
-    assert done.report.comparison.pruning.replayed_layers > 0
+    assert load_report(done.folder / "model").replayed_layers > 0
 
 
 def test_one_that_fails_says_why_and_has_no_version(parameters, client, monkeypatch):
     given, model = parameters
 
-    def full(_, layer):
+    def full(_, layer, prefix):
         raise OSError(f"no room for layer {layer.layer} in /some/folder/of/mine")
 
     monkeypatch.setattr(LiveRun, "log_layer", full)

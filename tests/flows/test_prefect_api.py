@@ -120,7 +120,7 @@ def test_a_server_killed_in_the_middle_loses_no_layer_and_the_same_command_goes_
     said = (tmp_path / "log").read_text()
     (line,) = [line for line in said.splitlines() if line.startswith("error: ")]
     assert line == (
-        f"error: Prefect at {server.url} stopped answering ([Errno 111] Connection refused); what is finished is kept: "
+        f"error: Prefect at {server.url} stopped answering ([Errno 111] Connection refused); finished work is kept: "
         "run the same command again when it is back"
     )
     assert "Traceback" not in said

@@ -127,7 +127,7 @@ def test_one_that_fails_is_named_and_the_others_stay(done, parameters, place):
     config = kept / "pruning.json"
     config.write_text(config.read_text().replace('"ratio"', '"rati0"'))
     (kept / "journal.json").unlink(missing_ok=True)
-    with pytest.raises(RuntimeError, match="1 of 3 failed; run it again, and what is pruned stays: tiny 25% log"):
+    with pytest.raises(RuntimeError, match="1 of 3 failed; run it again, and finished models are reused: tiny 25% log"):
         sweep(**own, grid=SweepConfig(ratios=(0.25, 0.5), **UNJUDGED))
     assert len(list((runs / "tiny-slim").glob("*/evaluation-pruned.json"))) == 2
 

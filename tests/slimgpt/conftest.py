@@ -1,4 +1,4 @@
-"""One tiny dense model per geometry, written once a session, and a config that prunes it in a second."""
+"""One tiny dense model per geometry, written once per session, and a config that prunes it in a second."""
 
 import pydoc_data.topics
 import shutil
@@ -54,14 +54,14 @@ def copy(dense, tmp_path):
 
 @pytest.fixture(scope="session")
 def twin(tmp_path_factory, tiny_config):
-    """The plain checkpoint of this dtype and tie, and the logits of it and of what pruning makes of it."""
-    made = {}
+    """The plain checkpoint of this dtype and tie, and its logits, and those of the pruned model."""
+    models = {}
 
     def make(dtype, tied):
-        if (dtype, tied) not in made:
+        if (dtype, tied) not in models:
             folder = write_dense(tmp_path_factory.mktemp("twin") / "m", dtype=dtype, tie_word_embeddings=tied, **SMALL)
             prune(folder, folder.parent / "out", tiny_config())
-            made[dtype, tied] = folder, logits(folder), logits(folder.parent / "out")
-        return made[dtype, tied]
+            models[dtype, tied] = folder, logits(folder), logits(folder.parent / "out")
+        return models[dtype, tied]
 
     return make

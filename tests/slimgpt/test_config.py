@@ -1,4 +1,4 @@
-"""Every limit of the config is checked when it is made, and the message names value, limit and meaning."""
+"""Every limit of the config is checked on construction, and the message names value, limit and meaning."""
 
 import dataclasses
 import json
@@ -16,7 +16,7 @@ from slimgpt.config import PruneConfig
         ({"ratio": float("nan")}, "ratio is nan; it must be a finite number"),
         ({"ratio": "a"}, "ratio is 'a'; it must be a finite number"),
         ({"num_samples": 0}, "num_samples is 0; it must be at least 1"),
-        ({"num_samples": 2.5}, "num_samples is 2.5; it must be a whole number"),
+        ({"num_samples": 2.5}, "num_samples is 2.5; it must be an integer"),
         ({"schedule": "cubic"}, "schedule is 'cubic'; it must be one of log, linear, uniform, explicit"),
         ({"schedule": "explicit"}, "layer_ratios belongs to schedule='explicit'"),
         ({"layer_ratios": (0.5,)}, "layer_ratios belongs to schedule='explicit'"),
@@ -35,6 +35,6 @@ def test_every_field_has_a_description_for_help_and_forms():
         assert field.metadata["description"].strip(), field.name
 
 
-def test_a_config_survives_json():
+def test_a_config_round_trips_through_json():
     config = PruneConfig(ratio=0.3, schedule="explicit", layer_ratios=(0.2, 0.4))
     assert PruneConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config

@@ -1,12 +1,17 @@
-"""Checksums: a file is read once, and a changed one again."""
+"""Checksums: a file is read once, and a changed one again. Locks: one process at a time."""
 
+import errno
+import fcntl
 import hashlib
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 
 from slimgpt import files
-from slimgpt.files import file_sha256, remember_sha256
+from slimgpt.files import file_sha256, locked, remember_sha256
 
 
 @pytest.fixture
@@ -48,15 +53,73 @@ def test_a_changed_file_is_read_again(tmp_path, reads):
     assert len(reads) == 3
 
 
-def test_what_was_modified_just_now_is_read_again(tmp_path, reads):
+def test_a_file_modified_just_now_is_read_again(tmp_path, reads):
     """A file system may keep times to 2 seconds: a second change would not show."""
     sha256 = written(tmp_path / "a", b"one", age_s=0)
     assert file_sha256(tmp_path / "a") == file_sha256(tmp_path / "a") == sha256
     assert len(reads) == 2
 
 
-def test_what_this_process_wrote_is_not_read(tmp_path, reads):
+def test_a_file_written_by_this_process_is_not_read(tmp_path, reads):
     sha256 = written(tmp_path / "a", b"one", age_s=0)
     remember_sha256(tmp_path / "a", sha256)
     assert file_sha256(tmp_path / "a") == sha256
     assert reads == []
+
+
+def test_only_one_process_holds_a_folder_and_no_lock_file_is_left(tmp_path):
+    folder = tmp_path / "out"
+    folder.mkdir()
+    with locked(folder):
+        with pytest.raises(BlockingIOError, match=f"another process is writing to {folder}; wait for it or choose"):
+            locked(folder).__enter__()
+        assert list(tmp_path.rglob("*")) == [folder]
+    with locked(folder):  # released
+        pass
+
+
+HOLD = "import pathlib, sys, time; from slimgpt.files import locked\nwith locked(pathlib.Path(sys.argv[1])): "
+
+
+def holder(folder):
+    """A process that holds the folder."""
+    words = [sys.executable, "-c", HOLD + "print('held', flush=True); time.sleep(600)", str(folder)]
+    process = subprocess.Popen(words, stdout=subprocess.PIPE, text=True)
+    assert process.stdout.readline() == "held\n"
+    return process
+
+
+def test_the_lock_is_released_when_its_process_is_killed(tmp_path):
+    with holder(tmp_path) as process:
+        with pytest.raises(BlockingIOError):
+            locked(tmp_path).__enter__()
+        process.kill()
+        process.wait()
+        with locked(tmp_path):
+            pass
+
+
+def test_a_waiting_thread_gets_the_lock_on_release(tmp_path):
+    entered = []
+
+    def enter():
+        with locked(tmp_path, wait=True):
+            entered.append(True)
+
+    thread = threading.Thread(target=enter)
+    with locked(tmp_path):
+        thread.start()
+        thread.join(0.3)
+        assert not entered
+    thread.join()
+    assert entered
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP], ids=errno.errorcode.get)
+def test_a_file_system_without_locks_is_named(tmp_path, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(fcntl, "flock", flock)  # the kernel's answer on such a mount
+    with pytest.raises(OSError, match=rf"{tmp_path} cannot be locked \(.*\): its file system does not support locks"):
+        locked(tmp_path).__enter__()

@@ -15,7 +15,7 @@ def in_a_new_process(code):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_settings_and_reports_come_without_torch():
+def test_settings_and_reports_do_not_import_torch():
     code = """
 import json, sys
 import slimgpt
@@ -25,7 +25,7 @@ print(json.dumps([name for name in ("torch", "transformers", "datasets") if name
     assert in_a_new_process(code) == []
 
 
-def test_every_public_name_is_there_and_no_other():
+def test_the_public_names_are_exactly_those_listed():
     assert set(slimgpt.__all__) <= set(dir(slimgpt))
     for name in slimgpt.__all__:
         assert getattr(slimgpt, name).__name__ == name
@@ -33,7 +33,7 @@ def test_every_public_name_is_there_and_no_other():
         slimgpt.pruner  # noqa: B018
 
 
-def test_modeling_registers_the_pruned_forms_and_slimgpt_alone_does_not():
+def test_importing_modeling_registers_pruned_models_and_importing_slimgpt_does_not():
     code = """
 import json
 from transformers import CONFIG_MAPPING

@@ -1,4 +1,4 @@
-"""Bundles: whole or absent, every byte accounted for, no pickle inside."""
+"""Bundles: complete or absent, every byte in the manifest, no pickle inside."""
 
 import json
 import os
@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from deploy.bundle.folder import verify_bundle, write_bundle
+from slimgpt.checkpoints.lineage import LINEAGE, checkpoint_digest
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.files import locked
@@ -22,6 +24,14 @@ from tests.tiny_models import write_dense
 
 ROOT = Path(__file__).parents[3]
 VARIANTS = ("", ".cpu")
+FIGURES = {
+    "metrics": {},
+    "perplexity": None,
+    "config": {"limit": 0},
+    "dtype": "float32",
+    "device": "cpu",
+    "versions": {},
+}
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +69,7 @@ def test_weights_are_not_copied_on_one_file_system(bundle: Path, model: Path):
 
 
 @pytest.mark.parametrize("name", ["model/model.safetensors", "serve.sh", "model/slim_llama.py"])
-def test_one_flipped_bit_is_found(bundle: Path, name: str):
+def test_one_flipped_bit_is_detected(bundle: Path, name: str):
     content = bytearray((bundle / name).read_bytes())
     content[len(content) // 2] ^= 1
     (bundle / name).unlink()
@@ -67,7 +77,7 @@ def test_one_flipped_bit_is_found(bundle: Path, name: str):
     assert verify_bundle(bundle) == [f"{name}: content differs from the manifest (sha256)"]
 
 
-def test_missing_cut_and_added_files_are_found(bundle: Path):
+def test_missing_cut_and_added_files_are_detected(bundle: Path):
     (bundle / "model/tokenizer.json").unlink()
     (bundle / "README.md").write_text("cut")
     (bundle / "model/evil.py").write_text("print()")
@@ -75,7 +85,7 @@ def test_missing_cut_and_added_files_are_found(bundle: Path):
     assert [problem.split(":")[0] for problem in problems] == ["README.md", "model/tokenizer.json", "model/evil.py"]
 
 
-def test_a_folder_without_manifest_is_no_bundle(bundle: Path):
+def test_a_folder_without_manifest_is_not_a_bundle(bundle: Path):
     (bundle / "MANIFEST.json").write_text("{")
     assert "no readable MANIFEST.json" in verify_bundle(bundle)[0]
 
@@ -107,19 +117,19 @@ def test_the_card_lists_the_tensor_parallel_sizes(model: Path, tmp_path: Path):
 def test_a_missing_shard_is_refused(model: Path, tmp_path: Path):
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="lacks 1 of 2 shards, first model-00002"):
+    with pytest.raises(ValueError, match="lacks 1 of its weight files, model-00002"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
 @pytest.mark.parametrize("name", ["slim_llama.py", "per_layer.py"])  # named by the config, imported by the first
-def test_code_that_is_not_there_is_refused(model: Path, tmp_path: Path, name: str):
+def test_missing_code_is_refused(model: Path, tmp_path: Path, name: str):
     (model / name).unlink()
-    with pytest.raises(ValueError, match=f"lacks {name}, a part of the code that its config.json names"):
+    with pytest.raises(ValueError, match=f"lacks {name}, a file of the code that its config.json names"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
 def test_code_in_another_repository_is_refused(model: Path, tmp_path: Path):
-    """The server that a bundle starts asks no hub."""
+    """The server that a bundle starts contacts no hub."""
     config = json.loads((model / "config.json").read_text())
     config["auto_map"] = {"AutoTokenizer": [None, "org/v1.0--tokens.Tokens"]}
     (model / "config.json").write_text(json.dumps(config))
@@ -127,23 +137,23 @@ def test_code_in_another_repository_is_refused(model: Path, tmp_path: Path):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
-def test_no_weights_is_refused(model: Path, tmp_path: Path):
+def test_a_model_without_weights_is_refused(model: Path, tmp_path: Path):
     (model / "model.safetensors").unlink()
     with pytest.raises(ValueError, match="holds no .*safetensors"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
-def test_a_folder_of_something_else_is_left_alone(model: Path, tmp_path: Path):
+def test_a_folder_with_other_files_is_not_overwritten(model: Path, tmp_path: Path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("years of work")
-    with pytest.raises(ValueError, match="not a bundle of ours"):
+    with pytest.raises(ValueError, match="not a slimgpt bundle"):
         write_bundle(model, tmp_path / "thesis", name="tiny")
     assert (tmp_path / "thesis/chapter1.txt").read_text() == "years of work"
 
 
 @pytest.mark.parametrize("out", ["slim", "slim/bundle", "."])
 def test_a_bundle_in_its_model_is_refused(model: Path, tmp_path: Path, out: str):
-    with pytest.raises(ValueError, match="lie in each other"):
+    with pytest.raises(ValueError, match="overlap; name a folder outside it"):
         write_bundle(model, tmp_path / out, name="tiny")
 
 
@@ -153,7 +163,7 @@ def test_names_that_a_shell_would_read_are_refused(model: Path, tmp_path: Path, 
         write_bundle(model, tmp_path / "bundle", name=name)
 
 
-def test_an_older_bundle_is_replaced_whole(bundle: Path, model: Path):
+def test_an_older_bundle_is_replaced_completely(bundle: Path, model: Path):
     (model / "extra.json").write_text("{}")
     write_bundle(model, bundle, name="tiny2")
     assert verify_bundle(bundle) == []
@@ -161,15 +171,15 @@ def test_an_older_bundle_is_replaced_whole(bundle: Path, model: Path):
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "slim"]
 
 
-def test_a_failure_half_way_leaves_nothing(model: Path, tmp_path: Path):
-    (model / "README.md").mkdir()  # found out after the weights were linked, when the card is written
+def test_a_failure_during_writing_leaves_nothing(model: Path, tmp_path: Path):
+    (model / "README.md").mkdir()  # detected after the weights were linked, when the card is written
     (model / "README.md/notes").write_text("x")
     with pytest.raises(OSError, match="README.md"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
     assert [path.name for path in tmp_path.iterdir()] == ["slim"]
 
 
-def test_what_a_killed_process_left_goes_and_what_one_works_in_stays(model: Path, tmp_path: Path):
+def test_folders_of_killed_processes_are_removed_and_those_in_use_are_kept(model: Path, tmp_path: Path):
     left, held = tmp_path / ".bundle.partial-left", tmp_path / ".bundle.partial-held"
     for folder in (left, held):
         (folder / "model").mkdir(parents=True)
@@ -186,7 +196,37 @@ def test_a_damaged_file_is_named(model: Path, tmp_path: Path, name: str):
     assert not (tmp_path / "bundle").exists()
 
 
-def test_the_models_own_card_is_replaced_in_the_bundle_and_nowhere_else(model: Path, tmp_path: Path):
+@pytest.fixture
+def pruned(tmp_path: Path) -> Path:
+    config = PruneConfig(num_samples=4, seq_len=32, calibration="python", ffn_multiple=4)
+    prune(write_dense(tmp_path / "dense", num_hidden_layers=2), tmp_path / "pruned", config)
+    return tmp_path / "pruned"
+
+
+def test_figures_of_another_model_are_refused(pruned: Path, tmp_path: Path):
+    digest = checkpoint_digest(pruned)
+    for other, refused in (("0" * 64, True), (digest, False)):
+        figures = {"dense": {**FIGURES, "digest": ""}, "pruned": {**FIGURES, "digest": other}}
+        expected = pytest.raises(ValueError, match="measured of another model") if refused else nullcontext()
+        with expected:
+            write_bundle(pruned, tmp_path / "bundle", name="tiny", evaluations=figures)
+
+
+def test_a_model_changed_after_its_last_step_is_refused(pruned: Path, tmp_path: Path):
+    shard = sorted(pruned.glob("*.safetensors"))[1]
+    tensors = load_file(shard)
+    save_file({name: tensor * 2 for name, tensor in tensors.items()}, shard)  # trained on, say: as many parameters
+    with pytest.raises(ValueError, match=r"changed after the last step of lineage.json \(prune\)"):
+        write_bundle(pruned, tmp_path / "bundle", name="tiny")
+
+
+def test_a_folder_from_before_there_was_a_lineage_is_packaged(pruned: Path, tmp_path: Path):
+    (pruned / LINEAGE).unlink()
+    card = (write_bundle(pruned, tmp_path / "bundle", name="tiny") / "README.md").read_text()
+    assert "dense without 25." in card and "1. prune: 25." in card
+
+
+def test_the_models_own_card_is_replaced_only_in_the_bundle(model: Path, tmp_path: Path):
     (model / "README.md").write_text("---\nlicense: mit\n---\nOf the original model.\n")
     bundle = write_bundle(model, tmp_path / "bundle", name="tiny")
     assert "Of the original" in (model / "README.md").read_text()  # though weights are hard links
@@ -195,14 +235,14 @@ def test_the_models_own_card_is_replaced_in_the_bundle_and_nowhere_else(model: P
 
 
 def test_a_cut_weight_file_is_refused(model: Path, tmp_path: Path):
-    whole = (model / "model.safetensors").read_bytes()
-    (model / "model.safetensors").write_bytes(whole[:-10])
-    with pytest.raises(ValueError, match=r"model.safetensors is incomplete"):
+    complete = (model / "model.safetensors").read_bytes()
+    (model / "model.safetensors").write_bytes(complete[:-10])
+    with pytest.raises(ValueError, match=r"model.safetensors is not a complete safetensors file"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
-def test_the_dense_model_does_not_pass_for_the_pruned_one(tmp_path: Path):
-    """What a reload that ignores the widths would save: a dense model beside the report of a pruned one."""
+def test_a_dense_model_with_the_report_of_a_pruned_one_is_refused(tmp_path: Path):
+    """A reload that ignores the widths would save this: a dense model beside the report of a pruned one."""
     dense = write_dense(tmp_path / "dense")
     config = PruneConfig(ratio=0.3, calibration="python", num_samples=4, seq_len=32, ffn_multiple=4)
     report = prune(dense, tmp_path / "out", config)
@@ -233,7 +273,7 @@ def test_manifests_are_valid(bundle: Path, suffix: str, version: str):
 
 
 @pytest.mark.parametrize("suffix", VARIANTS)
-def test_what_the_cluster_is_told(bundle: Path, suffix: str):
+def test_the_manifests_set_probes_rights_and_resources(bundle: Path, suffix: str):
     deployment, service = documents(bundle, suffix)
     pod = deployment["spec"]["template"]
     (server,) = pod["spec"]["containers"]
@@ -281,7 +321,7 @@ def test_compose_runs_the_same_image_with_the_same_rights(bundle: Path, suffix: 
     assert ("reservations" in server["deploy"]["resources"]) == (suffix == "")
 
 
-def test_yaml_is_tidy(bundle: Path):
+def test_yaml_passes_yamllint(bundle: Path):
     files = [file for file in bundle.iterdir() if file.suffix == ".yaml"]
     assert len(files) == 5
     command = [sys.executable, "-m", "yamllint", "--strict", "-c", ROOT / ".yamllint.yaml"]
@@ -290,7 +330,7 @@ def test_yaml_is_tidy(bundle: Path):
 
 
 @pytest.mark.parametrize("name", ["vllm", "true", "7B", "1e5", "Org/My_Model.v2-Instruct", "x" * 100 + "-", "a.-b"])
-def test_names_become_names_that_kubernetes_takes(model: Path, tmp_path: Path, name: str):
+def test_names_are_converted_to_valid_kubernetes_names(model: Path, tmp_path: Path, name: str):
     bundle = write_bundle(model, tmp_path / "bundle", name=name)
     assert yaml.safe_load((bundle / "serve.yaml").read_text())["served-model-name"] == name
     for suffix in VARIANTS:

@@ -1,4 +1,4 @@
-"""The model card: the hub's own parsers read from it what the run recorded, and its command repeats the run."""
+"""The model card: the hub's own parsers read the recorded figures from it, and its command repeats the run."""
 
 import dataclasses
 from pathlib import Path
@@ -9,6 +9,7 @@ from huggingface_hub import ModelCard
 from deploy.bundle.card import model_card
 from flows.cli.app import app
 from flows.cli.flags import config_from, given
+from slimgpt.checkpoints.lineage import Lineage, load_lineage, prune_step
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult
@@ -16,6 +17,7 @@ from slimgpt.evaluation.perplexity import PerplexityResult
 from slimgpt.report import PruneReport
 from tests.tiny_models import write_dense
 
+BUNDLE = {"image": "t:1", "remote_code": True, "tensor_parallel": [1, 2]}
 METRICS = {
     "wikitext2/perplexity": 31.5,
     "piqa/acc": 0.70,
@@ -82,20 +84,18 @@ def card(model, report, evaluations):
         text = model_card(
             "me/t",
             folder,
-            image="t:1",
-            remote_code=True,
-            tensor_parallel=[1, 2],
-            report=report,
+            **BUNDLE,
+            lineage=Lineage((prune_step(report),)) if report else Lineage(),
             evaluations=evaluations,
         )
         read = ModelCard(text)
-        assert text.startswith("---\n") and str(read) == text  # the hub's writer says the same
+        assert text.startswith("---\n") and str(read) == text  # the hub's writer gives the same text
         return read
 
     return make
 
 
-def test_the_hub_reads_what_it_is_and_every_figure(card):
+def test_the_hub_reads_the_cards_metadata_and_every_figure(card):
     data = card().data
     assert (data.library_name, data.pipeline_tag) == ("transformers", "text-generation")
     assert {"slimgpt", "pruned"} <= set(data.tags)
@@ -110,18 +110,18 @@ def test_the_hub_reads_what_it_is_and_every_figure(card):
     assert perplexity.metric_args == {"seq_len": 1024, "blocks": 3}
 
 
-def test_people_read_dense_beside_pruned_data_and_limits(card, report):
+def test_the_card_shows_dense_and_pruned_figures_data_and_limits(card, report):
     text = card().text
     assert "| Perplexity, wikitext2 | 21.00 | 31.50 | x 1.50 |" in text
     assert f"{100 * report.ratio:.1f} % of the parameters" in text
-    assert "python: 128 tokens" in text
+    assert "1. prune: " in text and "128 tokens of python" in text
     assert "the first 20 documents of each task" in text
     assert "baked in" in text
     for heading in ("## Figures", "## Serve", "## Limits", "## How to reproduce"):
         assert heading in text
 
 
-def test_without_figures_the_card_says_so_and_claims_none(card):
+def test_a_card_without_figures_says_so(card):
     bare = card(evaluations={})
     assert bare.data.eval_results is None and "model-index" not in str(bare)
     assert "was not measured" in bare.text and "| Parameters |" in bare.text
@@ -140,6 +140,42 @@ def test_the_command_repeats_the_settings(card, report):
     assert config_from(PruneConfig(), given(bound.arguments["options"])).to_dict() == report.config
 
 
+@pytest.fixture(scope="module")
+def twice(model, report, tmp_path_factory) -> Path:
+    """The model pruned, and the result pruned again."""
+    folder = tmp_path_factory.mktemp("twice")
+    config = PruneConfig(**{**report.config, "ratio": 0.1, "schedule": "log", "layer_ratios": ()})
+    prune(model, folder / "first", PruneConfig(**report.config))
+    prune(folder / "first", folder / "second", config)
+    return folder
+
+
+def test_two_steps_are_both_named_with_the_ratio_against_the_first_dense_model(twice, evaluations):
+    lineage = load_lineage(twice / "second")
+    text = model_card("me/t", twice / "second", **BUNDLE, lineage=lineage, evaluations={})
+    first, second = lineage.steps
+    assert f"tiny without {100 * lineage.ratio:.1f} % of the parameters" in text
+    assert lineage.ratio > first.figures["ratio"] > second.figures["ratio"]
+    for number, step in ((1, first), (2, second)):
+        assert f"{number}. prune: {step.figures['ratio']:.2%} of the parameters of the decoder's projections" in text
+    commands = [line for line in text.splitlines() if line.startswith("slimgpt prune ")]
+    for command, step, model, out in zip(commands, lineage.steps, ("tiny", "step1"), ("step1", "out"), strict=True):
+        _, bound, _ = app.parse_args(command.split()[1:], exit_on_error=False, print_error=False)
+        assert (bound.arguments["model"], str(bound.arguments["out"])) == (model, out)
+        assert config_from(PruneConfig(), given(bound.arguments["options"])).to_dict() == step.config
+    dense = f"| Parameters | {first.figures['parameters_before'] / 1e6:.1f} M |"
+    assert dense in text and "which was itself pruned" not in text
+
+
+def test_figures_beside_a_pruned_model_say_that_it_was_pruned(twice, evaluations):
+    lineage = load_lineage(twice / "second")
+    measured = {**evaluations, "dense": {**evaluations["dense"], "digest": lineage.steps[1].input}}
+    text = model_card("me/t", twice / "second", **BUNDLE, lineage=lineage, evaluations=measured)
+    assert "tiny after prune (" in text and "which was itself pruned" in text
+    assert f"| Projection parameters removed |  | {lineage.steps[1].figures['ratio']:.2%} | requested 10.00% |" in text
+    assert f"| ... of tiny |  | {lineage.ratio:.2%} |  |" in text
+
+
 @pytest.mark.parametrize(
     ("name", "text", "expected"),
     [
@@ -153,7 +189,7 @@ def test_the_command_repeats_the_settings(card, report):
         ("LICENSE", "Nobody may use this on Sundays.", "other"),
     ],
 )
-def test_the_licence_is_read_from_what_came_with_the_weights(card, tmp_path, name, text, expected):
+def test_the_licence_is_read_from_the_files_beside_the_weights(card, tmp_path, name, text, expected):
     (tmp_path / name).write_text(text)
     read = card(folder=tmp_path)
     assert read.data.license == expected
@@ -167,7 +203,7 @@ def test_the_licence_is_read_from_what_came_with_the_weights(card, tmp_path, nam
 
 
 @pytest.mark.parametrize("readme", ["", "# Notes, no metadata\n", "---\n: [\n---\n", "---\n- a\n---\n"])
-def test_an_unknown_licence_is_left_out_and_said(card, tmp_path, readme):
+def test_an_unknown_licence_is_omitted_with_a_note(card, tmp_path, readme):
     (tmp_path / "README.md").write_text(readme)
     read = card(folder=tmp_path)
     assert read.data.license is None and "\nlicense" not in str(read)
@@ -188,7 +224,7 @@ def test_the_base_model_is_a_hub_id_or_left_out(card, report, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("c4", ["allenai/c4"]), ("python", None), ("/home/me/own.jsonl", None)])
-def test_calibration_data_of_the_hub_is_named_as_such(card, report, name, expected):
+def test_calibration_data_from_the_hub_is_listed_as_a_dataset(card, report, name, expected):
     config = {**report.config, "calibration": name}
     changed = dataclasses.replace(report, calibration={**report.calibration, "name": Path(name).name}, config=config)
     read = card(report=changed)

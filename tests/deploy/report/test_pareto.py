@@ -1,4 +1,4 @@
-"""Which models of a sweep are beaten by none, which one is taken, and what table and plots show of them."""
+"""The Pareto-optimal models of a sweep, which one is registered, and what table and plots show."""
 
 import re
 
@@ -24,7 +24,7 @@ few = st.integers(0, 3).map(float)
 
 
 @given(st.lists(st.tuples(few, few, few, few), min_size=1, max_size=8))
-def test_the_front_is_what_brute_force_finds(figures):
+def test_the_pareto_front_equals_brute_force(figures):
     models = [swept(str(i), *values) for i, values in enumerate(figures)]
     front = pareto_front(models)
 
@@ -52,7 +52,7 @@ def test_the_best_is_pruned_and_within_the_limits(prefer, title):
     assert best_model([DENSE, HALF], prefer) is None
 
 
-def test_each_preference_looks_at_its_own_figure():
+def test_each_preference_compares_its_own_figure():
     models = [swept("size", 9, 1, 1, 1), swept("speed", 9, 1, 9, 9), swept("perplexity", 1, 1, 1, 9)]
     models.append(swept("accuracy", 9, 9, 1, 9))
     for prefer in ("size", "speed", "perplexity", "accuracy"):
@@ -64,7 +64,7 @@ def test_a_preferred_figure_that_is_missing_is_an_error():
         best_model([QUARTER, swept("no speed", 24, 55, None, 6)], "speed")
 
 
-def test_the_table_says_what_is_registered_and_what_is_outside_the_limits():
+def test_the_table_marks_the_registered_model_and_those_outside_the_limits():
     remarks = {row[0]: row[-1] for row in sweep_rows(ALL, QUARTER)}
     assert remarks["tiny"] == "Pareto"
     assert remarks["tiny 25% log"] == "registered, Pareto"

@@ -21,6 +21,7 @@ from deploy.bench.results import (
 from deploy.report.comparison import Comparison, notes, rows, to_markdown
 from deploy.report.page import to_html
 from deploy.report.plots import bench_plots
+from slimgpt.checkpoints.lineage import Lineage, prune_step
 from slimgpt.report import LayerReport, PruneReport
 from tests.browser import CHROMIUM, browser
 
@@ -104,7 +105,7 @@ def comparison():
     pruned = {"wikitext2/perplexity": 52.0, "piqa/acc": 0.6, "piqa/acc_stderr": 0.05, "hs/acc": 0.3, "hs/acc_norm": 0.3}
     return Comparison(
         title="tiny <slim>",
-        pruning=pruning,
+        lineage=Lineage((prune_step(pruning),)),
         dense=dense,
         pruned=pruned,
         bench=bench,
@@ -116,20 +117,38 @@ def comparison():
 
 
 def test_rows_hold_every_figure_with_its_change(comparison):
-    found = {row.figure: row.cells[1:] for row in rows(comparison)}
-    assert found["Parameters"] == ("100.0 M", "80.0 M", "-20.0%")
-    assert found["Perplexity, wikitext2"] == ("26.00 ± 1.96", "52.00", "x 2.00 (1.90 to 2.10)")
-    assert found["piqa (acc)"] == ("70.0 ± 9.8 %", "60.0 ± 9.8 %", "-10.0 points")  # 95 %: 1.96 standard errors of 5 %
-    assert found["hs (acc_norm)"] == ("40.0 %", "30.0 %", "-10.0 points")  # acc_norm where the task has it
-    assert found["Mean of 2 tasks"] == ("55.0 %", "45.0 %", "-10.0 points")
-    assert found["Throughput, new tokens"] == ("105 tokens/s", "146 tokens/s", "x 1.40 (1.30 to 1.50)")
-    assert found["At 2 requests/s: whole request, p95"] == ("20 ms", "12 ms", "x 0.62 (0.50 to 0.75)")
-    assert found["Offline throughput, new tokens"] == ("200 tokens/s", "275 tokens/s", "x 1.38 (1.25 to 1.50)")
-    assert found["Offline, one request alone"] == ("1000 ms", "750 ms", "x 0.75 (0.70 to 0.80)")
-    assert found["Time saved, all at once"] == ("", "20.0% of 25.0% possible", "efficiency 0.80 (0.60 to 1.00)")
-    assert found["Tokens that fit the KV cache"] == ("1,000", "1,500", "x 1.50")
-    assert found["Peak memory, KV cache included"] == ("3.00 GB", "2.70 GB", "x 0.90")
-    assert "Loading the weights" not in found  # one of the two is not known
+    cells = {row.figure: row.cells[1:] for row in rows(comparison)}
+    assert cells["Parameters"] == ("100.0 M", "80.0 M", "-20.0%")
+    assert cells["Perplexity, wikitext2"] == ("26.00 ± 1.96", "52.00", "x 2.00 (1.90 to 2.10)")
+    assert cells["piqa (acc)"] == ("70.0 ± 9.8 %", "60.0 ± 9.8 %", "-10.0 points")  # 95 %: 1.96 standard errors of 5 %
+    assert cells["hs (acc_norm)"] == ("40.0 %", "30.0 %", "-10.0 points")  # acc_norm where the task has it
+    assert cells["Mean of 2 tasks"] == ("55.0 %", "45.0 %", "-10.0 points")
+    assert cells["Throughput, new tokens"] == ("105 tokens/s", "146 tokens/s", "x 1.40 (1.30 to 1.50)")
+    assert cells["At 2 requests/s: whole request, p95"] == ("20 ms", "12 ms", "x 0.62 (0.50 to 0.75)")
+    assert cells["Offline throughput, new tokens"] == ("200 tokens/s", "275 tokens/s", "x 1.38 (1.25 to 1.50)")
+    assert cells["Offline, one request alone"] == ("1000 ms", "750 ms", "x 0.75 (0.70 to 0.80)")
+    assert cells["Time saved, all at once"] == ("", "20.0% of 25.0% possible", "efficiency 0.80 (0.60 to 1.00)")
+    assert cells["Tokens that fit the KV cache"] == ("1,000", "1,500", "x 1.50")
+    assert cells["Peak memory, KV cache included"] == ("3.00 GB", "2.70 GB", "x 0.90")
+    assert "Loading the weights" not in cells  # one of the two is not known
+
+
+def test_two_steps_are_measured_from_the_model_that_is_compared_with(comparison):
+    first = dataclasses.replace(comparison.lineage.steps[0], input="a", output="b")
+    sizes = {"parameters_before": 80e6, "parameters_after": 72e6, "projections_before": 59.7e6}
+    second = dataclasses.replace(
+        first, input="b", output="c", figures=first.figures | sizes | {"projections_after": 51.7e6}
+    )
+    twice = dataclasses.replace(comparison, lineage=Lineage((first, second)))
+    found = {row.figure: row.cells[1:] for row in rows(twice)}
+    assert found["Parameters"] == ("100.0 M", "72.0 M", "-28.0%")
+    removed = 1 - 51.7e6 / first.figures["projections_before"]
+    assert found["Projection parameters removed"] == ("", f"{removed:.2%}", "requested 43.75%")  # 1 - 0.75 * 0.75
+    beside_the_first = {row.figure: row.cells[1:] for row in rows(dataclasses.replace(twice, dense_digest="b"))}
+    assert beside_the_first["Parameters"] == ("80.0 M", "72.0 M", "-10.0%")
+    assert beside_the_first["Projection parameters removed"] == ("", f"{8 / 59.7:.2%}", "requested 25.00%")
+    assert beside_the_first["... of org/<b>model</b>|x"][1] == f"{removed:.2%}"
+    assert sum(note.startswith("prune org/<b>model</b>|x: ") for note in notes(twice)) == 2
 
 
 def test_html_and_markdown_show_the_same_rows(comparison):
@@ -197,7 +216,7 @@ CONTRAST = """
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium-headless-shell, or chromium")
-def test_a_real_browser_shows_it_whole_on_a_phone_and_a_desk_in_light_and_dark(comparison, tmp_path):
+def test_a_real_browser_shows_it_without_overflow_on_phone_and_desktop_in_light_and_dark(comparison, tmp_path):
     long = dataclasses.replace(comparison, title="an-organisation/" + "a-rather-long-model-name-" * 3 + "slim")
     (tmp_path / "report.html").write_text(to_html(long))
     with browser(tmp_path / "profile") as page:
@@ -216,18 +235,18 @@ def test_a_real_browser_shows_it_whole_on_a_phone_and_a_desk_in_light_and_dark(c
 
 
 @pytest.mark.skipif(not CHROMIUM, reason="no Chromium here: apt-get install chromium-headless-shell, or chromium")
-def test_the_browser_would_complain(tmp_path):
+def test_the_browser_check_detects_errors(tmp_path):
     (tmp_path / "bad.html").write_text(
         "<p style='width: 2000px'>wide</p><script>console.error('no'); throw 1</script><img src='http://127.0.0.1:9/x'>"
     )
     with browser(tmp_path / "profile") as page:
         page.open(tmp_path / "bad.html", width=400, scheme="light")
         assert len(page.run(WIDE)) >= 1
-        assert sum("127.0.0.1:9" in said for said in page.complaints) >= 1
-        assert any('"error"' in said for said in page.complaints)
+        assert sum("127.0.0.1:9" in complaint for complaint in page.complaints) >= 1
+        assert any('"error"' in complaint for complaint in page.complaints)
 
 
-def test_a_benchmark_of_every_kind_survives_json_and_has_a_number_for_every_metric():
+def test_a_benchmark_of_every_kind_round_trips_through_json_with_a_number_for_every_metric():
     bench = bench_report()
     assert BenchReport.from_dict(json.loads(json.dumps(bench.to_dict()))) == bench
     metrics = bench.metrics

@@ -42,7 +42,7 @@ WRONG = {
     "somebody else's database": (
         {DATABASE: "postgresql+psycopg2://slimgpt:WORD@127.0.0.1:PORT/postgres"},
         OSError,
-        "slimgpt may make no tables in .*/postgres; ALTER DATABASE postgres OWNER TO slimgpt",
+        "slimgpt may not create tables in .*/postgres; ALTER DATABASE postgres OWNER TO slimgpt",
     ),
     "one database for both": (
         {DATABASE: "postgresql+psycopg2://slimgpt:WORD@127.0.0.1:PORT/prefect"},

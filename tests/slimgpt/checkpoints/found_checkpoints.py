@@ -1,4 +1,4 @@
-"""Makes the tiny model look as users find theirs: other configs, other layouts of the files."""
+"""Rewrites the tiny model in the configs and file layouts that users have."""
 
 import json
 
@@ -41,7 +41,7 @@ def tensors_of(folder):
 
 
 def store(folder, tensors, parts=1):
-    """Write the weights anew, as one file or as ``parts`` shards with an index."""
+    """Rewrite the weights as one file or as ``parts`` shards with an index."""
     for path in folder.glob("model*.safetensors*"):
         path.unlink()
     if parts == 1:

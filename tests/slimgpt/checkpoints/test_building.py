@@ -1,4 +1,4 @@
-"""Threads that build models at the same time, as a sweep's do."""
+"""Threads that build models at the same time, as in a sweep."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +13,7 @@ SMALL = EvalConfig(tasks=("none",), perplexity="python", seq_len=32, max_blocks=
 
 
 def test_models_built_by_several_threads_have_their_weights(dense, tiny_config):
-    """Without a lock nearly all of these failed, and so did every model that the process loaded afterwards."""
+    """Without a lock, nearly all of these failed, as did every model that the process loaded afterwards."""
     job = Job(dense, tiny_config())
 
     def measure(_):

@@ -1,6 +1,6 @@
-"""Checkpoints as users have them: of transformers 4 and 5, in any layout and dtype.
+"""Checkpoints as users have them: from transformers 4 and 5, in any layout and dtype.
 
-Each gives what its plain twin gives, to the bit.
+Each gives a result that is bit-identical to that of its plain twin.
 """
 
 import json
@@ -22,7 +22,7 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("tied", [True, False], ids=["tied", "untied"])
-def test_any_way_of_writing_a_checkpoint_gives_the_pruning_of_its_plain_twin(twin, tmp_path, tiny_config, dtype, tied):
+def test_every_way_of_writing_a_checkpoint_gives_the_same_pruning(twin, tmp_path, tiny_config, dtype, tied):
     plain, dense_logits, pruned_logits = twin(dtype, tied)
     assert not torch.equal(dense_logits, pruned_logits)
     for old, parts, head_dim in ((True, 1, False), (False, 3, False), (True, 3, True)):  # each pair of two occurs
@@ -61,7 +61,7 @@ ROPES = {
 
 
 @pytest.mark.parametrize("name", ROPES)
-def test_rotary_embeddings_of_an_old_config_turn_as_those_of_a_new_one(twin, tmp_path, tiny_config, name):
+def test_rotary_embeddings_of_old_and_new_configs_are_equal(twin, tmp_path, tiny_config, name):
     parameters, scaling = ROPES[name]
     _, unscaled, _ = twin(torch.float32, True)
     new = write_dense(tmp_path / "new", rope_parameters=parameters, **SMALL)
@@ -76,7 +76,7 @@ def test_rotary_embeddings_of_an_old_config_turn_as_those_of_a_new_one(twin, tmp
     assert written["rope_parameters"].items() >= parameters.items()
 
 
-def test_a_llama_1_checkpoint_as_first_converted(tmp_path, tiny_config):
+def test_a_llama_1_checkpoint_in_its_first_conversion_is_read(tmp_path, tiny_config):
     """No kv heads, theta or head_dim in the config, a pad token of -1, and rotary buffers among the weights."""
     new = write_dense(tmp_path / "new", num_key_value_heads=8, tie_word_embeddings=False, **SMALL)
     old = Path(shutil.copytree(new, tmp_path / "old"))
@@ -95,7 +95,7 @@ def test_a_llama_1_checkpoint_as_first_converted(tmp_path, tiny_config):
     assert not [name for name in tensors_of(tmp_path / "old-out") if "rotary" in name]
 
 
-def test_norms_of_another_dtype_than_the_projections_keep_theirs(twin, tmp_path, tiny_config):
+def test_norms_keep_a_dtype_that_differs_from_the_projections(twin, tmp_path, tiny_config):
     plain, _, _ = twin(torch.bfloat16, True)
     mixed = Path(shutil.copytree(plain, tmp_path / "mixed"))
     store(mixed, {n: t.float() if "norm" in n else t for n, t in tensors_of(plain).items()})
@@ -105,7 +105,7 @@ def test_norms_of_another_dtype_than_the_projections_keep_theirs(twin, tmp_path,
     assert torch.equal(logits(tmp_path / "out"), twin(torch.bfloat16, True)[2])
 
 
-def test_a_tied_model_that_stores_its_head_twice_gives_the_twin_s_pruning(twin, tmp_path, tiny_config):
+def test_a_tied_model_that_stores_its_head_twice_gives_the_same_pruning(twin, tmp_path, tiny_config):
     plain, _, pruned_logits = twin(torch.float32, True)
     double = Path(shutil.copytree(plain, tmp_path / "double"))
     tensors = tensors_of(plain)
@@ -132,8 +132,8 @@ def test_a_weight_file_far_larger_than_memory_is_read_tensor_by_tensor(copy):
     assert shards.load(["y"])["y"].tolist() == [[1.0], [2.0]]
 
 
-def test_every_tensor_is_read_as_safetensors_itself_reads_it(copy, tmp_path):
-    """Odd sizes, scalars, empty tensors and every dtype we take, at offsets that are no multiple of the item size."""
+def test_every_tensor_is_read_as_safetensors_reads_it(copy, tmp_path):
+    """Odd sizes, scalars, empty tensors and all supported dtypes, at offsets that are not multiples of the size."""
     torch.manual_seed(0)
     tensors = {
         f"{dtype}-{shape}": torch.randn(shape).to(dtype)

@@ -1,4 +1,4 @@
-"""Checkpoints that cannot be pruned: damaged, quantised, pickled, half there. Refused at once, with what to do."""
+"""Checkpoints that cannot be pruned: damaged, quantised, pickled, incomplete. Refused at once, with the remedy."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.slimgpt.checkpoints.found_checkpoints import as_transformers_4, edit,
 
 
 def refusal(folder, tiny_config, message):
-    """Refused with this in one line, by the check that prune and the dry run make before long work; nothing written."""
+    """Check that prune and the dry run refuse it with this one-line message before long work, and write nothing."""
     out = folder.parent / "refused"
     with pytest.raises(ValueError, match=message) as error:
         prune(folder, out, tiny_config())
@@ -34,11 +34,11 @@ def refusal(folder, tiny_config, message):
 def test_a_weight_file_cut_short_is_named(copy, tiny_config, keep):
     path = copy / "model.safetensors"
     path.write_bytes(path.read_bytes()[:keep])
-    message = refusal(copy, tiny_config, "is not a complete safetensors file .*; download or copy it again")
+    message = refusal(copy, tiny_config, "is not a complete safetensors file: .*; download or copy it again")
     assert str(path) in message
 
 
-def test_one_damaged_shard_of_many_is_named_before_work(copy, tiny_config):
+def test_one_damaged_shard_is_named_before_work_starts(copy, tiny_config):
     store(copy, tensors_of(copy), parts=3)
     path = copy / "model-00003-of-00003.safetensors"
     data = bytearray(path.read_bytes())
@@ -47,10 +47,10 @@ def test_one_damaged_shard_of_many_is_named_before_work(copy, tiny_config):
     assert str(path) in refusal(copy, tiny_config, "is not a complete safetensors file")
 
 
-def test_a_git_lfs_pointer_in_place_of_the_weights_is_known_for_what_it_is(copy, tiny_config):
+def test_a_git_lfs_pointer_is_recognised(copy, tiny_config):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9876543210\n"
     (copy / "model.safetensors").write_text(pointer)
-    refusal(copy, tiny_config, "it is a pointer of git-lfs: run git lfs pull")
+    refusal(copy, tiny_config, "it is a pointer of git-lfs; run git lfs pull")
 
 
 def test_an_index_that_is_wrong_is_refused(copy, tiny_config):
@@ -61,8 +61,9 @@ def test_an_index_that_is_wrong_is_refused(copy, tiny_config):
     at = index["weight_map"][name]
     moved = {**index["weight_map"], name: next(f for f in set(index["weight_map"].values()) if f != at)}
     cases = {
-        json.dumps(index)[:-20]: "is damaged: it is not JSON with a weight_map",
-        "[]": "is damaged",
+        json.dumps(index)[:-20]: "is damaged: .* line 1 column .*; download or copy it again",
+        "[]": "is damaged: it holds a JSON list, not an object; download",
+        "{}": "is damaged: it has no weight_map of file names; download",
         json.dumps({"weight_map": moved}): f"lacks {name}, which model.safetensors.index.json says it holds",
         json.dumps({"weight_map": {**index["weight_map"], name: "gone.safetensors"}}): "lacks 1 of its .*gone.safetens",
     }
@@ -71,7 +72,7 @@ def test_an_index_that_is_wrong_is_refused(copy, tiny_config):
         refusal(copy, tiny_config, message)
 
 
-def test_two_models_in_one_folder_are_not_guessed_between(copy, tiny_config):
+def test_two_models_in_one_folder_are_refused(copy, tiny_config):
     tensors = tensors_of(copy)
     store(copy, tensors, parts=2)
     save_file({"x": torch.zeros(1)}, copy / "model.safetensors")
@@ -92,7 +93,7 @@ def test_weights_under_other_names_are_refused_with_both_names(copy, tiny_config
     refusal(copy, tiny_config, rf"no tensor model.layers.0.self_attn.o_proj.weight, but {other}.*save_pretrained")
 
 
-def test_what_the_bare_model_saves_is_one_of_them(copy, tmp_path, tiny_config):
+def test_weights_saved_from_the_bare_model_are_refused(copy, tmp_path, tiny_config):
     LlamaModel.from_pretrained(copy).save_pretrained(tmp_path / "bare")
     for path in copy.glob("tokenizer*"):
         shutil.copy(path, tmp_path / "bare")
@@ -107,7 +108,7 @@ def test_a_projection_that_is_missing_is_named(copy, tiny_config):
         prune(copy, copy.parent / "out", tiny_config())
 
 
-def test_a_lora_adapter_is_not_pruned_as_if_it_were_merged(copy, tiny_config, tmp_path):
+def test_a_lora_adapter_is_refused(copy, tiny_config, tmp_path):
     (copy / "adapter_config.json").write_text("{}")
     refusal(copy, tiny_config, "holds a LoRA adapter: merge it into its base model first")
     (copy / "config.json").unlink()
@@ -175,8 +176,8 @@ def test_a_quantised_model_is_refused_by_its_config(copy, tiny_config, method):
 @pytest.mark.parametrize(
     "dtype", [torch.int32, torch.int8, torch.uint8, torch.float8_e4m3fn, torch.float8_e5m2], ids=str
 )
-def test_a_quantised_model_whose_config_says_nothing_is_refused_by_its_tensors(copy, tiny_config, dtype):
-    """AutoGPTQ's quantize_config.json, AWQ's quant_config.json and MLX's keys lie where transformers does not look."""
+def test_a_quantised_model_without_a_config_entry_is_refused_by_its_tensors(copy, tiny_config, dtype):
+    """AutoGPTQ's quantize_config.json, AWQ's quant_config.json and MLX's keys are in files unknown to transformers."""
     tensors = tensors_of(copy)
     name = "model.layers.2.mlp.down_proj.weight"
     store(copy, tensors | {name: torch.zeros(64, 128).to(dtype)}, parts=2)
@@ -185,7 +186,7 @@ def test_a_quantised_model_whose_config_says_nothing_is_refused_by_its_tensors(c
 
 @pytest.mark.parametrize("shards", [1, 3])
 def test_pickles_are_refused_with_a_command_that_works(twin, tmp_path, tiny_config, shards, monkeypatch):
-    """The command in the message is run as it stands, in a folder with a space and a quote in its name."""
+    """Run the command from the message unchanged, in a folder with a space and a quote in its name."""
     plain, _, pruned_logits = twin(torch.bfloat16, False)
     folder = Path(shutil.copytree(plain, tmp_path / "it's a model"))
     as_transformers_4(folder)
@@ -212,7 +213,7 @@ def test_pickles_are_refused_with_a_command_that_works(twin, tmp_path, tiny_conf
 
 
 class Payload:
-    """Its unpickling writes a file, as an attacker's would run what it likes."""
+    """Writes a file when it is unpickled, in place of an attacker's code."""
 
     def __init__(self, path):
         self.path = path
@@ -236,7 +237,7 @@ def test_a_malicious_pickle_runs_neither_here_nor_in_the_command(copy, tmp_path,
 
 
 @pytest.mark.parametrize("name", ["model.Q4_K_M.gguf", "consolidated.safetensors", "consolidated.00.pth"])
-def test_other_formats_alone_are_named(copy, tiny_config, name):
+def test_folders_with_only_other_formats_are_refused_by_name(copy, tiny_config, name):
     (copy / "model.safetensors").rename(copy / name)
     assert "convert it" not in refusal(copy, tiny_config, f"no safetensors weights .*, only {name}")
     (copy / name).unlink()

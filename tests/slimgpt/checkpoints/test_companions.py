@@ -1,4 +1,4 @@
-"""What came with the dense model: what is still true goes along untouched, and nothing else does."""
+"""Files beside the dense weights: those that still apply are copied unchanged, and no others."""
 
 import json
 
@@ -21,13 +21,14 @@ NO_LONGER_TRUE = {
 }
 
 
-def test_what_is_still_true_goes_along_and_nothing_else_does(copy, tmp_path, tiny_config):
+def test_only_files_that_still_apply_are_copied(copy, tmp_path, tiny_config):
     for name, text in (STILL_TRUE | NO_LONGER_TRUE).items():
         (copy / name).parent.mkdir(exist_ok=True)
         (copy / name).write_bytes(text.encode())
     prune(copy, tmp_path / "out", tiny_config())
     out = {p.relative_to(tmp_path / "out").as_posix() for p in (tmp_path / "out").rglob("*") if p.is_file()}
-    ours = {name for name in out if name.startswith("model")} | {"config.json", "pruning.json", "journal.jsonl"}
+    ours = {name for name in out if name.startswith("model")}
+    ours |= {"config.json", "pruning.json", "lineage.json", "journal.jsonl"}
     ours |= {"slim_llama.py", "per_layer.py"}
     assert out - ours == STILL_TRUE.keys() | {"tokenizer.json", "tokenizer_config.json"}
     for name, text in STILL_TRUE.items():
@@ -35,7 +36,7 @@ def test_what_is_still_true_goes_along_and_nothing_else_does(copy, tmp_path, tin
     assert (tmp_path / "out/tokenizer.json").read_bytes() == (copy / "tokenizer.json").read_bytes()
 
 
-def test_the_tokenizer_that_comes_out_is_the_dense_one(copy, tmp_path, tiny_config):
+def test_the_tokenizer_is_that_of_the_dense_model(copy, tmp_path, tiny_config):
     """Its own special tokens and both chat templates, as transformers reads them."""
     before = AutoTokenizer.from_pretrained(copy)
     before.add_special_tokens({"additional_special_tokens": ["<|im_start|>", "<|im_end|>"]})
@@ -55,8 +56,8 @@ def test_the_tokenizer_that_comes_out_is_the_dense_one(copy, tmp_path, tiny_conf
         )
 
 
-def test_code_that_came_with_the_model_is_neither_run_nor_copied_nor_pointed_to(copy, tmp_path, tiny_config):
-    """What comes out loads without code and, as vLLM is told to, with trust_remote_code and our own file."""
+def test_code_of_the_model_is_neither_run_nor_copied_nor_referenced(copy, tmp_path, tiny_config):
+    """The pruned model loads without remote code and, as in vLLM, with trust_remote_code and our own file."""
     trap = "raise SystemExit('the model ran its own code')"
     for name in ("configuration_own.py", "modeling_own.py", "tokenization_own.py"):
         (copy / name).write_text(trap)

@@ -1,4 +1,4 @@
-"""Every family: what is written computes what the dense model computes with the pruned columns at zero."""
+"""Every family: the pruned model computes what the dense model computes with the pruned columns at zero."""
 
 import json
 
@@ -26,7 +26,7 @@ def load(folder, **options):
 
 
 def dense_twin(dense, out):
-    """The dense model with the pruned columns at zero, and the others as the pruned model has them."""
+    """The dense model with the pruned columns at zero and the other columns from the pruned model."""
     model, report = load(dense, attn_implementation="eager"), load_report(out)
     tensors = {name: tensor for path in out.glob("*.safetensors") for name, tensor in load_file(path).items()}
     for layer, kept in zip(model.model.layers, report.layers, strict=True):
@@ -52,7 +52,7 @@ def pruned(request, tmp_path_factory, tiny_config):
     return dense, folder / "out", config
 
 
-def test_logits_are_those_of_the_dense_model_with_the_pruned_columns_at_zero(pruned):
+def test_logits_equal_those_of_the_dense_model_with_the_pruned_columns_at_zero(pruned):
     dense, out, _ = pruned
     model = load(out)
     assert type(model).__name__.startswith("Slim")
@@ -63,8 +63,8 @@ def test_logits_are_those_of_the_dense_model_with_the_pruned_columns_at_zero(pru
         torch.testing.assert_close(model(longer).logits, dense_twin(dense, out)(longer).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_the_familys_stock_class_refuses_it(pruned):
-    """Nobody gets a model of dense widths by naming the class, nor by asking to overlook what does not fit."""
+def test_the_familys_stock_class_cannot_load_it(pruned):
+    """Neither the class by name nor ignore_mismatched_sizes gives a model of dense widths."""
     _, out, _ = pruned
     config = AutoConfig.from_pretrained(out)
     family = family_of(config)
@@ -74,7 +74,7 @@ def test_the_familys_stock_class_refuses_it(pruned):
             getattr(transformers, family.stock_class).from_pretrained(out, **options)
 
 
-def test_kept_weights_are_the_least_squares_optimum_on_what_the_layer_reads(pruned):
+def test_kept_weights_are_the_least_squares_optimum_for_the_layers_inputs(pruned):
     """Hooks on the twin give X of every layer after the pruning of those before: W' = W H_:K (H_KK)^-1 in float64."""
     dense, out, config = pruned
     twin, original, report = dense_twin(dense, out), load(dense), load_report(out)
@@ -102,7 +102,7 @@ def test_kept_weights_are_the_least_squares_optimum_on_what_the_layer_reads(prun
             assert (stored_OK - optimum_OK).norm().item() < 1e-3 * optimum_OK.norm().item(), path
 
 
-def test_ratio_and_counts_are_those_of_the_files(pruned):
+def test_ratio_and_counts_match_the_files(pruned):
     dense, out, config = pruned
     report = load_report(out)
     counts = [sum(p.numel() for p in load(folder).parameters()) for folder in (dense, out)]
@@ -112,15 +112,15 @@ def test_ratio_and_counts_are_those_of_the_files(pruned):
     assert (heads == {8}) == (family_of(AutoConfig.from_pretrained(dense)).prunes_heads is False)
 
 
-def test_config_says_the_same_apart_from_the_widths(pruned):
+def test_config_is_unchanged_except_for_the_widths(pruned):
     dense, out, _ = pruned
     before, after = (json.loads((folder / "config.json").read_text()) for folder in (dense, out))
     changed = {key for key in before if before[key] != after.get(key)}
     assert changed <= {"model_type", "architectures", "transformers_version", "head_dim", "dtype", "use_cache"}, changed
 
 
-def test_heads_are_priced_where_norms_stand_between(tmp_path, tiny_config):
-    """Gemma's post norms rescale what a map adds: attention and FFN errors are compared behind them."""
+def test_heads_are_priced_in_families_with_norms_before_the_residual(tmp_path, tiny_config):
+    """Gemma's post norms rescale the output of a map, so attention and FFN errors are compared after them."""
     dense = write_family(tmp_path / "dense", "gemma2")
     report = prune(dense, tmp_path / "out", tiny_config(ratio=0.3))
     assert abs(report.ratio - 0.3) <= 0.005
@@ -134,7 +134,7 @@ def test_heads_are_priced_where_norms_stand_between(tmp_path, tiny_config):
     assert [layer.kept_heads for layer in again.layers] == [layer.kept_heads for layer in report.layers]
 
 
-def test_a_family_that_loses_no_heads_says_so(tmp_path, tiny_config, caplog):
+def test_a_family_whose_heads_cannot_be_pruned_reports_it(tmp_path, tiny_config, caplog):
     dense = write_family(tmp_path / "dense", "olmo2")
     with pytest.raises(ValueError, match="olmo2.*norms span all heads.*targets ffn"):
         prune(dense, tmp_path / "out", tiny_config(targets="attention"))
@@ -173,7 +173,7 @@ def test_baichuan_without_rotary_embeddings_is_refused(tmp_path, tiny_config):
         ({"model_type": "no_such_type"}, "'no_such_type' cannot be read"),
     ],
 )
-def test_what_is_not_supported_is_named_with_what_is(config, message, tmp_path, tiny_config):
+def test_unsupported_models_are_refused_with_the_supported_ones(config, message, tmp_path, tiny_config):
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=message) as error:
         prune(tmp_path, tmp_path / "out", tiny_config())
@@ -185,16 +185,16 @@ def test_every_family_has_a_case():
     assert {family.model_type for family in FAMILIES} == {model_type for model_type, _ in CASES.values()}
 
 
-def test_the_soft_cap_enters_the_evaluation(tmp_path, text_file):
-    """torch's sdpa would leave it out: the perplexity is that of the eager model."""
+def test_the_soft_cap_is_used_in_the_evaluation(tmp_path, text_file):
+    """torch's sdpa would ignore it: the perplexity must equal that of the eager model."""
     dense = write_family(tmp_path / "dense", "gemma2")
-    asked = EvalConfig(tasks=("none",), perplexity=str(text_file), seq_len=64, max_blocks=2)
-    measured = evaluate(dense, asked).metrics
+    request = EvalConfig(tasks=("none",), perplexity=str(text_file), seq_len=64, max_blocks=2)
+    measured = evaluate(dense, request).metrics
     capped, uncapped = (load(dense, attn_implementation=kernel) for kernel in ("eager", "sdpa"))
     tokenizer, text = AutoTokenizer.from_pretrained(dense), perplexity_text(str(text_file))
     expected, other = (
         perplexity(model, tokenizer, text, seq_len=64, max_blocks=2).perplexity for model in (capped, uncapped)
     )
-    (found,) = (value for name, value in measured.items() if name.endswith("/perplexity"))
-    assert found == pytest.approx(expected, rel=1e-5)
+    (value,) = (value for name, value in measured.items() if name.endswith("/perplexity"))
+    assert value == pytest.approx(expected, rel=1e-5)
     assert abs(other / expected - 1) > 1e-3  # or the test would show nothing

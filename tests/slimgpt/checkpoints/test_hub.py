@@ -1,4 +1,4 @@
-"""Models and data sets by their names on the hub: the real client against a small server that speaks the hub's API."""
+"""Models and data sets by hub name: the real client against a small server with the hub's API."""
 
 import gzip
 import io
@@ -49,7 +49,7 @@ BESIDES = {
 
 @pytest.fixture
 def hub(tmp_path, monkeypatch):
-    """The server, and this process's hub client set to it, as HF_ENDPOINT and HF_HUB_CACHE set a new process's."""
+    """The server, with this process's hub client configured as HF_ENDPOINT and HF_HUB_CACHE configure a new process."""
     for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SLIMGPT_DATA"):
         monkeypatch.delenv(variable, raising=False)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
@@ -70,7 +70,7 @@ def hub(tmp_path, monkeypatch):
 
 @pytest.fixture
 def offline(hub, monkeypatch):
-    """Call it: from now on HF_HUB_OFFLINE is set, and no request may be made."""
+    """A function that sets HF_HUB_OFFLINE; after it no request may be made."""
 
     def switch():
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
@@ -99,12 +99,12 @@ def test_only_the_files_that_are_needed_are_fetched(hub, dense_mha):
     assert all((folder / name).read_bytes() == data for name, data in needed.items())
 
 
-def test_a_single_file_next_to_an_index_is_left_where_it_is(hub, dense_mha):
+def test_a_single_file_next_to_an_index_is_not_fetched(hub, dense_mha):
     hub.push(MODEL, {**files_of(dense_mha), "model.safetensors": b"stale"})
     assert not (resolve_model(MODEL) / "model.safetensors").exists()
 
 
-def test_main_is_pinned_to_its_commit_and_the_commit_is_what_is_recorded(hub, dense, dense_mha):
+def test_main_is_pinned_to_its_commit_which_is_recorded(hub, dense, dense_mha):
     first = hub.push(MODEL, files_of(dense))
     folder = resolve_model(MODEL)
     assert model_name(folder) == f"{MODEL}@{first}"
@@ -119,7 +119,7 @@ def test_main_is_pinned_to_its_commit_and_the_commit_is_what_is_recorded(hub, de
     assert resolve_model(MODEL, revision="v1") == folder
 
 
-def test_a_model_that_moves_while_it_is_fetched_comes_from_one_commit(hub, dense, dense_mha):
+def test_a_model_updated_during_the_download_comes_from_one_commit(hub, dense, dense_mha):
     first = hub.push(MODEL, files_of(dense))
     hub.after["/config.json"] = lambda: hub.push(MODEL, files_of(dense_mha))
     folder = resolve_model(MODEL)
@@ -127,28 +127,30 @@ def test_a_model_that_moves_while_it_is_fetched_comes_from_one_commit(hub, dense
     assert files_of(folder) == files_of(dense)
 
 
-def test_a_folder_is_recorded_by_its_name_alone(dense, tmp_path, monkeypatch):
+def test_only_the_name_of_a_folder_is_recorded(dense, tmp_path, monkeypatch):
     assert model_name(dense) == dense.name
     monkeypatch.chdir(dense)
     assert model_name(Path()) == dense.name
 
 
-def test_what_was_fetched_once_is_used_offline_and_what_was_not_is_named(hub, offline, dense):
+def test_fetched_files_are_used_offline_and_missing_ones_are_named(hub, offline, dense):
     commit = hub.push(MODEL, files_of(dense))
     folder = resolve_model(MODEL)
     offline()
     assert resolve_model(MODEL) == resolve_model(MODEL, revision=commit) == folder
-    with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE is set.* what its cache lacks of other/model") as error:
+    with pytest.raises(
+        FileNotFoundError, match="HF_HUB_OFFLINE is set.* its cache lacks files of other/model"
+    ) as error:
         resolve_model("other/model")
     one_line(error)
     (folder / "model.safetensors").unlink()
-    with pytest.raises(FileNotFoundError, match=f"what its cache lacks of {MODEL}") as error:
+    with pytest.raises(FileNotFoundError, match=f"its cache lacks files of {MODEL}") as error:
         resolve_model(MODEL)
     one_line(error)
     assert hub.requests == []
 
 
-def test_a_second_look_fetches_nothing_again(hub, dense):
+def test_a_second_call_fetches_nothing(hub, dense):
     hub.push(MODEL, files_of(dense))
     resolve_model(MODEL)
     hub.requests.clear()
@@ -156,7 +158,7 @@ def test_a_second_look_fetches_nothing_again(hub, dense):
     assert hub.fetched() == set()
 
 
-def test_a_connection_that_breaks_is_taken_up_where_it_broke(hub, dense, monkeypatch):
+def test_a_broken_download_resumes_where_it_stopped(hub, dense, monkeypatch):
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1 << 15)  # what is kept of a broken connection: whole chunks
     hub.push(MODEL, files_of(dense))
     hub.cuts["model.safetensors"] = [100_000]
@@ -183,7 +185,7 @@ def child(hub, tmp_path, *words, **environment):
     )
 
 
-def test_a_download_killed_half_way_is_no_model_and_goes_on_with_the_files_it_lacks(hub, dense_mha, tmp_path):
+def test_a_killed_download_is_not_a_model_and_resumes_with_the_missing_files(hub, dense_mha, tmp_path):
     files = files_of(dense_mha)
     last = max(name for name in files if name.endswith(".safetensors"))
     hub.push(MODEL, files)
@@ -210,7 +212,7 @@ def test_a_download_killed_half_way_is_no_model_and_goes_on_with_the_files_it_la
     assert files_of(Path(out.strip())) == files
 
 
-def test_gated_private_missing_and_misspelt_models_are_told_apart_in_one_line(hub, dense, monkeypatch):
+def test_gated_private_missing_and_misspelt_models_give_different_one_line_errors(hub, dense, monkeypatch):
     files = files_of(dense)
     hub.push("meta/gated", files, access="gated")
     hub.push("me/private", files, access="private")
@@ -237,7 +239,7 @@ def test_gated_private_missing_and_misspelt_models_are_told_apart_in_one_line(hu
     assert (resolve_model("me/private") / "config.json").is_file()
 
 
-def test_a_hub_in_trouble_is_said_and_a_hiccup_is_waited_out(hub, dense):
+def test_hub_errors_are_reported_and_short_ones_are_retried(hub, dense):
     hub.push(MODEL, files_of(dense))
     hub.statuses[f"models/{MODEL}/revision/main"] = [503]
     with pytest.raises(FileNotFoundError, match="the hub answers with status 503.*try again later") as error:
@@ -247,7 +249,7 @@ def test_a_hub_in_trouble_is_said_and_a_hiccup_is_waited_out(hub, dense):
     assert (resolve_model(MODEL) / "model.safetensors").is_file()
 
 
-def test_a_hub_that_goes_away_is_said(hub, dense):
+def test_a_hub_that_goes_down_is_reported(hub, dense):
     hub.push(MODEL, files_of(dense))
     assert hub_obstacle() == ""
     hub.shutdown()
@@ -313,7 +315,7 @@ def test_wikitext_is_the_pinned_parquet_with_its_lines_as_published(hub):
     assert perplexity_text("auto").documents == expected
 
 
-def test_data_sets_fetched_once_are_there_offline(hub, offline):
+def test_fetched_data_sets_are_available_offline(hub, offline):
     repo, commit, path = C4
     hub.push(repo, {path: c4_shard(["kept"])}, kind="datasets", commit=commit)
     before = calibration_text("auto")
@@ -321,18 +323,18 @@ def test_data_sets_fetched_once_are_there_offline(hub, offline):
     assert calibration_text("auto") == calibration_text("c4") == before
     assert perplexity_text("auto").origin == "python"  # WikiText was never fetched
     with pytest.raises(
-        FileNotFoundError, match="wikitext2 is not at hand: .*HF_HUB_OFFLINE.* set SLIMGPT_DATA"
+        FileNotFoundError, match="wikitext2 is not available: .*HF_HUB_OFFLINE.* set SLIMGPT_DATA"
     ) as error:
         perplexity_text("wikitext2")
     one_line(error)
     assert hub.requests == []
 
 
-def test_a_data_set_that_the_hub_does_not_give_is_named_and_auto_does_not_hide_it(hub):
+def test_a_data_set_missing_on_the_hub_is_named_also_for_auto(hub):
     repo, commit, path = C4
     for source in ("c4", "auto"):
         with pytest.raises(
-            FileNotFoundError, match=f"c4 is not at hand: the hub has no {repo}.*or use 'python'"
+            FileNotFoundError, match=f"c4 is not available: the hub has no {repo}.*or use 'python'"
         ) as error:
             calibration_text(source)
         one_line(error)
@@ -342,8 +344,8 @@ def test_a_data_set_that_the_hub_does_not_give_is_named_and_auto_does_not_hide_i
     one_line(error)
 
 
-def test_the_whole_way_by_names_alone(hub, offline, dense, tmp_path, tiny_config):
-    """Model and C4 from the hub, pruned; then once more without it: the same files."""
+def test_pruning_with_hub_names_only_online_and_offline(hub, offline, dense, tmp_path, tiny_config):
+    """Prune with model and C4 from the hub, then again offline: the same files."""
     repo, shard_commit, path = C4
     documents = calibration_text("python").documents[:40]
     hub.push(repo, {path: c4_shard(documents)}, kind="datasets", commit=shard_commit)

@@ -1,4 +1,4 @@
-"""Reading layers, one by one, and the journal. Checkpoints as users have them: test_checkpoints_as_found.py."""
+"""Reading layers one by one, and the journal. For checkpoints as users have them: test_checkpoints_as_found.py."""
 
 import json
 import shutil
@@ -13,7 +13,7 @@ from slimgpt.engine.journal import Journal
 from slimgpt.engine.pruner import prune
 
 
-def test_one_file_and_many_with_an_index_read_alike(dense, dense_mha):
+def test_one_file_and_shards_with_an_index_give_the_same_tensors(dense, dense_mha):
     single, sharded = Shards(dense), Shards(dense_mha)
     assert len(set(single.files.values())) == 1
     assert len(set(sharded.files.values())) > 1
@@ -25,12 +25,12 @@ def test_one_file_and_many_with_an_index_read_alike(dense, dense_mha):
     assert sharded.shape("lm_head.weight") == ([512, 64], torch.float32)
 
 
-def test_a_weight_of_another_shape_than_the_config_says_is_named(dense, tmp_path, tiny_config):
+def test_a_weight_whose_shape_differs_from_the_config_is_named(dense, tmp_path, tiny_config):
     folder = tmp_path / "copy"
     shutil.copytree(dense, folder)
     data = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 144}
     (folder / "config.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"layer 0: mlp.down_proj.weight has shape \(64, 128\).*asks for \(64, 144\)"):
+    with pytest.raises(ValueError, match=r"layer 0: mlp.down_proj.weight has shape \(64, 128\) .*requires \(64, 144\)"):
         prune(folder, tmp_path / "out", tiny_config())
 
 
@@ -44,7 +44,7 @@ def test_a_layer_without_one_of_its_weights_is_named(dense, tmp_path, tiny_confi
         prune(folder, tmp_path / "out", tiny_config())
 
 
-def test_an_architecture_that_cannot_be_pruned_is_refused_before_work(dense, tmp_path, tiny_config):
+def test_an_unsupported_architecture_is_refused_before_work_starts(dense, tmp_path, tiny_config):
     folder = tmp_path / "copy"
     shutil.copytree(dense, folder)
     data = json.loads((folder / "config.json").read_text()) | {"model_type": "gpt2"}

@@ -1,4 +1,4 @@
-"""Where a model comes from, and what is said when it does not."""
+"""Where a model comes from, and the errors where there is none."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from slimgpt.checkpoints.source import resolve_model
 
 
-def test_a_folder_is_itself(dense):
+def test_a_folder_resolves_to_itself(dense):
     assert resolve_model(str(dense)) == dense
 
 
@@ -34,17 +34,17 @@ def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
         ("./models/missing", "no folder ./models/missing"),
     ],
 )
-def test_a_folder_that_does_not_exist(name, message):
+def test_a_missing_folder_is_refused(name, message):
     with pytest.raises(FileNotFoundError, match=message):
         resolve_model(name)
 
 
-def test_an_unfinished_folder_is_no_model(tmp_path):
+def test_an_unfinished_folder_is_not_a_model(tmp_path):
     with pytest.raises(ValueError, match="no config.json"):
         resolve_model(tmp_path)
 
 
-def test_a_hub_that_cannot_be_reached_is_said_at_once(monkeypatch, tmp_path):
+def test_an_unreachable_hub_is_reported_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"no folder some-org/some-model, and the hub cannot be reached"):
         resolve_model("some-org/some-model")

@@ -1,4 +1,4 @@
-"""Token blocks: every block full, drawn without overlap, the same for the same seed, and nothing but the text."""
+"""Token blocks: full, drawn without overlap, the same for the same seed, and containing only the text."""
 
 import json
 import shutil
@@ -24,8 +24,8 @@ def test_blocks_are_the_documents_joined_by_eos_in_seeded_order(tokenizer):
     text = calibration_text("python")
     drawn = token_blocks(tokenizer, text, num_samples=6, seq_len=50, seed=3)
     assert drawn.ids_NT.shape == (6, 50)
-    whole = tokenizer.decode(drawn.ids_NT.flatten())
-    first = whole.split(tokenizer.eos_token)[0]
+    decoded = tokenizer.decode(drawn.ids_NT.flatten())
+    first = decoded.split(tokenizer.eos_token)[0]
     assert any(first in document for document in text.documents)
     assert torch.equal(drawn.ids_NT, token_blocks(tokenizer, text, num_samples=6, seq_len=50, seed=3).ids_NT)
     other = token_blocks(tokenizer, text, num_samples=6, seq_len=50, seed=4)
@@ -41,7 +41,7 @@ def test_short_documents_fill_blocks_without_padding(tokenizer, tmp_path):
     assert drawn.ids_NT.shape == (2, 40)
 
 
-def test_fewer_tokens_than_asked_for_is_said_with_what_there_is(tokenizer, tmp_path):
+def test_too_few_tokens_are_refused_with_the_available_number(tokenizer, tmp_path):
     path = tmp_path / "tiny.txt"
     path.write_text("only a few words here")
     with pytest.raises(ValueError, match=r"tiny.txt.* has \d+ tokens; 100 samples of 64 need 6400: ask for at most 0"):
@@ -52,7 +52,7 @@ def source(*documents: str) -> TextSource:
     return TextSource(name="given", documents=list(documents), sha256="0", origin="file")
 
 
-def test_the_seed_picks_what_is_seen_of_one_long_text_file(tokenizer, text_file):
+def test_the_seed_selects_passages_of_one_long_text_file(tokenizer, text_file):
     """A .txt file is one document: shuffling documents alone would always read its beginning."""
     text = calibration_text(str(text_file))
     assert len(text.documents) == 1
@@ -79,8 +79,8 @@ def test_every_token_of_the_text_is_drawn_once_and_eos_closes_documents_not_pass
     assert not Counter(text.replace(tokenizer.eos_token, "")) - Counter(long + short)
 
 
-def test_text_that_spells_special_tokens_stays_text(tokenizer):
-    """EOS in the ids is where a document ends, never where its text says so."""
+def test_text_that_spells_special_tokens_remains_text(tokenizer):
+    """EOS in the ids marks the end of a document, never a spelled token in its text."""
     text = "before <|endoftext|> after. "
     drawn = token_blocks(tokenizer, source(text, text), num_samples=1, seq_len=36, seed=0).ids_NT[0]
     plain = [i for part in ("before <", "|endoftext|> after. ") for i in tokenizer(part)["input_ids"]]
@@ -89,7 +89,7 @@ def test_text_that_spells_special_tokens_stays_text(tokenizer):
     assert tokenizer(text)["input_ids"].count(tokenizer.eos_token_id) == 1  # what a plain call would have made of it
 
 
-def test_angle_brackets_of_manuals_are_no_special_tokens_of_a_real_model():
+def test_angle_brackets_in_manuals_are_not_special_tokens_of_a_real_model():
     """SmolLM2 has a token <filename>, as many tokenizers have <s>: manuals and HTML are full of them."""
     tokenizer = AutoTokenizer.from_pretrained(resolve_model("smollm2"))
     text = "usage: tool <filename> [--force] and <s>struck</s> "
@@ -108,8 +108,8 @@ def test_a_tokenizer_without_eos_joins_documents_with_nothing(dense):
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("model_max_length", [8, 10**30])
-def test_neither_padding_nor_truncation_nor_a_bos_enters(dense, side, model_max_length):
-    """Whatever the tokenizer's own settings are: each would change the statistics unseen."""
+def test_no_padding_truncation_or_bos_is_applied(dense, side, model_max_length):
+    """For any settings of the tokenizer: each would silently change the statistics."""
     plain = AutoTokenizer.from_pretrained(dense)
     odd = AutoTokenizer.from_pretrained(dense, padding_side=side, truncation_side=side)
     odd.add_special_tokens({"pad_token": "<pad>", "bos_token": "<bos>"})
@@ -140,35 +140,37 @@ def refused(folder, text_file, message, **fields):
 
 
 @pytest.mark.parametrize("content", [None, "{", "version https://git-lfs.github.com/spec/v1\noid sha256:1\n"])
-def test_a_tokenizer_that_is_missing_or_damaged_is_said_in_one_line(dense, tmp_path, text_file, content):
+def test_a_missing_or_damaged_tokenizer_gives_a_one_line_error(dense, tmp_path, text_file, content):
     folder = Path(shutil.copytree(dense, tmp_path / "copy"))
     (folder / "tokenizer.json").unlink()
     if content:
         (folder / "tokenizer.json").write_text(content)
-    refused(folder, text_file, r"has no tokenizer that loads without code of its own .*; copy tokenizer.json")
+    refused(folder, text_file, r"has no tokenizer that loads without its own code .*; copy tokenizer.json")
 
 
-def test_a_tokenizer_that_needs_code_of_its_own_is_refused_without_asking(dense, tmp_path, text_file, monkeypatch):
-    """transformers would ask on the terminal whether to run it; nobody may be there to answer."""
+def test_a_tokenizer_that_needs_its_own_code_is_refused_without_a_prompt(dense, tmp_path, text_file, monkeypatch):
+    """transformers would prompt on the terminal, where nobody may be present."""
     folder = Path(shutil.copytree(dense, tmp_path / "copy"))
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     own = {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["tokenization_own.OwnTokenizer", None]}}
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | own))
     (folder / "tokenization_own.py").write_text("raise SystemExit('ran')")
-    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("asked"))
-    refused(folder, text_file, "has no tokenizer that loads without code of its own")
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("prompted"))
+    refused(folder, text_file, "has no tokenizer that loads without its own code")
 
 
-def test_a_tokenizer_of_a_larger_vocabulary_than_the_model_is_refused(tmp_path, text_file):
+def test_a_tokenizer_with_a_larger_vocabulary_than_the_model_is_refused(tmp_path, text_file):
     folder = write_dense(tmp_path / "m", num_hidden_layers=1)
     data = json.loads((folder / "config.json").read_text()) | {"vocab_size": 300}
     (folder / "config.json").write_text(json.dumps(data))
     refused(
-        folder, text_file, r"its tokenizer gives the token \d+, its embeddings end at 299; the tokenizer is of another"
+        folder,
+        text_file,
+        r"its tokenizer gives the token \d+, its embeddings end at 299; the tokenizer belongs to another",
     )
 
 
-def test_sequences_longer_than_the_model_reads_are_refused(dense, tmp_path, text_file):
+def test_sequences_longer_than_the_models_context_are_refused(dense, tmp_path, text_file):
     assert attempt(dense, text_file, seq_len=512).ids_NT.shape == (2, 512)
     refused(dense, text_file, "seq_len is 513; .* reads at most 512 tokens at once", seq_len=513)
     rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}

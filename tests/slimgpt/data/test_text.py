@@ -1,4 +1,4 @@
-"""Text sources: which one is taken, what it is called, and what is said when it cannot be had."""
+"""Text sources: which one is used, its name, and the errors where it is not available."""
 
 import gzip
 import hashlib
@@ -60,8 +60,8 @@ def compressed(kind: str, data: bytes) -> bytes:
     return sink.getvalue().to_pybytes()
 
 
-def test_compressed_lines_are_the_same_documents(tmp_path: Path) -> None:
-    """gzip and zstd, C4's own shard name, and a file of two gzip members, as `cat a.gz b.gz` makes it."""
+def test_compressed_files_give_the_same_documents(tmp_path: Path) -> None:
+    """gzip and zstd, C4's own shard name, and a file of two gzip members, as `cat a.gz b.gz` writes it."""
     lines = write_jsonl(tmp_path / "a.jsonl", ROWS * 3000).read_bytes()
     half = lines.index(b"\n", len(lines) // 2) + 1
     (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(lines))
@@ -75,7 +75,7 @@ def test_compressed_lines_are_the_same_documents(tmp_path: Path) -> None:
         assert calibration_text(str(tmp_path / name)).sha256 == expected.sha256
 
 
-def test_a_folder_is_its_text_files_in_the_order_of_their_names(tmp_path: Path) -> None:
+def test_a_folder_gives_its_text_files_in_order_of_name(tmp_path: Path) -> None:
     folder = tmp_path / "shards"
     (folder / "nested").mkdir(parents=True)
     parquet.write_table(pa.table({"text": ["third"]}), folder / "c.parquet")
@@ -92,7 +92,7 @@ def test_a_folder_is_its_text_files_in_the_order_of_their_names(tmp_path: Path) 
         calibration_text(str(tmp_path))
 
 
-def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+def test_a_byte_order_mark_is_not_text(tmp_path: Path) -> None:
     mark = b"\xef\xbb\xbf"
     (tmp_path / "a.txt").write_bytes(mark + b"plain")
     (tmp_path / "a.jsonl").write_bytes(mark + b'{"text": "a"}\r\n' + mark + b'{"text": "b"}\r\n')  # as cat joins two
@@ -100,13 +100,13 @@ def test_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
     assert calibration_text(str(tmp_path / "a.jsonl")).documents == ["a", "b"]
 
 
-def test_line_breaks_inside_a_document_stay(tmp_path: Path) -> None:
+def test_line_breaks_inside_a_document_are_kept(tmp_path: Path) -> None:
     odd = "a\u2028b\u0085c\x0bd\r\ne\x00f"
     (tmp_path / "a.jsonl").write_text(json.dumps({"text": odd}, ensure_ascii=False) + "\n", encoding="utf-8")
     assert calibration_text(str(tmp_path / "a.jsonl")).documents == [odd]
 
 
-def test_text_files_are_one_document_byte_for_byte(tmp_path: Path) -> None:
+def test_a_text_file_is_one_document_byte_for_byte(tmp_path: Path) -> None:
     raw = "A line\r\n\n \nand ü\n".encode()
     (tmp_path / "a.txt").write_bytes(raw)
     source = perplexity_text(str(tmp_path / "a.txt"))
@@ -137,8 +137,8 @@ def test_local_wikitext(local_data: Path) -> None:
     assert train.documents == ["training text"]
 
 
-def test_the_real_wikitext_is_the_published_file() -> None:
-    """With the real data: the published sum, and the hub's rows (lines, blank ones empty) give the same stream."""
+def test_the_local_wikitext_equals_the_published_file() -> None:
+    """With the real data: the published checksum, and the hub's rows (lines, blank ones empty) give the same stream."""
     source = perplexity_text("auto")
     if source.origin != "local data":
         pytest.skip("SLIMGPT_DATA does not hold WikiText-2")
@@ -202,9 +202,9 @@ def test_parquet_without_text_is_refused(tmp_path: Path, column: dict[str, list[
 
 def test_a_parquet_file_cut_short_or_with_a_damaged_page_is_refused(tmp_path: Path) -> None:
     rows = [f"row {i} {i * 7919 % 1013}" for i in range(20_000)]
-    parquet.write_table(pa.table({"text": [*rows, None]}), tmp_path / "whole.parquet", use_dictionary=False)
-    assert calibration_text(str(tmp_path / "whole.parquet")).documents == rows
-    data = bytearray((tmp_path / "whole.parquet").read_bytes())
+    parquet.write_table(pa.table({"text": [*rows, None]}), tmp_path / "complete.parquet", use_dictionary=False)
+    assert calibration_text(str(tmp_path / "complete.parquet")).documents == rows
+    data = bytearray((tmp_path / "complete.parquet").read_bytes())
     (tmp_path / "cut.parquet").write_bytes(data[: len(data) // 2])
     data[100:4000] = b"\xff" * 3900
     (tmp_path / "damaged.parquet").write_bytes(data)
@@ -214,14 +214,14 @@ def test_a_parquet_file_cut_short_or_with_a_damaged_page_is_refused(tmp_path: Pa
         assert "\n" not in str(caught.value)
 
 
-def test_unknown_words_are_refused_with_what_is_known() -> None:
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="c4, wikitext, python or auto"):
         calibration_text("c5")
     with pytest.raises(ValueError, match="wikitext2, python or auto"):
         perplexity_text("ptb")
 
 
-def test_a_data_folder_that_is_none_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_missing_data_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLIMGPT_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="SLIMGPT_DATA"):
         calibration_text("auto")
@@ -237,7 +237,7 @@ def test_python_text_is_prose_and_the_held_out_part_is_disjoint() -> None:
 
 
 def run_alone(code: str, *arguments: str, **environment: str) -> str:
-    """Run code in a process of its own: whether there is a hub is asked once a process."""
+    """Run code in its own process: whether the hub is reachable is checked once per process."""
     inherited = {key: value for key, value in os.environ.items() if key not in ("SLIMGPT_DATA", "HF_HUB_OFFLINE")}
     command = [sys.executable, "-c", code, *arguments]
     done = subprocess.run(
@@ -260,7 +260,7 @@ for read, name in ((calibration_text, "c4"), (calibration_text, "wikitext"), (pe
 """
 
 
-def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors(tmp_path: Path) -> None:
+def test_without_data_or_hub_auto_is_python_and_named_texts_are_errors(tmp_path: Path) -> None:
     lines = run_alone(WITHOUT_DATA, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[0] == f"python python {calibration_text('python').sha256}"  # the same text in every process
     assert lines[1] == f"python python {perplexity_text('python').sha256}"
@@ -269,7 +269,7 @@ def test_with_neither_data_nor_hub_auto_is_python_and_names_are_errors(tmp_path:
 
 
 class Endpoint(BaseHTTPRequestHandler):
-    """Answers /STATUS with that status, and everything else with 404."""
+    """Responds to /STATUS with that status, and to everything else with 404."""
 
     def do_HEAD(self) -> None:
         self.send_response(int(self.path.strip("/")) if self.path.strip("/").isdigit() else 404)
@@ -305,15 +305,17 @@ except FileNotFoundError as error:
 """
 
 
-def test_a_hub_is_known_by_its_answer_and_what_it_does_not_give_is_an_error_in_one_line(tmp_path: Path) -> None:
+def test_hub_responses_are_recognised_and_missing_data_gives_a_one_line_error(tmp_path: Path) -> None:
     with endpoint() as url:
         lines = run_alone(HUB_ANSWERS, url, HF_ENDPOINT=url, NO_PROXY="127.0.0.1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[:4] == ["", "", "the hub answers with status 403", "the hub answers with status 503"]
-    assert lines[4].startswith("wikitext2 is not at hand: the hub answers with status 404 for Salesforce/wikitext, and")
+    assert lines[4].startswith(
+        "wikitext2 is not available: the hub answers with status 404 for Salesforce/wikitext, and"
+    )
     assert len(lines) == 5
 
 
-def test_a_hub_that_never_answers_is_given_up_on() -> None:
+def test_a_hub_that_never_responds_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         code = "from slimgpt.checkpoints.hub import hub_obstacle; print(hub_obstacle())"

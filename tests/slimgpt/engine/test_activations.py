@@ -1,4 +1,4 @@
-"""Blocks come back as they went, wherever they are kept; the place changes no bit of a pruned model."""
+"""Blocks are read as they were written, wherever they are stored; pruned models are bit-identical for every place."""
 
 import os
 import signal
@@ -17,7 +17,7 @@ CPU = torch.device("cpu")
 
 
 @pytest.mark.parametrize("place", ["device", "disk"])
-def test_blocks_that_are_replaced_while_they_are_read_come_back_exact(tmp_path, place):
+def test_blocks_replaced_during_reading_are_exact(tmp_path, place):
     """As the layer loop uses them: other widths and dtypes than before, the last block shorter."""
     first = [torch.randn(3, 5, 8), torch.randn(3, 5, 8), torch.randn(1, 5, 8)]
     blocks = make_blocks(place, 3, 3 * 5 * 8 * 4, CPU, tmp_path)
@@ -35,7 +35,7 @@ def test_blocks_that_are_replaced_while_they_are_read_come_back_exact(tmp_path, 
 
 
 def test_blocks_on_disk_take_no_memory(tmp_path):
-    """512 MiB are written and read twice; the process grows by some blocks that malloc keeps for later."""
+    """512 MiB are written and read twice; the process grows only by a few blocks that malloc caches."""
     blocks, size = DiskBlocks(64, 8 << 20, CPU, tmp_path), 2 << 20
     before = psutil.Process().memory_info().rss
     for b in range(64):
@@ -62,8 +62,8 @@ def _write_and_die(folder):
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def test_on_a_cpu_device_and_host_are_one_place():
-    assert [choose_place(asked, CPU, 1 << 60) for asked in ("auto", "device", "host", "disk")] == [
+def test_on_a_cpu_device_and_host_are_the_same_place():
+    assert [choose_place(place, CPU, 1 << 60) for place in ("auto", "device", "host", "disk")] == [
         "device",
         "device",
         "device",
@@ -73,7 +73,7 @@ def test_on_a_cpu_device_and_host_are_one_place():
 
 
 @pytest.mark.parametrize("fields", [{}, {"keep_gib": 0, "num_samples": 7}, {"dtype": "bfloat16"}])
-def test_on_disk_the_pruned_model_is_the_same_bit_for_bit(dense, tmp_path, tiny_config, fields):
+def test_activations_on_disk_give_a_bit_identical_model(dense, tmp_path, tiny_config, fields):
     reports = {
         place: prune(dense, tmp_path / place, tiny_config(**fields, activations=place)) for place in ("device", "disk")
     }
@@ -81,7 +81,7 @@ def test_on_disk_the_pruned_model_is_the_same_bit_for_bit(dense, tmp_path, tiny_
     assert model_files(tmp_path / "device") == model_files(tmp_path / "disk")
 
 
-def test_a_disk_without_room_for_activations_is_said_and_another_place_goes_on(
+def test_a_disk_without_room_for_activations_is_refused_and_another_place_resumes(
     dense, tmp_path, tiny_config, small_disk
 ):
     """18 MB hold the pruned model and the margin; the activations would take 6 more."""
@@ -96,7 +96,7 @@ def test_a_disk_without_room_for_activations_is_said_and_another_place_goes_on(
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-def test_on_a_gpu_host_and_disk_give_the_same_bits_as_the_device(dense, tmp_path, tiny_config):
+def test_on_a_gpu_host_and_disk_are_bit_identical_to_the_device(dense, tmp_path, tiny_config):
     for place in ("device", "host", "disk"):
         report = prune(dense, tmp_path / place, tiny_config(num_samples=64, activations=place, device="cuda"))
         assert report.activations == place

@@ -1,4 +1,4 @@
-"""What cost.py counts is what torch counts."""
+"""The operations that cost.py counts equal torch's own count."""
 
 import os
 import subprocess
@@ -22,18 +22,18 @@ def cost_of(dense, pruned, setting):
     return estimate(dense, pruned, setting, embedding=1000, parameters=10_000)
 
 
-def test_a_forward_pass_has_the_operations_torch_counts(dense):
+def test_forward_pass_operations_equal_torchs_count(dense):
     model = AutoModel.from_pretrained(dense, dtype=torch.float32, attn_implementation="eager")  # sdpa is not counted
     shapes = layer_shapes(model.config)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         model(input_ids=torch.zeros(3, 16, dtype=torch.long), use_cache=False)
-    # eager attention computes the whole square
+    # eager attention computes the full square
     other_half = sum(2 * 48 * 16 * shape.num_heads * shape.head_dim for shape in shapes)
     assert cost_of(shapes, shapes, SETTING).forward == counter.get_total_flops() - other_half
 
 
 @pytest.mark.parametrize("dim", [128, 384, 1536])
-def test_gram_products_have_the_operations_torch_counts(dense, dim):
+def test_gram_product_operations_equal_torchs_count(dense, dim):
     [shape, *_] = layer_shapes(AutoModel.from_pretrained(dense).config)
     shape = replace(shape, num_heads=dim // 64, num_kv_heads=dim // 64, head_dim=64, intermediate_size=dim)
 
@@ -58,7 +58,7 @@ def test_processes_share_tokens_and_a_file_takes_activations_out_of_memory(dense
     assert alone.host - on_disk.host == waiting - 3 * waiting // 64  # three of 64 blocks are on their way
 
 
-def test_the_tables_of_the_docs_are_what_is_counted():
+def test_the_tables_in_the_docs_are_up_to_date():
     root = Path(__file__).parents[3]
     command = [sys.executable, "benchmarks/scaling.py", "--tables"]
     printed = subprocess.run(

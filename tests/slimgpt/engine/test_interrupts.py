@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a full disk: one clear line, nothing half-written looks whole, the same command goes on."""
+"""Ctrl-C, SIGTERM and a full disk: a one-line error, no partial file looks complete, the same command resumes."""
 
 import os
 import random
@@ -17,14 +17,14 @@ from .test_resume import model_files
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, dense, tiny_config):
+def uninterrupted(tmp_path_factory, dense, tiny_config):
     """An uninterrupted run."""
-    out = tmp_path_factory.mktemp("whole") / "out"
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
     prune(dense, out, tiny_config())
     return out
 
 
-def _prune_signalled(dense, out, text, number, at_call, err, answer):
+def _prune_signalled(dense, out, text, number, at_call, err, counts):
     """``slimgpt prune`` in a process that signals itself at its ``at_call``-th call."""
     with err.open("w") as file:
         os.dup2(file.fileno(), 2)
@@ -36,23 +36,23 @@ def _prune_signalled(dense, out, text, number, at_call, err, answer):
         cli.main()
     finally:
         sys.setprofile(None)
-        answer.put(calls[0])
+        counts.put(calls[0])
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_at_any_moment_gives_one_line_and_the_next_run_goes_on(
-    dense, tmp_path, text_file, whole, tiny_config, number, code
+def test_a_signal_at_any_moment_gives_a_one_line_error_and_the_next_run_resumes(
+    dense, tmp_path, text_file, uninterrupted, tiny_config, number, code
 ):
-    answer, outs = processes.queue(), [tmp_path / "out0"]
+    counts, outs = processes.queue(), [tmp_path / "out0"]
 
     def run(folder, at_call):
-        arguments = (dense, folder, text_file, number, at_call, tmp_path / "err", answer)
+        arguments = (dense, folder, text_file, number, at_call, tmp_path / "err", counts)
         process = processes.start(_prune_signalled, *arguments)
         process.join(120)
         return process.exitcode, (tmp_path / "err").read_text().replace("\r", "\n")
 
     assert run(tmp_path / "counted", 0)[0] == 0
-    calls = answer.get(timeout=10)
+    calls = counts.get(timeout=10)
     chance, stopped = random.Random(int(number)), 0
     for _ in range(12):
         out = outs[-1]
@@ -64,17 +64,17 @@ def test_a_signal_at_any_moment_gives_one_line_and_the_next_run_goes_on(
             continue  # the command line was being read
         stopped += 1
         assert exitcode == code
-        said = [line for line in err.splitlines() if line and not line.startswith("prune:")]
-        assert len(said) == 1
-        assert said[0].startswith("error: interrupted ")
-        assert said[0].endswith("; finished layers are kept: run the same command again to go on")
+        errors = [line for line in err.splitlines() if line and not line.startswith("prune:")]
+        assert len(errors) == 1
+        assert errors[0].startswith("error: interrupted ")
+        assert errors[0].endswith("; finished layers are kept: run the same command again to resume")
     assert stopped > 1
     for out in outs:
         prune(dense, out, tiny_config())
-        assert model_files(out) == model_files(whole)
+        assert model_files(out) == model_files(uninterrupted)
 
 
-def test_the_line_names_the_layer():
+def test_the_error_names_the_layer():
     with listening() as interrupts:
         interrupts.layer_done(16, 30)
         with pytest.raises(Stopped) as stopped:
@@ -94,8 +94,8 @@ def test_one_of_several_processes_stops_at_the_end_of_a_layer():
 
 
 @pytest.mark.parametrize("kib_left", [0, 100, 140])
-def test_a_disk_that_fills_in_the_middle_is_one_line_and_the_next_run_goes_on(
-    dense, whole, tiny_config, small_disk, kib_left
+def test_a_disk_that_fills_during_the_run_gives_a_one_line_error_and_the_next_run_resumes(
+    dense, uninterrupted, tiny_config, small_disk, kib_left
 ):
     """The next shard takes 144 KiB."""
     with small_disk("20M") as disk:
@@ -108,14 +108,16 @@ def test_a_disk_that_fills_in_the_middle_is_one_line_and_the_next_run_goes_on(
         (disk / "filler").unlink()
         report = prune(dense, disk / "out", tiny_config())
         assert report.replayed_layers >= 1
-        assert model_files(disk / "out") == model_files(whole)
+        assert model_files(disk / "out") == model_files(uninterrupted)
 
 
-def test_a_disk_that_fills_within_a_line_of_the_journal_loses_no_layer_before_it(dense, whole, tiny_config, small_disk):
+def test_a_disk_that_fills_within_a_line_of_the_journal_loses_no_layer_before_it(
+    dense, uninterrupted, tiny_config, small_disk
+):
     """The next shard just fits. Its journal line, in one case at least, does not: it is torn at the end of a page."""
     torn = 0
     for after in (1, 2, 3):
-        shard = whole / f"model-{after + 2:05d}-of-00006.safetensors"
+        shard = uninterrupted / f"model-{after + 2:05d}-of-00006.safetensors"
         with small_disk("20M") as disk:
             fill = _fill(disk, after=after, kib_left=-(-shard.stat().st_size // 4096) * 4)
             with pytest.raises(OSError, match="could not be written to"):
@@ -123,18 +125,20 @@ def test_a_disk_that_fills_within_a_line_of_the_journal_loses_no_layer_before_it
             torn += not (disk / "out" / "journal.jsonl").read_bytes().endswith(b"\n")
             (disk / "filler").unlink()
             assert prune(dense, disk / "out", tiny_config()).replayed_layers >= after
-            assert model_files(disk / "out") == model_files(whole)
+            assert model_files(disk / "out") == model_files(uninterrupted)
     assert torn
 
 
-def test_a_disk_that_fills_at_the_very_end_is_one_line_and_the_next_run_goes_on(dense, whole, tiny_config, small_disk):
+def test_a_disk_that_fills_at_the_end_gives_a_one_line_error_and_the_next_run_resumes(
+    dense, uninterrupted, tiny_config, small_disk
+):
     with small_disk("20M") as disk:
         with pytest.raises(OSError, match="could not be written to"):
             prune(dense, disk / "out", tiny_config(), on_layer=_fill(disk, after=4, kib_left=140))
         assert not (disk / "out" / "config.json").exists()
         (disk / "filler").unlink()
         assert prune(dense, disk / "out", tiny_config()).replayed_layers == 4
-        assert model_files(disk / "out") == model_files(whole)
+        assert model_files(disk / "out") == model_files(uninterrupted)
 
 
 def _fill(disk, *, after, kib_left):

@@ -1,4 +1,4 @@
-"""The dry run says what then happens."""
+"""The dry run predicts what pruning does."""
 
 import subprocess
 
@@ -9,7 +9,7 @@ from slimgpt.engine.pruner import prune
 
 
 @pytest.mark.parametrize("unit", ["kv_group", "query"])
-def test_planned_widths_are_the_widths_that_come_out(dense, tmp_path, tiny_config, unit):
+def test_planned_widths_equal_the_pruned_widths(dense, tmp_path, tiny_config, unit):
     config = tiny_config(head_unit=unit, head_budget="ratio")
     planned = plan(dense, config, tmp_path / "out")
     assert planned.missing == []
@@ -30,7 +30,7 @@ def widths(report):
     return [{name: getattr(layer, name) for name in names} for layer in report.layers]
 
 
-def test_where_only_the_data_can_tell_the_plan_says_so_and_gives_bounds(dense, tmp_path, tiny_config):
+def test_the_plan_gives_bounds_when_widths_depend_on_data(dense, tmp_path, tiny_config):
     planned = plan(dense, tiny_config(), tmp_path / "out")
     report = prune(dense, tmp_path / "out", tiny_config())
     assert planned.depends_on_data
@@ -42,7 +42,7 @@ def test_where_only_the_data_can_tell_the_plan_says_so_and_gives_bounds(dense, t
 
 
 @pytest.mark.parametrize("place", ["auto", "disk"])
-def test_a_measured_plan_has_the_widths_that_come_out_and_writes_nothing(dense, tmp_path, tiny_config, place):
+def test_a_measured_plan_has_the_pruned_widths_and_writes_nothing(dense, tmp_path, tiny_config, place):
     config = tiny_config(activations=place)
     seen = []
     planned = plan(dense, config, tmp_path / "out", measure=True, on_layer=lambda _, count: seen.append(count))
@@ -55,7 +55,7 @@ def test_a_measured_plan_has_the_widths_that_come_out_and_writes_nothing(dense, 
     assert planned.parameters_after == report.parameters_after
 
 
-def test_a_plan_measures_no_rate_unless_it_is_asked_to(dense, tiny_config):
+def test_a_plan_measures_the_rate_only_on_request(dense, tiny_config):
     assert plan(dense, tiny_config(), estimate_seconds=False).seconds is None
     assert plan(dense, tiny_config()).seconds > 0
 
@@ -76,7 +76,7 @@ def test_the_memory_estimate_follows_tokens_and_not_depth(dense, tmp_path, tiny_
     assert few < many == deep
 
 
-def test_a_disk_that_is_too_small_is_said_before_anything_is_written(dense, tmp_path, tiny_config):
+def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(dense, tmp_path, tiny_config):
     """A real file system of 200 kB; the pruned model takes some 500."""
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -1,4 +1,4 @@
-"""The layer loop end to end on tiny models, against plain least squares; what comes out and what is refused."""
+"""The layer loop end to end on tiny models, against plain least squares: results and refusals."""
 
 import json
 import shutil
@@ -31,7 +31,7 @@ def inputs_of(model, module, ids_NT):
 
 
 @pytest.mark.parametrize("unit", ["auto", "kv_group", "query"])
-def test_every_weight_is_the_least_squares_optimum_on_what_the_pruned_layers_before_it_give(
+def test_every_weight_is_the_least_squares_optimum_for_the_outputs_of_the_pruned_layers_before_it(
     dense, tmp_path, tiny_config, unit
 ):
     """The oracle is a plain transformers model whose blocks are replaced one by one: no code of the loop."""
@@ -88,7 +88,7 @@ def test_ratio_counts_and_report_agree_with_the_reloaded_model(name, request, tm
     assert model.lm_head.weight.data_ptr() == model.model.embed_tokens.weight.data_ptr() or name == "dense_mha"
 
 
-def test_what_came_with_the_dense_model_goes_along_byte_for_byte(dense, tmp_path, tiny_config):
+def test_companion_files_are_copied_byte_for_byte(dense, tmp_path, tiny_config):
     prune(dense, tmp_path / "out", tiny_config())
     for name in ("tokenizer.json", "tokenizer_config.json", "generation_config.json", "chat_template.jinja"):
         assert (tmp_path / "out" / name).read_bytes() == (dense / name).read_bytes()
@@ -130,7 +130,7 @@ def test_equal_layers_give_a_stock_checkpoint(dense_mha, tmp_path, tiny_config):
 
 
 def test_equal_layers_that_llama_config_refuses_are_written_per_layer(dense_mha, tmp_path, tiny_config):
-    """64 is no multiple of 6 heads: LlamaConfig would refuse to load it even though head_dim is given."""
+    """64 is not a multiple of 6 heads: LlamaConfig would refuse to load it even though head_dim is given."""
     config = tiny_config(schedule="uniform", ratio=0.25, ffn_multiple=32, head_budget="ratio")
     prune(dense_mha, tmp_path / "out", config)
     config = load(tmp_path / "out").config
@@ -147,7 +147,7 @@ def test_recomputed_activations_give_the_same_model_as_kept_ones(dense, tmp_path
 
 
 def test_block_size_changes_nothing_but_rounding(dense, tmp_path, tiny_config):
-    """Two sequences at once or all eight: a layer's answer must not be cut to its first sequence."""
+    """Two sequences at once or all eight: a layer's output must not be cut to its first sequence."""
     small = prune(dense, tmp_path / "small", tiny_config(block_tokens=64))
     large = prune(dense, tmp_path / "large", tiny_config(block_tokens=3 * 64))
     assert [x.kept_heads for x in small.layers] == [x.kept_heads for x in large.layers]
@@ -170,7 +170,7 @@ def test_only_one_kind_can_be_pruned(dense, tmp_path, tiny_config, targets):
         assert layer.num_attention_heads == 8 or targets == "attention"
 
 
-def test_heads_go_where_they_cost_less_than_the_ffn_and_stay_where_they_cost_more(dense, tmp_path, tiny_config):
+def test_heads_are_removed_only_where_they_cost_less_than_the_ffn(dense, tmp_path, tiny_config):
     """The price of a head is what the FFN of the layer before paid for a parameter; the ratio is met either way."""
     cheap, dear = tmp_path / "cheap", tmp_path / "dear"
     for folder, scale in ((cheap, 1e-3), (dear, 1e3)):
@@ -192,7 +192,7 @@ def test_heads_go_where_they_cost_less_than_the_ffn_and_stay_where_they_cost_mor
     assert many.ratio == pytest.approx(0.2, abs=0.005)
 
 
-def test_heads_go_at_any_price_where_the_ffn_cannot_give_enough(dense, tmp_path, tiny_config):
+def test_heads_are_removed_at_any_price_where_the_ffn_is_not_enough(dense, tmp_path, tiny_config):
     report = prune(dense, tmp_path / "out", tiny_config(ratio=0.7, schedule="uniform"))
     assert report.ratio == pytest.approx(0.7, abs=0.005)
     assert all(layer.num_attention_heads < 8 for layer in report.layers)
@@ -231,7 +231,7 @@ def test_an_outlier_channel_of_1e4_still_gives_a_finite_model(dense, tmp_path, t
         ({"device": "warp"}, "device 'warp' is not usable"),
     ],
 )
-def test_what_cannot_be_done_is_said_before_anything_is_written(dense, tmp_path, tiny_config, fields, message):
+def test_impossible_requests_are_refused_before_anything_is_written(dense, tmp_path, tiny_config, fields, message):
     with pytest.raises(ValueError, match=message):
         prune(dense, tmp_path / "out", tiny_config(**fields))
     assert not (tmp_path / "out").exists()

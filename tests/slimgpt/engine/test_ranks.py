@@ -1,4 +1,4 @@
-"""Two processes on CPU (gloo): the same model as one makes, and the end of one is the end of both."""
+"""Two processes on CPU (gloo): the same model as from one process, and if one ends, both end."""
 
 import os
 import signal
@@ -21,29 +21,29 @@ from .test_resume import model_files
 ROOT = Path(__file__).parents[3]
 
 
-def _in_group(store, rank, function, arguments, answers):
-    """``function(rank, *arguments)`` as one process of a group; its answer, or the error that ended it."""
+def _in_group(store, rank, function, arguments, results):
+    """``function(rank, *arguments)`` as one process of a group; puts its result, or the error that ended it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
     try:
-        answer = function(rank, *arguments)
+        result = function(rank, *arguments)
     except BaseException as error:  # an interrupt, too, must end both
-        answer = f"{type(error).__name__}: {error}"
-    answers.put((rank, answer))
+        result = f"{type(error).__name__}: {error}"
+    results.put((rank, result))
 
 
 def in_two_processes(tmp_path, function, *arguments):
-    """The answers of both, None for one that was killed. A process that waits for ever fails the test."""
+    """The results of both, None for one that was killed. A process that hangs fails the test."""
     store = tmp_path / f"store{len(list(tmp_path.glob('store*')))}"
-    answers = processes.queue()
-    both = [processes.start(_in_group, store, rank, function, arguments, answers) for rank in (0, 1)]
+    results = processes.queue()
+    both = [processes.start(_in_group, store, rank, function, arguments, results) for rank in (0, 1)]
     for process in both:
         process.join(300)
     hung = [process for process in both if process.is_alive()]
     for process in hung:
         process.kill()
     assert not hung
-    given = dict(answers.get(timeout=10) for process in both if process.exitcode == 0)
+    given = dict(results.get(timeout=10) for process in both if process.exitcode == 0)
     return [given.get(rank) for rank in (0, 1)]
 
 
@@ -60,8 +60,8 @@ def torchrun(*arguments):
     )
 
 
-def test_torchrun_prunes_as_one_process_does(dense, tmp_path, tiny_config, text_file):
-    """Nine sequences for two processes: one has a block more than the other."""
+def test_torchrun_gives_the_pruning_of_one_process(dense, tmp_path, tiny_config, text_file):
+    """Nine sequences for two processes: one has one block more than the other."""
     config = tiny_config(num_samples=9)
     one = prune(dense, tmp_path / "one", config)
     small = ["--ratio", 0.3, "--ffn-multiple", 4, "--num-samples", 9, "--seq-len", 64, "--block-tokens", 128]
@@ -81,20 +81,18 @@ def test_torchrun_prunes_as_one_process_does(dense, tmp_path, tiny_config, text_
             assert float((other[name] - tensor).norm()) <= 1e-4 * float(tensor.norm()), name
 
 
-def test_torchrun_says_once_what_ends_it(dense, tmp_path, text_file):
+def test_torchrun_reports_an_error_once(dense, tmp_path, text_file):
     flags = ("--num-samples", 1, "--seq-len", 64, "--ffn-multiple", 4, "--calibration", text_file)
     done = torchrun("prune", dense, tmp_path / "out", *flags)
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert said[0].startswith(
-        "error: 1 calibration sequences cannot be shared out among 2 processes; ask for at least 2"
-    )
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert errors[0].startswith("error: 1 calibration sequences cannot be split among 2 processes; ask for at least 2")
     assert done.returncode != 0
     assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("fields", [{}, {"keep_gib": 0, "activations": "disk"}])
-def test_two_processes_give_the_same_bits_each_time(dense, tmp_path, tiny_config, fields):
+def test_two_processes_give_bit_identical_results_each_time(dense, tmp_path, tiny_config, fields):
     for name in ("a", "b"):
         assert in_two_processes(tmp_path, _prune, dense, tmp_path / name, tiny_config(**fields)) == [(2, 0)] * 2
     assert model_files(tmp_path / "a") == model_files(tmp_path / "b")
@@ -108,15 +106,15 @@ def _kill_the_second_after_two_layers(rank, dense, out, config):
     return _prune(rank, dense, out, config, on_layer)
 
 
-def test_kill_9_of_one_ends_both_and_the_next_run_goes_on(dense, tmp_path, tiny_config):
+def test_killing_one_process_ends_both_and_the_next_run_resumes(dense, tmp_path, tiny_config):
     config, out = tiny_config(), tmp_path / "out"
     first, second = in_two_processes(tmp_path, _kill_the_second_after_two_layers, dense, out, config)
     assert second is None
     assert first.startswith("ConnectionError: rank 0 of 2 lost the others (")
-    assert first.endswith("finished layers are kept: run the same command again to go on")
+    assert first.endswith("finished layers are kept: run the same command again to resume")
     assert in_two_processes(tmp_path, _prune, dense, out, config) == [(2, 2), (2, 2)]
-    in_two_processes(tmp_path, _prune, dense, tmp_path / "whole", config)
-    assert model_files(out) == model_files(tmp_path / "whole")
+    in_two_processes(tmp_path, _prune, dense, tmp_path / "complete", config)
+    assert model_files(out) == model_files(tmp_path / "complete")
 
 
 def _fail_on_one(rank, dense, out, config, failing, error):
@@ -129,13 +127,13 @@ def _fail_on_one(rank, dense, out, config, failing, error):
 
 @pytest.mark.parametrize("failing", [0, 1])
 @pytest.mark.parametrize("error", [ValueError("layer 1 is broken"), KeyboardInterrupt("stopped")])
-def test_an_error_on_one_ends_both_with_it(dense, tmp_path, tiny_config, failing, error):
-    said = in_two_processes(tmp_path, _fail_on_one, dense, tmp_path / "out", tiny_config(), failing, error)
-    assert said == [f"{type(error).__name__}: {error}"] * 2
+def test_an_error_in_one_process_ends_both_with_it(dense, tmp_path, tiny_config, failing, error):
+    errors = in_two_processes(tmp_path, _fail_on_one, dense, tmp_path / "out", tiny_config(), failing, error)
+    assert errors == [f"{type(error).__name__}: {error}"] * 2
 
 
 class TwoPartError(Exception):
-    """Cannot be sent: its constructor takes other arguments than it passes on."""
+    """Cannot be sent: its constructor takes other arguments than it passes to Exception."""
 
     def __init__(self, what, where):
         super().__init__(f"{what} at {where}")
@@ -143,8 +141,8 @@ class TwoPartError(Exception):
 
 def test_an_error_that_cannot_be_sent_ends_both_with_its_text(dense, tmp_path, tiny_config):
     error = "TwoPartError: broken at layer 1"
-    said = in_two_processes(tmp_path, _fail_unsendably, dense, tmp_path / "out", tiny_config())
-    assert said == [f"RuntimeError: {error}", error]
+    errors = in_two_processes(tmp_path, _fail_unsendably, dense, tmp_path / "out", tiny_config())
+    assert errors == [f"RuntimeError: {error}", error]
 
 
 def _fail_unsendably(rank, dense, out, config):
@@ -155,8 +153,8 @@ def _fail_unsendably(rank, dense, out, config):
     return _prune(rank, dense, out, config, on_layer)
 
 
-def test_what_the_first_refuses_both_are_told(dense, tmp_path, tiny_config):
-    """The first alone reads OUT."""
+def test_a_refusal_by_the_first_process_is_raised_in_both(dense, tmp_path, tiny_config):
+    """Only the first reads OUT."""
     prune(dense, tmp_path / "out", tiny_config())
     before = model_files(tmp_path / "out")
     first, second = in_two_processes(tmp_path, _prune, dense, tmp_path / "out", tiny_config())
@@ -169,8 +167,8 @@ def test_what_the_first_refuses_both_are_told(dense, tmp_path, tiny_config):
 @pytest.mark.parametrize(
     ("ratio", "where"), [(0.3, "layer 0, mlp.down_proj: the activations hold NaN"), (0, "layer 0 gives NaN")]
 )
-def test_nan_on_one_alone_ends_both_with_the_layers_name(dense, tmp_path, tiny_config, ratio, where):
-    """Of the first layer's maps only the FFN's has statistics (the first heads stay); without pruning none has."""
+def test_nan_in_one_process_ends_both_with_the_layers_name(dense, tmp_path, tiny_config, ratio, where):
+    """In the first layer only the FFN's map has statistics (its heads are kept); without pruning none has."""
     config = tiny_config(ratio=ratio)
     first, second = in_two_processes(tmp_path, _prune_with_nan_on_the_second, dense, tmp_path / "out", config)
     assert first == second

@@ -1,4 +1,4 @@
-"""Interrupted, killed and damaged runs: nothing is lost, nothing half-written looks whole, the end is bit-identical."""
+"""Interrupted, killed and damaged runs: no loss, no partial file that looks complete, a bit-identical result."""
 
 import hashlib
 import random
@@ -19,13 +19,13 @@ from tests import processes
 
 
 def model_files(folder):
-    """sha256 of all that makes the model; the journal and the report hold seconds, which differ."""
-    names = [p for p in sorted(folder.iterdir()) if p.name not in ("journal.jsonl", "pruning.json")]
+    """sha256 of all that makes the model; journal, report and lineage hold seconds, which differ."""
+    names = [p for p in sorted(folder.iterdir()) if p.name not in ("journal.jsonl", "pruning.json", "lineage.json")]
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in names}
 
 
 class CrashError(Exception):
-    """Stands for whatever ends a run between two layers."""
+    """Stands for anything that ends a run between two layers."""
 
 
 def crash_after(layers):
@@ -37,10 +37,10 @@ def crash_after(layers):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory, dense, tiny_config):
+def uninterrupted(tmp_path_factory, dense, tiny_config):
     """An uninterrupted run."""
     config = tiny_config()
-    out = tmp_path_factory.mktemp("whole") / "out"
+    out = tmp_path_factory.mktemp("uninterrupted") / "out"
     prune(dense, out, config)
     return config, out
 
@@ -50,8 +50,8 @@ def interrupted(dense, out, config, layers=2):
         prune(dense, out, config, on_layer=crash_after(layers))
 
 
-def test_an_interrupted_run_goes_on_and_ends_bit_identical(dense, tmp_path, whole):
-    config, reference = whole
+def test_an_interrupted_run_resumes_and_is_bit_identical(dense, tmp_path, uninterrupted):
+    config, reference = uninterrupted
     interrupted(dense, tmp_path / "out", config)
     with pytest.raises(ValueError, match="no config.json"):
         resolve_model(tmp_path / "out")  # nothing takes it for a model
@@ -61,8 +61,8 @@ def test_an_interrupted_run_goes_on_and_ends_bit_identical(dense, tmp_path, whol
 
 
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "gone", "torn journal", "empty journal line"])
-def test_damage_is_detected_and_the_layer_made_again(dense, tmp_path, whole, damage):
-    config, reference = whole
+def test_damage_is_detected_and_the_layer_is_pruned_again(dense, tmp_path, uninterrupted, damage):
+    config, reference = uninterrupted
     out = tmp_path / "out"
     interrupted(dense, out, config)
     shard, journal = out / "model-00003-of-00006.safetensors", out / "journal.jsonl"
@@ -83,8 +83,8 @@ def test_damage_is_detected_and_the_layer_made_again(dense, tmp_path, whole, dam
     assert model_files(out) == model_files(reference)
 
 
-def test_a_finished_run_is_not_made_again(dense, tmp_path, whole):
-    config, reference = whole
+def test_a_finished_run_is_not_repeated(dense, tmp_path, uninterrupted):
+    config, reference = uninterrupted
     before = {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")}
     assert prune(dense, reference, config) == load_report(reference)
     assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")} == before
@@ -107,7 +107,7 @@ def test_another_config_model_calibration_or_number_of_threads_on_the_same_out_i
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
-        with pytest.raises(FileExistsError, match=f"now {threads + 1}; set OMP_NUM_THREADS={threads} to go on with it"):
+        with pytest.raises(FileExistsError, match=f"now {threads + 1}; set OMP_NUM_THREADS={threads} to resume it"):
             prune(dense, tmp_path / "out", config)
     finally:
         torch.set_num_threads(threads)
@@ -117,7 +117,7 @@ def test_another_config_model_calibration_or_number_of_threads_on_the_same_out_i
     assert model_files(tmp_path / "out") == before
 
 
-def test_a_folder_that_holds_something_else_is_left_alone(dense, tmp_path, tiny_config):
+def test_a_folder_with_other_files_is_not_touched(dense, tmp_path, tiny_config):
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "thesis.txt").write_text("mine")
     with pytest.raises(FileExistsError, match="thesis.txt"):
@@ -135,9 +135,9 @@ def test_a_second_process_on_one_out_is_refused(dense, tmp_path, tiny_config):
         prune(dense, tmp_path / "out", tiny_config(), on_layer=second)
 
 
-def test_kill_9_at_any_moment_loses_nothing(dense, tmp_path, whole):
+def test_kill_9_at_any_moment_loses_nothing(dense, tmp_path, uninterrupted):
     """Twenty kills, each at a random call of a run, on folders in every state; then one run to the end."""
-    config, reference = whole
+    config, reference = uninterrupted
     calls = _prune_in_process(dense, tmp_path / "counted", config, kill_at=0)
     chance = random.Random(0)
     for kill in range(20):
@@ -170,7 +170,7 @@ def _prune_counting_calls(dense, out, config, kill_at, answer):
 def test_kill_9_of_a_run_on_smollm2_loses_nothing(tmp_path):
     model = resolve_model("smollm2")
     config = PruneConfig(ratio=0.25, calibration="python", num_samples=2, seq_len=64)
-    prune(model, tmp_path / "whole", config)
+    prune(model, tmp_path / "uninterrupted", config)
     out = tmp_path / "out"
     process = processes.start(prune, model, out, config)
     layers = random.Random().randint(3, 24)
@@ -181,11 +181,11 @@ def test_kill_9_of_a_run_on_smollm2_loses_nothing(tmp_path):
     assert process.exitcode == -signal.SIGKILL
     assert not (out / "config.json").exists()
     assert prune(model, out, config).replayed_layers >= layers
-    assert model_files(out) == model_files(tmp_path / "whole")
+    assert model_files(out) == model_files(tmp_path / "uninterrupted")
 
 
-def test_settings_that_change_no_bit_may_change_between_two_runs(dense, tmp_path, whole):
-    config, reference = whole
+def test_settings_without_effect_on_the_result_may_differ_on_resume(dense, tmp_path, uninterrupted):
+    config, reference = uninterrupted
     interrupted(dense, tmp_path / "out", replace(config, activations="disk"))
     text = tmp_path / "same.txt"
     text.write_bytes(Path(config.calibration).read_bytes())
@@ -194,8 +194,8 @@ def test_settings_that_change_no_bit_may_change_between_two_runs(dense, tmp_path
     assert model_files(tmp_path / "out") == model_files(reference)
 
 
-def test_a_damaged_report_is_named(whole, tmp_path):
-    _, reference = whole
+def test_a_damaged_report_is_named(uninterrupted, tmp_path):
+    _, reference = uninterrupted
     for text in ("{", "{}", (reference / "pruning.json").read_text().replace('"ffn_error"', '"ffn_loss"')):
         (tmp_path / "pruning.json").write_text(text)
         with pytest.raises(ValueError, match="damaged or of another version"):

@@ -1,4 +1,4 @@
-"""Evaluation with the real lm-eval on a tiny model: definitions, data, figures, and what is refused."""
+"""Evaluation with the real lm-eval on a tiny model: definitions, data, figures and refusals."""
 
 import json
 import os
@@ -75,7 +75,7 @@ def manager() -> Iterator[TaskManager]:
 
 
 @pytest.mark.parametrize("name", LOCAL_TASKS)
-def test_local_definitions_are_the_official_ones_but_for_the_data_source(
+def test_local_definitions_equal_the_official_ones_except_for_the_data_source(
     name: str, local_data: Path, tmp_path: Path, manager: TaskManager
 ) -> None:
     tasks, used = load_tasks((name,), tmp_path)
@@ -107,21 +107,21 @@ PROMPTS = {
 
 
 @pytest.mark.parametrize("name", PAPER_TASKS)
-def test_prompts_choices_and_targets_are_the_official_ones(name: str, local_data: Path, tmp_path: Path) -> None:
+def test_prompts_choices_and_targets_equal_the_official_ones(name: str, local_data: Path, tmp_path: Path) -> None:
     task = load_tasks((name,), tmp_path)[0][name]
     document = next(iter(task.eval_docs))
     text, choices, target = PROMPTS[name]
     assert task.doc_to_text(document) == text
     assert [choice.strip() for choice in task.doc_to_choice(document)] == choices
-    found = task.doc_to_target(document)
-    assert (int(found) if isinstance(target, int) else found) == target
+    choice = task.doc_to_target(document)
+    assert (int(choice) if isinstance(target, int) else choice) == target
 
 
-def test_auto_takes_the_papers_seven_where_local_data_has_them(local_data: Path) -> None:
+def test_auto_selects_the_papers_seven_tasks_when_local_data_has_them(local_data: Path) -> None:
     assert choose_tasks(("auto", "wikitext", "piqa")) == (*PAPER_TASKS, "wikitext")
 
 
-def test_all_tasks_run_and_figures_are_named_for_mlflow(local_data: Path, tiny: Path) -> None:
+def test_all_tasks_run_and_metric_names_are_valid_in_mlflow(local_data: Path, tiny: Path) -> None:
     lines: list[str] = []
     config = EvalConfig(tasks=("auto", "wikitext"), perplexity="python", seq_len=64, max_blocks=2)
     result = evaluate(tiny, config, on_progress=lines.append)
@@ -147,7 +147,7 @@ def test_all_tasks_run_and_figures_are_named_for_mlflow(local_data: Path, tiny: 
     assert [fact for fact in private if fact in written] == []
 
 
-def test_by_object_and_by_path_give_equal_figures(tiny: Path, without_data: None) -> None:
+def test_a_loaded_model_and_its_folder_give_equal_figures(tiny: Path, without_data: None) -> None:
     config = EvalConfig(tasks=("continuation",), limit=12, perplexity="python", seq_len=64, max_blocks=3)
     by_path = evaluate(tiny, config)
     model, tokenizer = AutoModelForCausalLM.from_pretrained(tiny), AutoTokenizer.from_pretrained(tiny)
@@ -158,18 +158,18 @@ def test_by_object_and_by_path_give_equal_figures(tiny: Path, without_data: None
     assert by_path.results["n-samples"]["continuation"]["effective"] == 12
 
 
-def test_perplexity_alone_needs_no_task(tiny: Path) -> None:
+def test_perplexity_runs_without_tasks(tiny: Path) -> None:
     result = evaluate(tiny, EvalConfig(tasks=(), perplexity="python", seq_len=64, max_blocks=1))
     assert list(result.metrics) == ["python/perplexity"]
     assert result.results == {}
 
 
-def test_dtype_is_as_asked(tiny: Path) -> None:
+def test_the_requested_dtype_is_used(tiny: Path) -> None:
     config = EvalConfig(tasks="none", perplexity="python", seq_len=64, max_blocks=1, dtype="bfloat16", device="cpu")
     assert evaluate(tiny, config).dtype == "bfloat16"
 
 
-def test_continuation_is_made_of_held_out_text_and_has_one_right_answer() -> None:
+def test_continuation_uses_held_out_text_and_has_one_correct_choice() -> None:
     rows = continuation_rows()
     assert rows == continuation_rows()
     assert len(rows) > 300
@@ -195,17 +195,17 @@ def test_continuation_is_made_of_held_out_text_and_has_one_right_answer() -> Non
         ({"tasks": (), "perplexity": "none"}, "nothing would be measured"),
     ],
 )
-def test_config_is_checked_when_it_is_made(fields: dict[str, object], message: str) -> None:
+def test_config_is_validated_on_construction(fields: dict[str, object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         EvalConfig(**fields)  # type: ignore[arg-type]
 
 
-def test_tasks_come_as_list_or_text_too() -> None:
+def test_tasks_can_be_a_list_or_text() -> None:
     assert EvalConfig(tasks=["piqa", "boolq"]) == EvalConfig(tasks="piqa, boolq") == EvalConfig(tasks=("piqa,boolq",))
 
 
 def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, without_data: None) -> None:
-    (tmp_path / "config.json").write_text("{ this cannot be loaded")
+    (tmp_path / "config.json").write_text('{"model_type": "none that loads"}')
     with pytest.raises(ValueError, match=r"task 'hellswag' is not known \(did you mean hellaswag") as caught:
         evaluate(tmp_path, EvalConfig(tasks="hellswag"))
     assert "boolq, piqa" in str(caught.value)
@@ -213,16 +213,18 @@ def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, with
         evaluate(tmp_path, EvalConfig(tasks="continuation", perplexity="wikitxt2"))
 
 
-def test_a_folder_without_a_model_and_a_device_that_is_none_are_refused(tmp_path: Path, tiny: Path) -> None:
-    with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+def test_a_folder_without_a_model_and_an_unknown_device_are_refused(tmp_path: Path, tiny: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config\.json"):
         evaluate(tmp_path)
+    with pytest.raises(FileNotFoundError, match="no folder .*nowhere"):
+        evaluate(tmp_path / "nowhere")
     with pytest.raises(ValueError, match=r"device 'cuda:99' is not usable here .*use cpu, cuda or auto"):
         evaluate(tiny, EvalConfig(device="cuda:99"))
     with pytest.raises(ValueError, match="device 'gpu' is not usable here"):
         evaluate(tiny, EvalConfig(device="gpu"))
 
 
-def test_flatten_keeps_other_filters_apart() -> None:
+def test_flatten_keeps_filters_separate() -> None:
     results = {
         "results": {"gsm8k": {"alias": "x", "sample_len": 4, "em,strict": 0.5, "em,none": 1, "em_stderr,none": "N/A"}}
     }
@@ -241,7 +243,7 @@ except FileNotFoundError as error:
 """
 
 
-def test_with_neither_data_nor_hub_auto_is_continuation_and_names_are_errors(tmp_path: Path) -> None:
+def test_without_data_or_hub_auto_is_continuation_and_named_tasks_are_errors(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if key != "SLIMGPT_DATA"}
     environment |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path), "TMPDIR": str(tmp_path)}
     done = subprocess.run(
@@ -249,5 +251,5 @@ def test_with_neither_data_nor_hub_auto_is_continuation_and_names_are_errors(tmp
     )
     auto, error = done.stdout.splitlines()
     assert auto == "('continuation',)"
-    assert error.startswith("the data of task piqa is not at hand: HF_HUB_OFFLINE is set")
+    assert error.startswith("the data of task piqa is not available: HF_HUB_OFFLINE is set")
     assert "piqa/validation.jsonl" in error

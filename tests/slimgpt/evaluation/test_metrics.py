@@ -1,4 +1,4 @@
-"""One metric a task is quoted, whatever lm-eval calls it."""
+"""One metric per task is quoted, whatever lm-eval calls it."""
 
 from slimgpt.evaluation.metrics import percent, quoted_metrics
 
@@ -31,6 +31,6 @@ def test_the_quoted_metric_of_each_kind_of_task():
     }
 
 
-def test_percent_knows_what_is_out_of_100_already():
+def test_percent_keeps_metrics_already_on_a_scale_of_100():
     assert percent("piqa/acc_norm", 0.7) == 70
     assert percent("wmt16/bleu", 21.0) == 21

@@ -1,4 +1,4 @@
-"""Perplexity against its definition, written out a second time with loops."""
+"""Perplexity against its definition, implemented again with loops."""
 
 import math
 from pathlib import Path
@@ -35,28 +35,28 @@ def by_definition(model, tokenizer, stream: str, seq_len: int, blocks: int) -> f
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_equals_the_definition_whatever_the_batch_size(tiny, batch_size: int) -> None:
+def test_perplexity_matches_its_definition_for_any_batch_size(tiny, batch_size: int) -> None:
     stream = perplexity_text("python").documents[0][:20_000]
     result = perplexity(*tiny, text(stream), seq_len=64, max_blocks=5, batch_size=batch_size)
     assert result.perplexity == pytest.approx(by_definition(*tiny, stream, 64, 5), rel=1e-5)
     assert (result.blocks, result.tokens) == (5, 5 * 63)
 
 
-def test_documents_are_one_stream(tiny) -> None:
+def test_documents_are_concatenated(tiny) -> None:
     apart = perplexity(*tiny, text("One document.", "Another one."), seq_len=4, max_blocks=None)
     together = perplexity(*tiny, text("One document.\n\nAnother one."), seq_len=4, max_blocks=None)
     assert apart.perplexity == together.perplexity
     assert apart.blocks == together.blocks >= 2
 
 
-def test_a_model_that_knows_nothing_has_the_perplexity_of_its_vocabulary(tiny, tmp_path: Path) -> None:
+def test_a_uniform_model_has_the_perplexity_of_its_vocabulary_size(tiny, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(write_dense(tmp_path))
     torch.nn.init.zeros_(model.lm_head.weight)
     result = perplexity(model, tiny[1], text("The same for every token. " * 50), seq_len=16)
     assert result.perplexity == pytest.approx(VOCAB_SIZE, rel=1e-5)
 
 
-def test_all_blocks_are_used_where_no_limit_is_given_and_the_rest_is_dropped(tiny) -> None:
+def test_without_a_limit_all_complete_blocks_are_used(tiny) -> None:
     stream = "word " * 100
     tokens = len(tiny[1](stream)["input_ids"])
     result = perplexity(*tiny, text(stream), seq_len=32, max_blocks=None)
@@ -95,7 +95,7 @@ def test_bad_input_is_refused(tiny, arguments: dict[str, int], message: str) -> 
         perplexity(*tiny, text("short"), **({"seq_len": 2} | arguments))
 
 
-def test_broken_weights_are_an_error_rather_than_a_number(tiny, tmp_path: Path) -> None:
+def test_weights_with_nan_raise_an_error(tiny, tmp_path: Path) -> None:
     model = AutoModelForCausalLM.from_pretrained(write_dense(tmp_path))
     model.lm_head.weight.data[3] = math.nan
     with pytest.raises(ValueError, match="NaN"):

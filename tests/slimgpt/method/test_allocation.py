@@ -1,4 +1,4 @@
-"""Ratios, prices, limits and rounding: the total holds, bounds are bounds, and a layer with ratio 0 is left alone."""
+"""Ratios, prices, limits and rounding: the total is met, bounds hold, and a layer with ratio 0 is unchanged."""
 
 import random
 from dataclasses import replace
@@ -20,7 +20,7 @@ from slimgpt.method.shapes import LayerShape
     layers=st.integers(1, 80),
     schedule=st.sampled_from(["log", "linear", "uniform"]),
 )
-def test_the_mean_is_the_ratio_and_no_layer_passes_the_cap(ratio, share, layers, schedule):
+def test_the_mean_equals_the_ratio_and_no_layer_exceeds_the_cap(ratio, share, layers, schedule):
     ratios = layer_ratios(PruneConfig(ratio=ratio, schedule=schedule, first_ratio_share=share), [7] * layers)
     assert sum(ratios) / layers == pytest.approx(ratio, abs=1e-9)
     assert all(-1e-9 <= r <= MAX_RATIO + 1e-9 for r in ratios)
@@ -36,12 +36,12 @@ def test_the_papers_layer_ratios_for_32_layers(ratio, first, last):
 
 
 @given(ratio=st.floats(0.05, 0.5), sizes=st.lists(st.integers(80, 120), min_size=2, max_size=40))
-def test_layers_of_different_size_lose_the_ratio_together(ratio, sizes):
+def test_layers_of_different_sizes_meet_the_ratio_in_total(ratio, sizes):
     ratios = layer_ratios(PruneConfig(ratio=ratio), sizes)
     assert sum(r * size for r, size in zip(ratios, sizes, strict=True)) / sum(sizes) == pytest.approx(ratio)
 
 
-def test_skipped_layers_get_nothing_and_the_others_carry_their_share():
+def test_skipped_layers_lose_nothing_and_the_others_compensate():
     ratios = layer_ratios(PruneConfig(ratio=0.3, skip_first=2, skip_last=1), [1] * 10)
     assert ratios[:2] == [0, 0]
     assert ratios[-1] == 0
@@ -71,18 +71,18 @@ SMOL = LayerShape(hidden_size=576, num_heads=9, num_kv_heads=3, head_dim=64, int
 
 def path(shape, *steps, broken=False):
     """A path of removals (heads, kv heads, error), such as ``(1, 1, 0.5)``; which heads they are does not matter."""
-    made, heads, kv_heads = [], iter(range(shape.num_heads)), iter(range(shape.num_kv_heads))
+    head_steps, heads, kv_heads = [], iter(range(shape.num_heads)), iter(range(shape.num_kv_heads))
     for count, kv_count, error in steps:
         taken = tuple(next(heads) for _ in range(count)), tuple(next(kv_heads) for _ in range(kv_count))
-        made.append(HeadStep(*taken, shape.heads.cost(count, kv_count), error))
-    return HeadPath(shape.heads, tuple(made), broken, "layer 0, o_proj")
+        head_steps.append(HeadStep(*taken, shape.heads.cost(count, kv_count), error))
+    return HeadPath(shape.heads, tuple(head_steps), broken, "layer 0, o_proj")
 
 
 @given(
     ratio=st.floats(0.05, 0.6), multiple=st.sampled_from([1, 32, 64, 128]), width=st.sampled_from([1536, 1000, 11008])
 )
-def test_rounding_is_carried_so_that_the_total_holds(ratio, multiple, width):
-    """Heads give up all or nothing: the FFN makes up for it, within half a multiple over the whole model."""
+def test_rounding_is_carried_so_that_the_total_ratio_is_met(ratio, multiple, width):
+    """Heads lose all or nothing: the FFN compensates, within half a multiple over the entire model."""
     config = PruneConfig(ratio=ratio, schedule="uniform", ffn_multiple=multiple)
     shape = replace(SMOL, intermediate_size=width)
     allocation, shapes = Allocation(config, [shape] * 24), []
@@ -96,7 +96,7 @@ def test_rounding_is_carried_so_that_the_total_holds(ratio, multiple, width):
     assert 1 - sum(s.parameters for s in shapes) / (24 * shape.parameters) == pytest.approx(ratio, abs=0.005)
 
 
-def test_targets_keep_the_other_half_whole():
+def test_units_outside_targets_are_not_pruned():
     ffn = Allocation(PruneConfig(ratio=0.5, targets="ffn"), [SMOL] * 2)
     attention = Allocation(PruneConfig(ratio=0.1, targets="attention", schedule="uniform"), [SMOL] * 2)
     assert ffn.head_limit(1) == 0
@@ -107,8 +107,8 @@ def test_targets_keep_the_other_half_whole():
 @pytest.mark.parametrize("targets", ["all", "attention", "ffn"])
 @pytest.mark.parametrize("unit", ["auto", "kv_group", "query"])
 @pytest.mark.parametrize("budget", ["price", "ratio"])
-def test_a_layer_with_ratio_0_is_left_alone_in_every_combination(targets, unit, budget):
-    """Heads alone, with the last two layers skipped, once left 1 of 32 heads in both: they made up for the others."""
+def test_a_layer_with_ratio_0_is_unchanged_in_every_combination(targets, unit, budget):
+    """Heads alone, with the last two layers skipped, once left 1 of 32 heads in both, to compensate for the others."""
     shape = LayerShape(hidden_size=4096, num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=11008)
     config = PruneConfig(
         ratio=0.08, skip_first=1, skip_last=2, targets=targets, head_unit=unit, head_budget=budget, ffn_multiple=64
@@ -123,7 +123,7 @@ def test_a_layer_with_ratio_0_is_left_alone_in_every_combination(targets, unit, 
     assert allocation.ffn_width(30, 32, 8) == 11008
 
 
-def test_no_price_is_known_before_the_first_ffn_and_heads_over_it_stay_unless_needed():
+def test_heads_above_the_price_are_kept_unless_needed_and_the_first_layer_has_no_price():
     allocation = Allocation(PruneConfig(ratio=0.3, schedule="uniform"), [SMOL] * 3)
     assert not allocation.heads_may_go(0)
     allocation.settle(0, replace(SMOL, intermediate_size=1088), ffn_price=2.0)
@@ -138,14 +138,14 @@ def test_no_price_is_known_before_the_first_ffn_and_heads_over_it_stay_unless_ne
     assert forced.cut_heads(0, path(SMOL, dear, dear)) == 1
 
 
-def test_without_a_price_the_whole_path_is_taken_and_what_is_broken_is_refused():
+def test_without_a_price_the_full_path_is_used_and_a_broken_one_is_refused():
     allocation = Allocation(PruneConfig(ratio=0.3, head_budget="ratio"), [SMOL] * 3)
     assert allocation.cut_heads(2, path(SMOL, (3, 1, 1e9))) == 1
     with pytest.raises(ValueError, match="layer 0, o_proj: too ill-conditioned to compare units: raise percdamp"):
         allocation.cut_heads(2, path(SMOL, (3, 1, 1.0), broken=True))
     priced = Allocation(PruneConfig(ratio=0.3, schedule="uniform"), [SMOL] * 3)
     priced.settle(0, SMOL, ffn_price=2.0)
-    assert priced.cut_heads(1, path(SMOL, (3, 1, 1e9), broken=True)) == 0  # never asked to go that far
+    assert priced.cut_heads(1, path(SMOL, (3, 1, 1e9), broken=True)) == 0  # never needed that far
 
 
 @given(
@@ -159,10 +159,10 @@ def test_without_a_price_the_whole_path_is_taken_and_what_is_broken_is_refused()
     shape=st.sampled_from([SMOL, replace(SMOL, num_heads=8, num_kv_heads=8), replace(SMOL, num_heads=12)]),
     seed=st.integers(0, 10**6),
 )
-def test_whatever_the_data_say_widths_stay_within_the_bounds(
+def test_widths_stay_within_the_bounds_for_any_data(
     ratio, targets, unit, budget, schedule, multiple, skip, shape, seed
 ):
-    """The data: at every step of a path any of the units that fit, and a cut anywhere where heads have a price."""
+    """Random data: any unit that fits at every step of a path, and any cut where heads have a price."""
     draw, layers = random.Random(seed), 8
     try:
         config = PruneConfig(
@@ -193,12 +193,12 @@ def test_whatever_the_data_say_widths_stay_within_the_bounds(
 
 
 @pytest.mark.parametrize(("unit", "targets"), [("kv_group", "all"), ("query", "all"), ("auto", "ffn")])
-def test_where_one_kind_of_unit_has_no_price_the_bounds_are_the_plan(unit, targets):
+def test_with_only_one_kind_of_unit_the_bounds_equal_the_plan(unit, targets):
     config = PruneConfig(ratio=0.37, head_unit=unit, targets=targets, head_budget="ratio")
     shapes = planned_shapes(config, [SMOL] * 12)
     assert width_bounds(config, [SMOL] * 12) == [(shape, shape) for shape in shapes]
 
 
-def test_a_ratio_that_the_options_cannot_meet_is_refused_with_what_they_give():
+def test_an_unreachable_ratio_is_refused_with_the_reachable_one():
     with pytest.raises(ValueError, match=r"ratio 0\.1 cannot be met: .* multiples of 1024 give 0\.0"):
         planned_shapes(PruneConfig(ratio=0.1, ffn_multiple=1024, targets="ffn", schedule="uniform"), [SMOL])

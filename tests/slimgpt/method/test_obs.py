@@ -41,17 +41,17 @@ def least_squares_error(W_OD, H_DD, kept_K):
 @given(seed=st.integers(0, 10**6), dim=st.integers(3, 12), tokens=st.integers(2, 60), data=st.data())
 def test_group_error_is_the_increase_of_the_loss_after_optimal_refit(seed, dim, tokens, data):
     W_OD, H_DD, P_DD = problem(seed, dim=dim, tokens=tokens)
-    gone = data.draw(st.lists(st.integers(0, dim - 1), min_size=1, max_size=dim - 1, unique=True))
-    kept_K = torch.tensor([j for j in range(dim) if j not in gone])
+    removed = data.draw(st.lists(st.integers(0, dim - 1), min_size=1, max_size=dim - 1, unique=True))
+    kept_K = torch.tensor([j for j in range(dim) if j not in removed])
     expected, _ = least_squares_error(W_OD, H_DD, kept_K)
     elimination = obs.Elimination(W_OD, P_DD, dim)
-    torch.testing.assert_close(elimination.group_errors(torch.tensor([gone]))[0], expected, **CLOSE)
-    torch.testing.assert_close(elimination.remove(torch.tensor(gone)), expected, **CLOSE)
+    torch.testing.assert_close(elimination.group_errors(torch.tensor([removed]))[0], expected, **CLOSE)
+    torch.testing.assert_close(elimination.remove(torch.tensor(removed)), expected, **CLOSE)
 
 
 @settings(max_examples=40, deadline=None)
 @given(seed=st.integers(0, 10**6), dim=st.integers(4, 12), data=st.data())
-def test_eliminating_in_any_grouping_ends_at_the_least_squares_optimum(seed, dim, data):
+def test_any_elimination_grouping_reaches_the_least_squares_optimum(seed, dim, data):
     """At every step W is the optimum, and both kinds of error are those of the smaller problem."""
     W_OD, H_DD, P_DD = problem(seed, dim=dim)
     before = W_OD.clone(), P_DD.clone()
@@ -59,8 +59,8 @@ def test_eliminating_in_any_grouping_ends_at_the_least_squares_optimum(seed, dim
     elimination = obs.Elimination(W_OD, P_DD, dim)
     while len(order) > 1:
         cut = data.draw(st.integers(1, len(order) - 1))
-        gone, order = order[:cut], order[cut:]
-        elimination.remove(torch.tensor(gone))
+        removed, order = order[:cut], order[cut:]
+        elimination.remove(torch.tensor(removed))
         kept_K = torch.tensor(sorted(order))
         loss, expected = least_squares_error(W_OD, H_DD, kept_K)
         torch.testing.assert_close(elimination.W_OD[:, kept_K], expected, **CLOSE)
@@ -93,13 +93,13 @@ def test_the_papers_head_score_follows_its_equation():
 
 
 @pytest.mark.parametrize("dim", [1, 7, 128, 129, 500])
-def test_the_inverse_is_that_of_the_damped_matrix_whatever_the_strips(dim):
+def test_the_inverse_equals_that_of_the_damped_matrix_for_any_strip_size(dim):
     _, H_DD, P_DD = problem(3, dim=dim, tokens=2 * dim)
     torch.testing.assert_close(P_DD, torch.linalg.inv(H_DD), rtol=1e-7, atol=1e-12)
     assert torch.equal(P_DD, P_DD.T)
 
 
-def test_inverting_leaves_h_as_it_was():
+def test_inverting_does_not_change_h():
     H_DD = torch.diag(torch.tensor([1.0, 2.0, 1e-30], dtype=torch.float64))
     before = H_DD.clone()
     obs.invert(H_DD, 0.0)
@@ -108,7 +108,7 @@ def test_inverting_leaves_h_as_it_was():
 
 @pytest.mark.parametrize("dim", [7, 128, 300, 800])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_gram_is_the_sum_of_outer_products_whatever_the_strips(dim, dtype):
+def test_gram_equals_the_sum_of_outer_products_for_any_strip_size(dim, dtype):
     gram, x = obs.Gram(dim, "cpu"), torch.randn(2, 3, 50, dim).to(dtype)
     for block in x:
         gram.add(block)
@@ -120,7 +120,7 @@ def test_gram_is_the_sum_of_outer_products_whatever_the_strips(dim, dtype):
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 1e30])
-def test_gram_refuses_what_is_not_finite_or_whose_square_is_not(value):
+def test_gram_refuses_inputs_that_are_not_finite_or_overflow_when_squared(value):
     gram = obs.Gram(4, "cpu")
     gram.add(torch.tensor([[1.0, value, 0.0, 2.0]]))
     with pytest.raises(ValueError, match="NaN or infinite"):
@@ -153,15 +153,15 @@ def test_ill_conditioned_statistics_never_give_nan(seed, tokens, scale, percdamp
     assert error >= 0
 
 
-def test_raised_damping_is_said(caplog):
+def test_raised_damping_is_logged(caplog):
     with caplog.at_level(logging.WARNING):
         inverse = obs.invert(torch.ones(3, 3, dtype=torch.float64), 0.0)
     assert inverse.damping > 0
     assert "damping raised from 0" in caplog.text
 
 
-def test_singular_to_rounding_counts_as_singular():
-    """Of rank 5 but for rounding, so that a Cholesky factor of noise may exist: its inverse would be noise, too."""
+def test_a_matrix_singular_within_rounding_counts_as_singular():
+    """Rank 5 except for rounding, so a Cholesky factor of noise may exist; its inverse would be noise, too."""
     for seed in range(20):
         generator = torch.Generator().manual_seed(seed)
         x_TD = torch.randn(40, 5, generator=generator, dtype=torch.float64)
@@ -169,7 +169,7 @@ def test_singular_to_rounding_counts_as_singular():
         assert obs.invert(x_TD.T @ x_TD, 0.0).damping >= 1e-4
 
 
-def test_an_indefinite_matrix_is_refused_not_replaced():
+def test_an_indefinite_matrix_is_refused():
     with pytest.raises(ValueError, match="stays indefinite"):
         obs.invert(torch.diag(torch.tensor([1.0, 1.0, -1e9], dtype=torch.float64)), 0.01)
 
@@ -180,7 +180,7 @@ def test_an_indefinite_matrix_is_refused_not_replaced():
     kept=st.lists(st.integers(0, 7), min_size=1, max_size=7, unique=True),
     dtype=st.sampled_from([torch.float64, torch.float32, torch.bfloat16]),
 )
-def test_refit_is_the_rounded_optimum_and_its_error_that_of_the_outputs(seed, kept, dtype):
+def test_refit_is_the_rounded_optimum_and_reports_the_output_error(seed, kept, dtype):
     generator = torch.Generator().manual_seed(seed)
     x_TD = torch.randn(30, 8, generator=generator, dtype=torch.float64)
     W_OD = torch.randn(4, 8, generator=generator, dtype=torch.float64)
@@ -195,8 +195,8 @@ def test_refit_is_the_rounded_optimum_and_its_error_that_of_the_outputs(seed, ke
     assert error == pytest.approx(float(expected), rel=1e-9)
 
 
-def test_an_error_far_below_the_whole_survives_the_cancellation():
-    """Column 2 copies column 1 up to 1e-6: losing it costs about 1e-13 of ||WX||^2, still seen to three digits."""
+def test_a_very_small_relative_error_survives_cancellation():
+    """Column 2 copies column 1 up to 1e-6: removing it costs about 1e-13 of ||WX||^2, still seen to three digits."""
     generator = torch.Generator().manual_seed(0)
     x_TD = torch.randn(200, 6, generator=generator, dtype=torch.float64)
     x_TD[:, 2] = x_TD[:, 1] + 1e-6 * x_TD[:, 2]
@@ -214,7 +214,7 @@ def test_a_map_without_output_has_no_error():
     assert obs.refit(W_OD, H_DD, 0.1, torch.tensor([0, 2]), torch.float32)[1] == 0.0
 
 
-def test_a_finished_gram_holds_no_memory():
+def test_a_finished_gram_frees_its_memory():
     gram = obs.Gram(64, "cpu")
     gram.add(torch.randn(8, 64))
     gram.finish()
@@ -222,7 +222,7 @@ def test_a_finished_gram_holds_no_memory():
 
 
 class Precisions(TorchDispatchMode):
-    """Remembers how CUDA would multiply float32 matrices at each product."""
+    """Records the float32 precision set for CUDA at each product."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func is torch.ops.aten.addmm_.default:
@@ -234,7 +234,7 @@ class Precisions(TorchDispatchMode):
     ("dtype", "precision"), [(torch.bfloat16, "tf32"), (torch.float16, "tf32"), (torch.float32, "ieee")]
 )
 @pytest.mark.parametrize("users", ["ieee", "tf32"])
-def test_only_what_tf32_holds_exactly_is_multiplied_in_it_whatever_the_user_set(dtype, precision, users):
+def test_tf32_is_used_only_for_inputs_it_represents_exactly(dtype, precision, users):
     before, torch.backends.cuda.matmul.fp32_precision = torch.backends.cuda.matmul.fp32_precision, users
     try:
         with Precisions() as seen:

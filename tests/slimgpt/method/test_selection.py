@@ -24,52 +24,54 @@ def head_problem(seed: int, layout: HeadLayout):
     return W_OD, *damped(x_TD.T @ x_TD)
 
 
-def loss_without(W_OD, H_DD, layout, gone: set[int]):
-    kept_K = layout.columns([h for h in range(layout.num_heads) if h not in gone])
+def loss_without(W_OD, H_DD, layout, removed_heads: set[int]):
+    kept_K = layout.columns([h for h in range(layout.num_heads) if h not in removed_heads])
     return float(least_squares_error(W_OD, H_DD, kept_K)[0])
 
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6))
-def test_heads_of_multi_head_attention_go_in_brute_force_order(seed):
+def test_heads_of_multi_head_attention_are_removed_in_brute_force_order(seed):
     layout = HeadLayout(num_heads=5, num_kv_heads=5, head_dim=2, hidden_size=6)
     W_OD, H_DD, P_DD = head_problem(seed, layout)
-    gone: set[int] = set()
+    removed_heads: set[int] = set()
     loss = 0.0
     for step in head_path(W_OD, P_DD, layout).steps:
-        losses = {h: loss_without(W_OD, H_DD, layout, gone | {h}) for h in range(5) if h not in gone}
+        losses = {h: loss_without(W_OD, H_DD, layout, removed_heads | {h}) for h in range(5) if h not in removed_heads}
         best = min(losses, key=losses.__getitem__)
         assert step.heads == step.kv_heads == (best,)
         assert step.error == pytest.approx(losses[best] - loss, rel=1e-6)
-        gone.add(best)
+        removed_heads.add(best)
         loss = losses[best]
-    assert len(gone) == 4  # the last head always stays
+    assert len(removed_heads) == 4  # the last head always stays
 
 
 @settings(max_examples=15, deadline=None)
 @given(seed=st.integers(0, 10**6), unit=st.sampled_from(["kv_group", "query", "auto"]))
-def test_grouped_query_units_go_in_brute_force_order(seed, unit):
-    """kv_group: exact against all groups. query: the cheapest head of each group. auto: the better per parameter."""
+def test_grouped_query_units_are_removed_in_brute_force_order(seed, unit):
+    """kv_group: exact, over all groups. query: the cheapest head of each group. auto: the cheaper per parameter."""
     layout = HeadLayout(num_heads=6, num_kv_heads=2, head_dim=2, hidden_size=6)
     W_OD, H_DD, P_DD = head_problem(seed, layout)
     groups = {0: [0, 1, 2], 1: [3, 4, 5]}
-    gone: set[int] = set()
+    removed_heads: set[int] = set()
     loss = 0.0
     for step in head_path(W_OD, P_DD, layout, unit=unit).steps:
         choices = {}
         if unit != "query" and len(groups) > 1:
             for kv, heads in groups.items():
-                choices[tuple(heads), (kv,)] = loss_without(W_OD, H_DD, layout, gone | set(heads)) - loss
+                choices[tuple(heads), (kv,)] = loss_without(W_OD, H_DD, layout, removed_heads | set(heads)) - loss
         if unit != "kv_group" and len(next(iter(groups.values()))) > 1:
-            single = {h: loss_without(W_OD, H_DD, layout, gone | {h}) for heads in groups.values() for h in heads}
+            single = {
+                h: loss_without(W_OD, H_DD, layout, removed_heads | {h}) for heads in groups.values() for h in heads
+            }
             pick = tuple(min(heads, key=single.__getitem__) for heads in groups.values())
-            choices[pick, ()] = loss_without(W_OD, H_DD, layout, gone | set(pick)) - loss
+            choices[pick, ()] = loss_without(W_OD, H_DD, layout, removed_heads | set(pick)) - loss
         heads, kv_heads = min(choices, key=lambda c: choices[c] / layout.cost(len(c[0]), len(c[1])))
         assert (step.heads, step.kv_heads) == (tuple(sorted(heads)), kv_heads)
         assert step.error == pytest.approx(choices[heads, kv_heads], rel=1e-6)
         loss += choices[heads, kv_heads]
-        gone |= set(heads)
-        groups = {kv: [h for h in hs if h not in gone] for kv, hs in groups.items() if kv not in kv_heads}
+        removed_heads |= set(heads)
+        groups = {kv: [h for h in hs if h not in removed_heads] for kv, hs in groups.items() if kv not in kv_heads}
         assert len({len(hs) for hs in groups.values()}) == 1  # num_heads % num_kv_heads == 0 holds at every step
     assert len(groups) >= 1
     assert all(groups.values())
@@ -90,32 +92,32 @@ def test_multiples_and_divisibility_hold_at_every_step(unit, multiple, heads, kv
         assert left_kv == kv_heads or left_kv % multiple == 0
 
 
-def test_a_limit_is_never_exceeded_and_a_unit_that_does_not_fit_is_not_taken():
+def test_the_limit_is_never_exceeded_and_units_that_do_not_fit_are_kept():
     layout = HeadLayout(num_heads=6, num_kv_heads=2, head_dim=2, hidden_size=6)
     W_OD, _, P_DD = head_problem(4, layout)
-    whole, query = layout.cost(3, 1), layout.cost(2, 0)
+    group, query = layout.cost(3, 1), layout.cost(2, 0)
 
     def removed(limit, unit="auto"):
         return [step.parameters for step in head_path(W_OD, P_DD, layout, unit=unit, limit=limit).steps]
 
     assert removed(query - 1) == []
     assert removed(query) == [query]
-    assert removed(whole, "kv_group") == [whole]
+    assert removed(group, "kv_group") == [group]
 
 
-def test_what_stays_after_some_steps_is_all_but_their_heads():
+def test_the_kept_heads_are_all_except_those_of_the_steps():
     layout = HeadLayout(num_heads=6, num_kv_heads=3, head_dim=2, hidden_size=6)
     W_OD, _, P_DD = head_problem(6, layout)
     path = head_path(W_OD, P_DD, layout)
     assert path.kept(0) == ([0, 1, 2, 3, 4, 5], [0, 1, 2])
     for count in range(1, len(path.steps) + 1):
-        gone = path.steps[:count]
+        removed_steps = path.steps[:count]
         heads, kv_heads = path.kept(count)
-        assert sorted([*heads, *(h for step in gone for h in step.heads)]) == list(range(6))
-        assert sorted([*kv_heads, *(kv for step in gone for kv in step.kv_heads)]) == list(range(3))
+        assert sorted([*heads, *(h for step in removed_steps for h in step.heads)]) == list(range(6))
+        assert sorted([*kv_heads, *(kv for step in removed_steps for kv in step.kv_heads)]) == list(range(3))
 
 
-def test_a_path_ends_where_errors_are_no_numbers_and_says_so():
+def test_a_path_ends_where_errors_are_nan_and_is_marked_broken():
     layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=2, hidden_size=6)
     W_OD, _, P_DD = head_problem(5, layout)
     path = head_path(W_OD, P_DD, layout)
@@ -132,8 +134,8 @@ def test_the_marginal_error_is_that_of_the_last_channels():
     assert path.marginal_error(1000) == 7 / 112
 
 
-def test_the_papers_score_is_used_when_asked_for():
-    """The two scores disagree on the cheapest head in a share of random cases: both must occur."""
+def test_the_papers_score_is_used_on_request():
+    """In some random cases the two scores disagree on the cheapest head; both cases must occur."""
     layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=4, hidden_size=6)
     firsts = []
     for seed in range(20):
@@ -146,7 +148,7 @@ def test_the_papers_score_is_used_when_asked_for():
 
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 7))
-def test_group_size_one_is_one_at_a_time_greedy(seed, count):
+def test_group_size_one_is_greedy_removal(seed, count):
     layout = HeadLayout(num_heads=8, num_kv_heads=8, head_dim=1, hidden_size=5)
     W_OD, _, P_DD = head_problem(seed, layout)
     path = channel_path(W_OD, P_DD, count, group_size_max=1, group_size_min=1)
@@ -157,21 +159,21 @@ def test_group_size_one_is_one_at_a_time_greedy(seed, count):
 
 @settings(max_examples=30, deadline=None)
 @given(count=st.integers(0, 60), largest=st.sampled_from([1, 4, 16, 1024]), smallest=st.sampled_from([1, 4, 8]))
-def test_exactly_as_many_channels_go_as_asked_each_once(count, largest, smallest):
+def test_exactly_the_requested_number_of_channels_is_removed(count, largest, smallest):
     layout = HeadLayout(num_heads=64, num_kv_heads=64, head_dim=1, hidden_size=4)
     W_OD, _, P_DD = head_problem(1, layout)
     path = channel_path(W_OD, P_DD, count, group_size_max=largest, group_size_min=smallest)
     assert len(set(path.order.tolist())) == len(path.order) == count == sum(path.step_sizes)
 
 
-def test_errors_of_the_steps_add_up_to_the_loss_of_the_whole():
+def test_errors_of_the_steps_add_up_to_the_total_loss():
     layout = HeadLayout(num_heads=32, num_kv_heads=32, head_dim=1, hidden_size=6)
     W_OD, H_DD, P_DD = head_problem(7, layout)
     path = channel_path(W_OD, P_DD, 20, group_size_max=8, group_size_min=2)
     assert sum(path.step_errors) == pytest.approx(loss_without(W_OD, H_DD, layout, set(path.order.tolist())), rel=1e-6)
 
 
-def test_dead_columns_go_first_at_no_error():
+def test_dead_columns_are_removed_first_without_error():
     layout = HeadLayout(num_heads=8, num_kv_heads=8, head_dim=1, hidden_size=5)
     W_OD, H_DD, _ = head_problem(2, layout)
     H_DD[[1, 6]] = 0

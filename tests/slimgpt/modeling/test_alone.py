@@ -1,4 +1,4 @@
-"""Without this package: a Python that has torch, transformers and what they need, and the code in the checkpoint."""
+"""Without this package: a Python with torch, transformers and their dependencies, and the code in the checkpoint."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 names = ("slimgpt", "deploy", "tasks", "flows", "vllm", "datasets", "accelerate", "peft", "mlflow", "prefect")
 assert not [name for name in names if importlib.util.find_spec(name)]
 ids = torch.tensor(json.loads(sys.argv[1]))
-answers = []
+results = []
 for folder in sys.argv[2:]:
     model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=torch.float32)
     assert type(model).__module__.startswith("transformers_modules"), type(model)
@@ -29,13 +29,13 @@ for folder in sys.argv[2:]:
     assert not loading["missing_keys"] and type(base).__name__ == type(model).__name__.replace("ForCausalLM", "Model")
     assert AutoTokenizer.from_pretrained(folder, trust_remote_code=True)("def")["input_ids"]
     out = model.generate(ids, max_new_tokens=12, do_sample=False, eos_token_id=None, pad_token_id=0)
-    answers.append([sum(p.numel() for p in model.parameters()), out.tolist()])
-print(json.dumps(answers))
+    results.append([sum(p.numel() for p in model.parameters()), out.tolist()])
+print(json.dumps(results))
 """
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights that Windows users seldom have")
-def test_every_family_loads_and_writes_the_same_tokens_from_the_code_it_carries(tmp_path, tiny_config):
+def test_every_family_gives_the_same_tokens_with_the_code_in_its_checkpoint(tmp_path, tiny_config):
     folders: list[Path] = []
     for case in CASES:
         dense = write_family(tmp_path / case / "dense", case)

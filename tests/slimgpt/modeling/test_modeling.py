@@ -1,4 +1,4 @@
-"""The checkpoint format: loads as what it is, with and without this package, and never as something else."""
+"""The checkpoint format: it loads with and without this package, and never as a dense model."""
 
 import json
 from pathlib import Path
@@ -34,7 +34,7 @@ def test_layers_have_their_own_widths(pruned):
     assert widths == [layer.intermediate_size for layer in model.config.per_layer_config]
 
 
-def test_cache_and_no_cache_generate_the_same(pruned):
+def test_generation_is_the_same_with_and_without_cache(pruned):
     model = AutoModelForCausalLM.from_pretrained(pruned, dtype=torch.float32)
     ids = PROMPTS
     for _ in range(12):
@@ -42,14 +42,14 @@ def test_cache_and_no_cache_generate_the_same(pruned):
     assert torch.equal(greedy(pruned), ids)
 
 
-def test_save_and_load_again_keep_every_logit(pruned, tmp_path):
+def test_saving_and_loading_keeps_every_logit(pruned, tmp_path):
     model = AutoModelForCausalLM.from_pretrained(pruned)
     model.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(model(PROMPTS).logits, again(PROMPTS).logits)
 
 
-def test_left_padding_changes_no_answer(pruned):
+def test_left_padding_does_not_change_the_output(pruned):
     model = AutoModelForCausalLM.from_pretrained(pruned, dtype=torch.float32)
     padded = torch.cat([torch.zeros(2, 3, dtype=torch.long), PROMPTS], dim=1)
     mask = torch.cat([torch.zeros(2, 3, dtype=torch.long), torch.ones_like(PROMPTS)], dim=1)
@@ -74,7 +74,7 @@ def test_it_cannot_be_taken_for_a_dense_llama(pruned):
     assert as_llama["model_type"] != "llama"
 
 
-def test_the_checkpoint_carries_the_very_text_of_our_module(pruned):
+def test_the_checkpoint_contains_an_exact_copy_of_our_module(pruned):
     for module in (per_layer, slim_llama):
         source = Path(module.__file__)
         assert (pruned / source.name).read_bytes() == source.read_bytes()

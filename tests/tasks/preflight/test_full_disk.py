@@ -8,17 +8,18 @@ import pytest
 from prefect.logging import disable_run_logger
 
 from deploy.bundle.folder import verify_bundle
-from slimgpt.engine.plan import plan
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.files import folder_sha256
-from slimgpt.report import load_report
 from tasks.environment import RunFolder, Workspace
+from tasks.preflight.chain import plan_chain
 from tasks.preflight.disk import SMALL_FILES, check_disk
+from tasks.preflight.models import ResolvedModel
 from tasks.registry.client import open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
 from tasks.registry.live_run import open_run
 from tasks.steps.bundling import package
-from tasks.steps.pruning import PrunedModel
+from tasks.steps.pruning import prune_stages
 from tasks.steps.registration import register
 from tests.tasks.registry import finished_run
 
@@ -46,7 +47,7 @@ def filled(disk, *, kib_left):
 def test_while_packaging_it_is_one_line_and_the_bundle_before_stays(disk, kib_left):
     root = finished_run.make(disk, packaged=False)
     folder, asked = RunFolder(root), finished_run.asked(root, "tiny-slim")
-    pruned = PrunedModel(folder.model, load_report(folder.model), "")
+    pruned = Checkpoint.open(folder.model)
 
     def run():
         return package.fn(pruned, asked.dense, asked.pruned, "tiny-slim", folder)
@@ -94,11 +95,13 @@ def test_while_registering_it_is_one_line_and_no_version_more(disk, kib_left):
     assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(root / "bundle" / "model")
 
 
-def test_what_packaging_and_the_registrys_copy_need_is_known_before_the_pruning(disk):
+def test_what_packaging_and_the_registrys_copy_need_is_known_before_the_pruning(disk, prefect_server):
     workspace, root = Workspace.at(disk / "runs"), finished_run.make(disk)
-    planned = plan(root.parent / "tiny", finished_run.PRUNE)
+    dense = ResolvedModel("tiny", Checkpoint.open(root.parent / "tiny"))
+    with disable_run_logger():
+        planned = plan_chain(dense, prune_stages(finished_run.PRUNE))
     open_client(workspace)  # makes its database
-    new, kib = RunFolder(workspace.root / "tiny-slim" / "1"), planned.bytes_after >> 10
+    new, kib = RunFolder(workspace.root / "tiny-slim" / "1"), planned.stages[0].bytes_after >> 10
     for room, config, refused in (
         (1.5, RegistryConfig(), True),
         (2.5, RegistryConfig(), False),

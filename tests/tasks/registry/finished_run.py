@@ -8,10 +8,10 @@ from prefect import flow
 from prefect.logging import disable_run_logger
 
 from deploy.bundle.folder import write_bundle
+from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult, evaluate
-from slimgpt.report import load_report
 from tasks.environment import RunFolder, Workspace
 from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import open_run
@@ -48,7 +48,7 @@ def asked(root: Path, name: str, *, model: Path | None = None, **rest: object) -
     ]
     parameters = parameters_of(model=str(root.parent / "tiny"), revision="", prune=PRUNE, evaluation=EVALUATION)
     skipped = Benchmark(None, "benchmark: not here")
-    report = write_report.fn(name, load_report(folder.model), *sides, skipped, parameters, folder)
+    report = write_report.fn(name, load_lineage(folder.model), *sides, skipped, parameters, folder)
     return RegistrationInput(model or folder.bundle / "model", parameters, *sides, report, folder, **rest)
 
 

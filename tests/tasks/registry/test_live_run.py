@@ -14,6 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from slimgpt.checkpoints.lineage import Lineage, prune_step
 from slimgpt.report import load_report
 from tasks.environment import RunFolder, Workspace
 from tasks.registry import run_owner
@@ -62,8 +63,9 @@ def test_it_is_there_with_its_parameters_at_once_and_figures_come_as_they_are_lo
         for layer in report.layers[:-1]:
             live.log_layer(layer)
             assert steps(client, live.run_id) == list(range(layer.layer + 1))
-        live.log_pruning(report)  # knows the last layer, too
-        live.log_pruning(report)
+        lineage = Lineage((prune_step(report),))
+        live.log_pruning(lineage, lineage)  # knows the last layer, too
+        live.log_pruning(lineage, lineage)
         assert steps(client, live.run_id) == list(range(len(report.layers)))
         assert client.get_run(live.run_id).data.metrics["pruning/ratio"] == report.ratio
     assert client.get_run(live.run_id).info.status == "FINISHED"

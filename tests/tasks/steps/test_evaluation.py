@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from prefect import flow
 
+from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import EvalConfig
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.harness_tasks import DataUsed
@@ -21,7 +22,7 @@ from tests.tiny_models import write_dense
 def once(model: str, root: str, config: EvalConfig, side: str = "dense") -> EvalResult:
     workspace = Workspace(Path(root))
     ready, dense = check_request("tiny-slim", config, workspace), resolve(model, "", workspace)
-    wanted = EvalRequest(side, dense.folder, dense.digest, config, ready.data)
+    wanted = EvalRequest(side, dense.checkpoint, config, ready.data)
     return evaluate_model(wanted, workspace.run("tiny-slim", {}))
 
 
@@ -56,6 +57,6 @@ def test_figures_of_data_without_a_digest_are_not_kept(dense):
     of_hub, at_hand = (
         DataUsed(name="piqa", origin=origin, sha256=digest) for origin, digest in (("hub", ""), ("file", "1"))
     )
-    request = EvalRequest("dense", dense, "2", EvalConfig(), (at_hand,))
+    request = EvalRequest("dense", Checkpoint.open(dense), EvalConfig(), (at_hand,))
     assert request.facts
     assert dataclasses.replace(request, data=(at_hand, of_hub)).facts is None

@@ -1,28 +1,33 @@
 """The prune step alone, in a small flow: found again by content, and only where it is still whole."""
 
+import dataclasses
 import os
 from pathlib import Path
 
 import pytest
 from prefect import flow
 
+from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.config import PruneConfig
 from tasks.digests import folder_digest
 from tasks.environment import Workspace
+from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.models import ResolvedModel, resolve
-from tasks.preflight.planning import plan_pruning
-from tasks.steps.pruning import PruneRequest, prune_model
+from tasks.steps.chain import run_chain
+from tasks.steps.pruning import prune_stages
 from tests.tiny_models import write_dense
 
 CONFIG = PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=4)
 
 
 @flow(persist_result=False)
-def once(model: str, root: str, config: PruneConfig) -> tuple[Path, int]:
+def once(
+    model: str, root: str, config: PruneConfig, first_ratios: tuple[float, ...] = (), keep: Keep = "last"
+) -> tuple[Path, int]:
     workspace = Workspace(Path(root))
     dense: ResolvedModel = resolve(model, "", workspace)
-    wanted = PruneRequest(dense, config, plan_pruning(dense.folder, config))
-    folder = prune_model(wanted, workspace.run("tiny-slim", wanted.facts)).folder
+    chain = plan_chain(dense, prune_stages(config, first_ratios))
+    folder = run_chain(chain, workspace.run("tiny-slim", chain.facts()), keep).folder
     return folder, (folder / "pruning.json").stat().st_mtime_ns  # when it was made
 
 
@@ -61,3 +66,58 @@ def test_another_model_config_or_text_is_another_folder(prefect_server, dense, t
     write_dense(dense, num_hidden_layers=2, seed=1)  # the same name, other weights
     folders.add(once(str(dense), runs, config)[0])
     assert len(folders) == 4
+
+
+def test_two_steps_reach_the_ratio_against_the_dense_model(prefect_server, dense, tmp_path):
+    """Of the second step's own model it is less: what the first one reached is known by then."""
+    text, runs = dataclasses.replace(CONFIG, ratio=0.4), tmp_path / "runs"
+    folder, made = once(str(dense), str(runs), text, (0.2,))
+    lineage = load_lineage(folder)
+    assert [step.step for step in lineage.steps] == ["prune", "prune"]
+    first, second = (step.figures["ratio"] for step in lineage.steps)
+    assert lineage.ratio == pytest.approx(1 - (1 - first) * (1 - second))
+    assert lineage.steps[1].config["ratio"] == pytest.approx(1 - 0.6 / (1 - first), abs=1e-6)
+    assert lineage.ratio == pytest.approx(0.4, abs=0.02)
+    assert not (folder.parent / "stages" / "1-prune").exists()  # keep is "last"
+    assert once(str(dense), str(runs), text, (0.2,)) == (folder, made)  # and is not needed for finding the result again
+    one_step, _ = once(str(dense), str(runs), text)
+    assert one_step != folder
+
+
+def test_with_keep_all_the_first_steps_model_stays_and_a_damaged_result_is_made_of_it_again(
+    prefect_server, dense, tmp_path
+):
+    text, runs = dataclasses.replace(CONFIG, ratio=0.4), str(tmp_path / "runs")
+    folder, made = once(str(dense), runs, text, (0.2,), "all")
+    between, digest = folder.parent / "stages" / "1-prune", folder_digest(folder)
+    (step,) = load_lineage(between).steps
+    assert step.output == load_lineage(folder).steps[1].input
+    first_made = (between / "pruning.json").stat().st_mtime_ns
+    shard = sorted(folder.glob("*.safetensors"))[1]
+    shard.write_bytes(shard.read_bytes()[:-1] + b"?")
+    again, made_again = once(str(dense), runs, text, (0.2,), "all")
+    assert (again, folder_digest(again)) == (folder, digest)
+    assert made_again > made
+    assert (between / "pruning.json").stat().st_mtime_ns == first_made
+
+
+@pytest.mark.parametrize(
+    ("first_ratios", "words"), [((0.5,), "must rise"), ((0.2, 0.2), "must rise"), ((0.0,), "rise")]
+)
+def test_ratios_that_do_not_rise_are_refused(first_ratios, words):
+    with pytest.raises(ValueError, match=f"first_ratios is .* and ratio is 0.4; .*{words}"):
+        prune_stages(dataclasses.replace(CONFIG, ratio=0.4), first_ratios)
+
+
+def test_layer_ratios_are_those_of_one_pruning():
+    config = PruneConfig(ratio=0.3, schedule="explicit", layer_ratios=(0.2, 0.4))
+    with pytest.raises(ValueError, match="schedule is 'explicit' and first_ratios is given"):
+        prune_stages(config, (0.1,))
+
+
+def test_a_later_step_that_cannot_work_is_refused_before_the_first_begins(prefect_server, dense, tmp_path):
+    """The second step's model has too little left: known from the widths that the first one plans."""
+    config = dataclasses.replace(CONFIG, ratio=0.8, targets="ffn")
+    with pytest.raises(ValueError, match="stage 2 of 2: .*ratio"):
+        once(str(dense), str(tmp_path / "runs"), config, (0.2,))
+    assert not list((tmp_path / "runs").rglob("*.safetensors"))

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from slimgpt.checkpoints.lineage import Checkpoint, Lineage
 from slimgpt.config import EvalConfig, PruneConfig
 from tasks.preflight.models import ResolvedModel
 from tasks.sweep.config import SweepConfig
@@ -59,14 +60,18 @@ def test_the_runner_is_prefects():
     assert type(runner_of(SweepConfig(runner="dask"))).__name__ == "DaskTaskRunner"
 
 
+def named(model):
+    return ResolvedModel(model, Checkpoint(Path(model), "", Lineage()))
+
+
 def test_every_point_has_a_title_of_its_own():
-    model = ResolvedModel("folder/tiny", Path("folder/tiny"), "")
+    model = named("folder/tiny")
     ratios = (0.29, 0.125, 0.12, 0.13)
     titles = [title_of(model, PruneConfig(ratio=ratio)) for ratio in ratios]
     assert titles == ["tiny 29% log", "tiny 12.5% log", "tiny 12% log", "tiny 13% log"]
 
 
 def test_two_models_of_one_name_are_refused():
-    models = [ResolvedModel(asked, Path(asked), "") for asked in ("a/tiny", "b/tiny", "b/other")]
-    with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which tables would call the same"):
+    models = [named(model) for model in ("a/tiny", "b/tiny", "b/other")]
+    with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which have the same name in tables"):
         grid_of(models, SweepConfig(), PruneConfig())
