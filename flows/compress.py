@@ -20,7 +20,7 @@ from tasks.preflight.disk import check_disk
 from tasks.preflight.models import resolve
 from tasks.preflight.request import check_request
 from tasks.registry.config import RegistryConfig
-from tasks.registry.machine import MachineWatch
+from tasks.registry.live_run import open_run
 from tasks.registry.names import RegisteredVersion, default_name
 from tasks.registry.runs import RegistrationInput, parameters_of
 from tasks.retrying import ON_NETWORK_FAULTS
@@ -71,23 +71,23 @@ def compress(
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
     """
-    workspace, machine = prepare(runs), MachineWatch(registry.machine_seconds)
-    name = name or default_name(model)
+    workspace, name = prepare(runs), name or default_name(model)
     ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
     chain = plan_chain(dense, prune_stages(prune, first_ratios))
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
-    pruned = run_chain(chain, folder, keep)
-    before = evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, ready.data), folder)
-    after = evaluate_model(EvalRequest("pruned", pruned, evaluation, ready.data), folder)
-    bundle = package(pruned, before, after, name, folder)
-    speed = benchmark(dense.folder, bundle.model, bench, ready, folder)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "keep": keep}
     parameters = parameters_of(**plain, prune=prune, evaluation=evaluation, bench=bench)
-    report = write_report(name, pruned.lineage, before, after, speed, parameters, folder)
-    request = RegistrationInput(bundle.model, parameters, before, after, report, folder, registry, machine.stop())
-    version = register.with_options(**ON_NETWORK_FAULTS)(request, workspace)
+    with open_run(name, parameters, registry, workspace, folder) as run:
+        pruned = run_chain(chain, folder, keep, run)
+        before = evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, ready.data), folder, run)
+        after = evaluate_model(EvalRequest("pruned", pruned, evaluation, ready.data), folder, run)
+        bundle = package(pruned, before, after, name, folder)
+        speed = benchmark(dense.folder, bundle.model, bench, ready, folder, run)
+        report = write_report(name, pruned.lineage, before, after, speed, parameters, folder)
+        request = RegistrationInput(bundle.model, parameters, before, after, report, folder, registry)
+        version = register.with_options(**ON_NETWORK_FAULTS)(request, run)
     publish_artifacts(report, version, workspace.tracking_uri)
     return Compressed(folder.root, report, version)
 

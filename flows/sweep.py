@@ -23,6 +23,7 @@ from tasks.preflight.disk import check_disk
 from tasks.preflight.models import resolve
 from tasks.preflight.request import Preflight, check_request
 from tasks.registry.config import RegistryConfig
+from tasks.registry.live_run import LiveRun, open_run
 from tasks.registry.names import RegisteredVersion, default_name
 from tasks.registry.runs import RegistrationInput, parameters_of
 from tasks.retrying import ON_NETWORK_FAULTS
@@ -81,35 +82,44 @@ def sweep(
     points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
     check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
-    with own_environment():
-        dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace)
-    measured = [_measure(one, dense[one.point.model], bench, ready, evaluation) for one in tried]  # one at a time
     parameters = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
-    folder = workspace.run("sweeps", parameters).root
-    outcome = compare_models(tried, [one.report.comparison for one in measured], grid, folder)
-    if outcome.chosen is not None:
-        best = next(i for i, one in enumerate(tried) if one.point.title == outcome.chosen.title)
-        measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.name))
-    inputs = [_registration(one, registry) for one in measured]
-    record = record_sweep.with_options(**ON_NETWORK_FAULTS)
-    version = record(name or "sweep", outcome, inputs, parameters, registry, folder, workspace)
+    folder = workspace.run("sweeps", parameters)
+    with open_run(name or "sweep", parameters, registry, workspace, folder, flow="flows.sweep") as run:
+        children = [run.child(point.title, _parameters(point, evaluation, bench), "flows.sweep") for point in points]
+        with own_environment():
+            dense, tried = try_all.with_options(task_runner=runner)(points, evaluation, ready.data, workspace, children)
+        measured = [_measure(one, dense[one.point.model], bench, ready, evaluation) for one in tried]  # one at a time
+        outcome = compare_models(tried, [one.report.comparison for one in measured], grid, folder.root)
+        if outcome.chosen is not None:
+            best = next(i for i, one in enumerate(tried) if one.point.title == outcome.chosen.title)
+            measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.name))
+        inputs = {one.one.point.title: _registration(one, registry) for one in measured}
+        record = record_sweep.with_options(**ON_NETWORK_FAULTS)
+        version = record(outcome, tried, inputs, folder.root, run)
     if version is None:
         raise ValueError(f"no model is within the limits, so none is registered: {outcome.refused}")
-    return Swept(outcome, folder, version)
+    return Swept(outcome, folder.root, version)
 
 
 @flow(name="prune and evaluate", persist_result=False, validate_parameters=False)
 def try_all(
-    points: list[Point], evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace
+    points: list[Point],
+    evaluation: EvalConfig,
+    data: tuple[DataUsed, ...],
+    workspace: Workspace,
+    runs: list[LiveRun],
 ) -> tuple[dict[str, EvalResult], list[Tried]]:
     """Every dense model's evaluation by its name, and every point pruned and evaluated, on this flow's task runner.
+
+    Each point's figures go to its MLflow run.
 
     Raises:
         RuntimeError: when some failed, after the others have ended: those are not pruned again by another run.
     """
     models = {point.model: point.dense for point in points}
     dense = {model: try_dense.submit(folder, evaluation, data, workspace) for model, folder in models.items()}
-    tried = [try_point.submit(point, evaluation, data, workspace) for point in points]
+    each = zip(points, runs, strict=True)
+    tried = [try_point.submit(point, evaluation, data, workspace, run) for point, run in each]
     wait([*dense.values(), *tried])
     titles = [*dense, *(point.title for point in points)]
     failed = [
@@ -140,12 +150,18 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
     """Throughput and latency, alone on the machine, and the report."""
     point, folder = one.point, one.folder
     keep_evaluation("dense", dense, folder)
-    speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder)
-    parameters = parameters_of(model=point.dense.name, prune=point.config, evaluation=evaluation, bench=bench)
+    with one.run.working():
+        one.run.log_evaluation("dense", dense)
+        speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder, one.run)
+    parameters = _parameters(point, evaluation, bench)
     report = write_report(
         point.title, one.pruned.lineage, dense, one.evaluation, speed, parameters, folder, registered=False
     )
     return _Measured(one, dense, speed, parameters, report, one.pruned.folder)
+
+
+def _parameters(point: Point, evaluation: EvalConfig, bench: BenchConfig) -> dict[str, Any]:
+    return parameters_of(model=point.dense.name, prune=point.config, evaluation=evaluation, bench=bench)
 
 
 def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
@@ -166,7 +182,6 @@ def _registration(measured: _Measured, registry: RegistryConfig) -> Registration
         measured.report,
         one.folder,
         registry,
-        title=one.point.title,
     )
 
 

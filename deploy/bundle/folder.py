@@ -35,6 +35,7 @@ from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import file_sha256, locked, write_atomically, writing
 
 FORMAT = "slimgpt-bundle-1"
+MANIFEST = "MANIFEST.json"
 EVALUATION = "evaluation.json"  # in the checkpoint: EvalResult.to_dict() of "dense" and "pruned"
 # Formats that run code when loaded.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
@@ -109,7 +110,7 @@ def write_bundle(
         (partial / "serve.sh").chmod(0o755)
         partial.chmod(0o755)  # mkdtemp gives 0700, which a container's user could not enter
         manifest = {"format": FORMAT, "name": name, "files": _inventory(partial)}
-        write_atomically(partial / "MANIFEST.json", json.dumps(manifest, indent=2) + "\n")
+        write_atomically(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
         _move_into_place(partial, out)
     return out
 
@@ -118,7 +119,7 @@ def verify_bundle(folder: Path) -> list[str]:
     """What is wrong with a bundle, one line per file; empty when every file is as it was written, and none is new."""
     manifest = _manifest(folder)
     if manifest is None:
-        return [f"{folder} has no readable MANIFEST.json of format {FORMAT}; it is not a complete bundle"]
+        return [f"{folder} has no readable {MANIFEST} of format {FORMAT}; it is not a complete bundle"]
     problems = []
     for name, expected in manifest["files"].items():
         path = folder / name
@@ -129,7 +130,7 @@ def verify_bundle(folder: Path) -> list[str]:
         elif file_sha256(path) != expected["sha256"]:
             problems.append(f"{name}: content differs from the manifest (sha256)")
     present = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
-    unknown = present - {"MANIFEST.json"} - set(manifest["files"])
+    unknown = present - {MANIFEST} - set(manifest["files"])
     problems += [f"{name}: not in the manifest" for name in sorted(unknown)]
     return problems
 
@@ -194,7 +195,7 @@ def _tensor_parallel(model: Path) -> list[int]:
 
 def _manifest(folder: Path) -> dict[str, Any] | None:
     try:
-        manifest = json.loads((folder / "MANIFEST.json").read_text())
+        manifest = json.loads((folder / MANIFEST).read_text())
     except (OSError, ValueError):
         return None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:

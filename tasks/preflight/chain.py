@@ -4,19 +4,21 @@ A new stage is a module in ``slimgpt`` (or a library call), a task file with a `
 a section of the config.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.data.calibration import Calibration
 from slimgpt.method.shapes import LayerShape
+from slimgpt.report import LayerReport
 from tasks.digests import folder_digest
 from tasks.environment import RunFolder
 from tasks.preflight.models import ResolvedModel
 
 Keep = Literal["last", "all"]
+OnLayer = Callable[[LayerReport], None]
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class Expected:
     tokens: Calibration | None = field(default=None, repr=False, compare=False)
 
 
+@runtime_checkable  # pydantic asks for it where a flow takes a chain
 class PlannedStage(Protocol):
     """A stage that has passed its check."""
 
@@ -59,8 +62,11 @@ class PlannedStage(Protocol):
     def after(self) -> Expected:
         """The model that it will probably leave."""
 
-    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any]) -> Checkpoint:
-        """Make the checkpoint ``out`` of ``source``; what an earlier run made of the same ``facts`` is used again."""
+    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], on_layer: OnLayer | None = None) -> Checkpoint:
+        """Make the checkpoint ``out`` of ``source``; what an earlier run made of the same ``facts`` is used again.
+
+        A stage that goes layer by layer calls ``on_layer`` after each.
+        """
 
 
 class Stage(Protocol):

@@ -1,19 +1,27 @@
-"""A client of MLflow that responds within seconds, the tables of a local database, aliases, artifact folders."""
+"""A client of MLflow that responds within seconds, its errors in one line, a local database, aliases, experiments."""
 
 import contextlib
+import errno
 import logging
 import os
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 from mlflow import MlflowClient
 from mlflow.exceptions import MlflowException
+from requests import RequestException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
 from tasks.environment import Workspace, prepare
 from tasks.messages import reason, without_password
+
+_FULL, _FULL_DATABASE = os.strerror(errno.ENOSPC), "database or disk is full"  # SQLite's words
+_LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_impatience = threading.Lock()
+_impatient_blocks: list[dict[str, str | None]] = []  # of all threads, each with the values before the first
 
 
 def open_client(workspace: Workspace) -> MlflowClient:
@@ -74,17 +82,71 @@ def make_database(uri: str) -> None:
 @contextlib.contextmanager
 def impatient() -> Iterator[None]:
     """MLflow's own patience is minutes, which suits uploads; whether a server is there is known in seconds."""
-    limits = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
-    before = {name: os.environ.get(name) for name in limits}
-    os.environ.update(limits)
+    with _impatience:
+        before = _impatient_blocks[0] if _impatient_blocks else {name: os.environ.get(name) for name in _LIMITS}
+        _impatient_blocks.append(before)
+        os.environ.update(_LIMITS)
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        with _impatience:
+            _impatient_blocks.pop()
+            if not _impatient_blocks:  # the last of all threads
+                for name, value in before.items():
+                    if value is None:
+                        os.environ.pop(name, None)
+                    else:
+                        os.environ[name] = value
+
+
+@contextlib.contextmanager
+def explained(doing: str, stays: str, workspace: Workspace) -> Iterator[None]:
+    """Turn what MLflow and the disk raise in the block into one line for the user.
+
+    Args:
+        doing: what failed, as in "MLflow failed while ...".
+        stays: what is left as it was.
+        workspace: of the registry.
+
+    Raises:
+        ConnectionError: when the server stops answering.
+        OSError: when the disk is full; the message says of what.
+    """
+    try:
+        yield
+    except (MlflowException, RequestException) as error:
+        raise _explanation(doing, stays, workspace, error) from None
+    except OSError as error:  # of its own, where files and database are folders of this machine
+        if _FULL not in str(error):
+            raise
+        raise _explanation(doing, stays, workspace, error) from None
+
+
+def _explanation(doing: str, stays: str, workspace: Workspace, error: Exception) -> OSError:
+    """The error for the user: a server that failed may be back in a minute, a disk that is full is not."""
+    why = f"while {doing} ({reason(error, workspace.tracking_uri)})"
+    served = workspace.tracking_uri.startswith(("http:", "https:"))
+    if not served and any(words in str(error) for words in (_FULL, _FULL_DATABASE)):
+        return OSError(
+            f"the disk of {workspace.root} became full {why}; {stays}: make room there, or leave the weights where "
+            "they are (registry.weights reference), and run this again"
+        )
+    return ConnectionError(f"MLflow failed {why}; {stays}: run this again when MLflow is back")
+
+
+def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
+    """The id of the experiment; made where there is none of the name."""
+    existing = client.get_experiment_by_name(name)
+    if existing is not None:
+        return str(existing.experiment_id)
+    # A server knows where artifacts go; without one MLflow would put them into the current folder.
+    local = not workspace.tracking_uri.startswith(("http:", "https:"))
+    try:
+        return str(client.create_experiment(name, workspace.mlflow_artifacts.as_uri() if local else None))
+    except MlflowException:
+        if (existing := client.get_experiment_by_name(name)) is None:
+            raise
+        return str(existing.experiment_id)  # another process was quicker
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:

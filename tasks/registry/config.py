@@ -23,7 +23,9 @@ class RegistryConfig:
         "be reachable from where the model is used, and the registry holds its path and checksum.",
     )
     machine_seconds: float = option(
-        10.0, "Seconds between two looks at CPU, memory, disk, network and GPUs; 0: none.", ge=0
+        10.0,
+        "Seconds between two samples of CPU, memory, disk, network and GPUs (MLflow's system metrics); 0: none.",
+        ge=0,
     )
 
     def __post_init__(self) -> None:

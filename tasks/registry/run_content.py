@@ -16,6 +16,7 @@ from deploy.bench.results import BenchReport
 from deploy.report.comparison import Comparison
 from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.harness import DataUsed
+from slimgpt.report import LayerReport
 
 _LAYER_METRICS = (
     "num_attention_heads",
@@ -102,14 +103,34 @@ def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
 
 def metrics_of(comparison: Comparison) -> list[Metric]:
     """Figures of both models, and those of each layer by step."""
-    steps = comparison.steps
+    sides = (("dense", comparison.dense), ("pruned", comparison.pruned))
+    evaluations = [metric for side, measured in sides for metric in evaluation_metrics(side, measured)]
+    pruning = pruning_metrics(comparison.steps, comparison.lineage)
+    return [*pruning, *evaluations, *bench_metrics(comparison.bench)]
+
+
+def pruning_metrics(steps: Lineage, lineage: Lineage) -> list[Metric]:
+    """Totals of these steps, and the figures of each layer after the whole lineage."""
     figures = {f"pruning/{name}": float(getattr(steps, name)) for name in _TOTALS}
     for name in _SIZES:
         figures |= {f"pruning/{name}_before": steps.before(name), f"pruning/{name}_after": steps.after(name)}
-    for side, measured in (("dense", comparison.dense), ("pruned", comparison.pruned)):
-        figures |= {f"{side}/{name}": value for name, value in measured.items()}
-    figures |= _bench(comparison.bench)
-    return [*_at_once(figures), *_by_layer(comparison.lineage)]
+    return [*_at_once(figures), *(metric for layer in lineage.layers for metric in layer_metrics(layer))]
+
+
+def layer_metrics(layer: LayerReport, prefix: str = "") -> list[Metric]:
+    """Figures of one layer, whose number is MLflow's step."""
+    now = int(time.time() * 1000)
+    return [Metric(f"{prefix}layer/{name}", float(getattr(layer, name)), now, layer.layer) for name in _LAYER_METRICS]
+
+
+def evaluation_metrics(side: str, figures: dict[str, float]) -> list[Metric]:
+    """What was measured of the dense or the pruned model."""
+    return _at_once({f"{side}/{name}": value for name, value in figures.items()})
+
+
+def bench_metrics(bench: BenchReport | None) -> list[Metric]:
+    """The benchmark's figures; none where there was none."""
+    return _at_once(_bench(bench))
 
 
 def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
@@ -133,13 +154,15 @@ def _at_once(figures: dict[str, float]) -> list[Metric]:
     return [Metric(name, float(value), now, 0) for name, value in figures.items()]
 
 
-def _by_layer(lineage: Lineage) -> list[Metric]:
-    now = int(time.time() * 1000)
-    return [
-        Metric(f"layer/{name}", float(getattr(layer, name)), now, layer.layer)
-        for layer in lineage.layers
-        for name in _LAYER_METRICS
-    ]
+def missing(client: MlflowClient, run_id: str, metrics: list[Metric]) -> list[Metric]:
+    """Those that the run does not have yet: what was logged on the way, or by an earlier try, is not logged twice."""
+    latest = client.get_run(run_id).data.metrics
+    known = {(name, 0) for name in latest}
+    by_step = {metric.key for metric in metrics if metric.step and metric.key in latest}
+    for name in by_step:
+        known.discard((name, 0))
+        known |= {(name, metric.step) for metric in client.get_metric_history(run_id, name)}
+    return [metric for metric in metrics if (metric.key, metric.step) not in known]
 
 
 def log(client: MlflowClient, run_id: str, params: dict[str, str], metrics: list[Metric]) -> None:

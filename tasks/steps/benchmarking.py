@@ -13,6 +13,7 @@ from deploy.bench.results import BenchReport
 from deploy.report.comparison import bench_note, bench_rows
 from tasks.environment import RunFolder
 from tasks.preflight.request import Preflight
+from tasks.registry.live_run import LiveRun
 
 
 @dataclass(frozen=True)
@@ -24,13 +25,17 @@ class Benchmark:
 
 
 @task(name="benchmark", tags=["gpu"], cache_policy=NO_CACHE, persist_result=False)
-def benchmark(dense: Path, pruned: Path, config: BenchConfig, ready: Preflight, folder: RunFolder) -> Benchmark:
-    """Throughput and latency of both, as ratios with their spread."""
+def benchmark(
+    dense: Path, pruned: Path, config: BenchConfig, ready: Preflight, folder: RunFolder, run: LiveRun | None = None
+) -> Benchmark:
+    """Throughput and latency of both, as ratios with their spread; they also go to the MLflow ``run``."""
     logger = get_run_logger()
     if ready.serving_obstacle:
         logger.warning("benchmark skipped: %s", ready.serving_obstacle)
         return Benchmark(None, f"benchmark: {ready.serving_obstacle}")
     report = compare(dense, pruned, config, workdir=folder.bench, on_progress=lambda line: logger.info("%s", line))
+    if run is not None:
+        run.log_benchmark(report)
     table = [row.to_dict() for row in bench_rows(report)]
     create_table_artifact(table, key="compress-benchmark", description=bench_note(report))
     return Benchmark(report)

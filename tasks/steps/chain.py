@@ -1,22 +1,26 @@
 """Run a chain of stages. What an earlier run finished is used again, from the last finished stage on."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 from prefect import get_run_logger
 
 from slimgpt.checkpoints.lineage import Checkpoint
+from slimgpt.report import LayerReport
 from tasks.environment import RunFolder
-from tasks.preflight.chain import Chain, Keep
+from tasks.preflight.chain import Chain, Keep, OnLayer
+from tasks.registry.live_run import LiveRun
 
 
-def run_chain(chain: Chain, folder: RunFolder, keep: Keep = "last") -> Checkpoint:
+def run_chain(chain: Chain, folder: RunFolder, keep: Keep = "last", run: LiveRun | None = None) -> Checkpoint:
     """The checkpoint that the last stage makes.
 
     Args:
         chain: the stages.
         folder: of the run.
         keep: "all" keeps what the stages before the last one made; "last" removes each when the next one is finished.
+        run: the MLflow run that takes each layer's figures as it ends, and those of all stages in the end.
     """
     logger, outs = get_run_logger(), chain.outs(folder)
     source, start = chain.dense.checkpoint, 0
@@ -26,10 +30,25 @@ def run_chain(chain: Chain, folder: RunFolder, keep: Keep = "last") -> Checkpoin
             source, start = made, done
             break
     for i in range(start, len(outs)):
-        source = chain.stages[i].run(source, outs[i], chain.facts(i + 1))
+        source = chain.stages[i].run(source, outs[i], chain.facts(i + 1), _logging(run, source, i + 1, len(outs)))
         if keep == "last" and i > 0:
             shutil.rmtree(outs[i - 1], ignore_errors=True)
+    if run is not None:
+        run.log_pruning(source.lineage.since(chain.dense.checkpoint.digest), source.lineage)
     return source
+
+
+def _logging(run: LiveRun | None, source: Checkpoint, stage: int, stages: int) -> OnLayer | None:
+    """Log a layer as the lineage will hold it: with its ratio against the first dense model."""
+    if run is None:
+        return None
+    earlier, prefix = source.lineage.layers, "" if stage == stages else f"stage_{stage}/"
+
+    def log(layer: LayerReport) -> None:
+        kept = (1 - earlier[layer.layer].ratio if earlier else 1) * (1 - layer.ratio)
+        run.log_layer(replace(layer, ratio=1 - kept), prefix)
+
+    return log
 
 
 def _finished(chain: Chain, out: Path, stages: int) -> Checkpoint | None:

@@ -19,6 +19,7 @@ from slimgpt.evaluation.harness_tasks import DataUsed
 from slimgpt.files import write_atomically
 from tasks.digests import code_digest, facts_digest, folder_digest
 from tasks.environment import RunFolder
+from tasks.registry.live_run import LiveRun
 
 
 @dataclass(frozen=True)
@@ -54,13 +55,15 @@ class EvalRequest:
         }
 
 
-def evaluate_model(wanted: EvalRequest, folder: RunFolder) -> EvalResult:
-    """Perplexity and tasks of one model; the figures also go to evaluation-SIDE.json."""
+def evaluate_model(wanted: EvalRequest, folder: RunFolder, run: LiveRun | None = None) -> EvalResult:
+    """Perplexity and tasks of one model; the figures also go to evaluation-SIDE.json and to the MLflow ``run``."""
     logger, made = get_run_logger(), _evaluate(wanted)
     result = replace(EvalResult.from_dict(made["result"]), digest=wanted.model.digest)
     if made["flow_run"] != str(runtime.flow_run.id):
         logger.info("%s: nothing is measured again: flow run %s measured the same", wanted.side, made["flow_run"])
     keep_evaluation(wanted.side, result, folder)
+    if run is not None:
+        run.log_evaluation(wanted.side, result)
     logger.info(
         "%s: %s",
         wanted.side,

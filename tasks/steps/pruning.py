@@ -19,7 +19,7 @@ from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
 from slimgpt.report import LayerReport
 from tasks.digests import code_digest, facts_digest, folder_digest
-from tasks.preflight.chain import Expected
+from tasks.preflight.chain import Expected, OnLayer
 from tasks.preflight.planning import plan_pruning
 
 
@@ -103,9 +103,9 @@ class PlannedPruning:
         ratio = 1 - (1 - self.before.ratio) * (1 - self.plan.ratio)
         return replace(self.before, shapes=self.plan.shapes, ratio=ratio, tokens=self.plan.tokens)
 
-    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any]) -> Checkpoint:
+    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], on_layer: OnLayer | None = None) -> Checkpoint:
         """The pruned model: an earlier run's, where its files are still as they were written, else a new one."""
-        logger, made = get_run_logger(), _prune(self, source, out, facts)
+        logger, made = get_run_logger(), _prune(self, source, out, facts, on_layer)
         if made["flow_run"] != runtime.flow_run.id:
             if out.is_dir() and folder_digest(out) == made["digest"]:
                 logger.info(
@@ -113,7 +113,7 @@ class PlannedPruning:
                 )
             else:
                 logger.warning("the model that flow run %s pruned is damaged: made again", made["flow_run"])
-                _prune.with_options(refresh_cache=True)(self, source, out, facts)
+                _prune.with_options(refresh_cache=True)(self, source, out, facts, on_layer)
         return Checkpoint.open(out)
 
     def config_for(self, source: Checkpoint) -> PruneConfig:
@@ -154,13 +154,16 @@ def _prune(
     source: Checkpoint,
     out: Path,
     facts: dict[str, Any],  # noqa: ARG001  the cache key
+    on_layer: OnLayer | None,
 ) -> dict[str, str]:
     """Prune layer by layer, with a progress artifact. Returns the flow run that made it, and its digest."""
     logger = get_run_logger()
     progress = _Progress(logger)
 
-    def on_layer(layer: LayerReport, layers: int) -> None:
+    def finished(layer: LayerReport, layers: int) -> None:
         progress.show(100 * (layer.layer + 1) / layers)
+        if on_layer is not None:
+            on_layer(layer)
         logger.info(
             "layer %d of %d: %d heads, FFN %d, errors %.4f and %.4f, %.1f s",
             layer.layer + 1,
@@ -175,7 +178,7 @@ def _prune(
     out.parent.mkdir(parents=True, exist_ok=True)
     config, tokens = planned.config_for(source), planned.plan.tokens
     try:
-        report = prune(source.folder, out, config, calibration=tokens, on_layer=on_layer)
+        report = prune(source.folder, out, config, calibration=tokens, on_layer=finished)
     except (KeyboardInterrupt, TerminationSignal):
         logger.warning("interrupted; finished layers are kept: run the same command again to resume")
         raise

@@ -10,6 +10,7 @@ from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
 from tasks.preflight.chain import Chain, plan_chain
 from tasks.preflight.models import ResolvedModel
+from tasks.registry.live_run import LiveRun
 from tasks.registry.names import default_name
 from tasks.steps.pruning import PruneStage
 from tasks.sweep.config import SweepConfig
@@ -40,12 +41,13 @@ class Point:
 
 @dataclass(frozen=True)
 class Tried:
-    """A point that was pruned and evaluated; its files are in ``folder``."""
+    """A point that was pruned and evaluated; its files are in ``folder``, its figures in the MLflow ``run``."""
 
     point: Point
     pruned: Checkpoint
     evaluation: EvalResult
     folder: RunFolder
+    run: LiveRun
 
 
 def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) -> list[Point]:

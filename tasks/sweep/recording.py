@@ -1,63 +1,49 @@
-"""Record a sweep in MLflow: one run with a child for every model; the chosen one is registered."""
+"""Complete a sweep in MLflow: its run, the child run of every model, and a version of the chosen one."""
 
-import dataclasses
 from pathlib import Path
-from typing import Any
 
+from mlflow.entities import RunTag
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
-from tasks.environment import Workspace
-from tasks.registry.client import open_client
-from tasks.registry.config import RegistryConfig
-from tasks.registry.names import RegisteredVersion
-from tasks.registry.run_content import flat, log, source_tags
-from tasks.registry.runs import RegistrationInput, experiment, record_run, recording
+from tasks.registry.client import explained, open_client
+from tasks.registry.live_run import LiveRun
+from tasks.registry.names import ALIAS, RegisteredVersion
+from tasks.registry.runs import RegistrationInput, record_run
 from tasks.registry.versions import publish
 from tasks.sweep.comparing import Outcome
+from tasks.sweep.points import Tried
 
 
 @task(name="record the sweep", cache_policy=NO_CACHE, persist_result=False)
 def record_sweep(
-    name: str,
-    outcome: Outcome,
-    runs: list[RegistrationInput],
-    parameters: dict[str, Any],
-    config: RegistryConfig,
-    folder: Path,
-    workspace: Workspace,
+    outcome: Outcome, tried: list[Tried], inputs: dict[str, RegistrationInput], folder: Path, run: LiveRun
 ) -> RegisteredVersion | None:
-    """One MLflow run for the sweep with a child for every model; the chosen one's is registered.
+    """Complete the run of the sweep and those of its models; the chosen model is registered.
 
     Args:
-        name: of the sweep's run.
-        outcome: the chosen one is found among the runs by its title.
-        runs: one for every pruned model.
-        parameters: of the flow, nested.
-        config: where it goes.
+        outcome: with the chosen model, by its title.
+        tried: every pruned model, with its run.
+        inputs: what is recorded of each, by its title.
         folder: holds sweep.json and the plots.
-        workspace: of the registry.
+        run: of the sweep.
 
     Raises:
         ConnectionError: when the server does not answer, or stops answering; the alias has not moved.
+        OSError: when a disk of this machine is full; the alias has not moved.
     """
-    client, chosen = open_client(workspace), outcome.chosen
-    with recording(client, name, workspace) as begun:
-        tags = {**source_tags("flows.sweep"), "mlflow.note.content": f"{len(runs)} models; {outcome.verdict}"}
-        place = experiment(client, config.experiment, workspace)
-        parent = client.create_run(place, run_name=config.run_name or name, tags=tags).info.run_id
-        begun.runs.append(parent)
-        log(client, parent, flat(parameters), [])
+    client, chosen = open_client(run.workspace), outcome.chosen
+    with explained("the sweep was recorded", f"the alias {ALIAS} has not moved", run.workspace):
+        note = f"{len(tried)} models; {outcome.verdict}"
+        client.log_batch(run.run_id, tags=[RunTag("mlflow.note.content", note)])
         for file in sorted(folder.iterdir()):
-            client.log_artifact(parent, str(file), "plots" if file.suffix == ".svg" else None)
-        for run in runs:
-            child = dataclasses.replace(run, parent=parent)
-            run_id = record_run(client, child, workspace, begun)
-            if chosen is not None and run.title == chosen.title:
-                best, best_id = child, run_id
+            client.log_artifact(run.run_id, str(file), "plots" if file.suffix == ".svg" else None)
+        for one in tried:
+            record_run(one.run, inputs[one.point.title])
         if chosen is None:
-            begun.finish(client)
+            run.finish()
             return None
-        version = publish(client, best_id, best, workspace, begun)
+        best = next(one for one in tried if one.point.title == chosen.title)
+        version = publish(best.run, inputs[chosen.title], top=run)
     get_run_logger().info("registered %s version %s: %s", version.name, version.version, chosen.title)
     return version

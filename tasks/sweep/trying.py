@@ -12,6 +12,7 @@ from tasks.digests import folder_digest
 from tasks.environment import Workspace
 from tasks.preflight.chain import plan_chain
 from tasks.preflight.models import ResolvedModel
+from tasks.registry.live_run import LiveRun
 from tasks.steps.chain import run_chain
 from tasks.steps.evaluation import EvalRequest, evaluate_model
 from tasks.steps.pruning import PruneStage
@@ -19,15 +20,18 @@ from tasks.sweep.points import Point, Tried, folder_of
 
 
 @task(name="try", task_run_name="try {point.title}", cache_policy=NO_CACHE, persist_result=False)
-def try_point(point: Point, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace) -> Tried:
-    """Prune, or find what an earlier run pruned, and evaluate."""
+def try_point(
+    point: Point, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace, run: LiveRun
+) -> Tried:
+    """Prune, or find what an earlier run pruned, and evaluate. ``run`` stays open for the figures that follow."""
     # Planned again here: Dask's worker may run where the GPU is.
     chain = plan_chain(point.dense, [PruneStage(point.config)], point.chain.stages[-1].after.tokens)
     folder = folder_of(chain, workspace)
     get_run_logger().info("%s: %s", point.title, folder.root)
-    pruned = run_chain(chain, folder)
-    measured = EvalRequest("pruned", pruned, evaluation, data)
-    return Tried(point, pruned, evaluate_model(measured, folder), folder)
+    with run.working():
+        pruned = run_chain(chain, folder, run=run)
+        measured = EvalRequest("pruned", pruned, evaluation, data)
+        return Tried(point, pruned, evaluate_model(measured, folder, run), folder, run)
 
 
 @task(name="try dense", task_run_name="try {dense.name}", cache_policy=NO_CACHE, persist_result=False)

@@ -7,6 +7,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+import mlflow.system_metrics.system_metrics_monitor  # noqa: F401
+
 # What the flow imports late, imported once for all processes that are forked from here.
 import prefect.flow_engine
 import prefect.task_engine  # noqa: F401
@@ -15,10 +17,9 @@ from mlflow.store.db import utils as mlflow_database
 from prefect.settings import PREFECT_API_URL, temporary_settings
 
 import flows.prefect_api  # noqa: F401
-import tasks.registry.machine  # noqa: F401
 from flows.cli import app as cli
 from tasks.preflight import models, planning
-from tasks.registry import runs, versions
+from tasks.registry import live_run, runs, versions
 from tasks.steps import artifacts, benchmarking, bundling, chain, evaluation, reporting
 
 # Where each phase begins, in the order in which they come.
@@ -26,6 +27,7 @@ PHASES = {
     "database": mlflow_database._initialize_tables.__code__,
     "find": models.resolve.fn.__code__,
     "plan": planning.plan_pruning.fn.__code__,
+    "open": live_run.mark_killed.__code__,
     "prune": chain.run_chain.__code__,
     "evaluate": evaluation.evaluate_model.__code__,
     "package": bundling.package.fn.__code__,
@@ -34,7 +36,7 @@ PHASES = {
     "run": runs.record_run.__code__,
     "upload": versions.upload_model.__code__,
     "version": versions._create_version.__code__,
-    "finish": MlflowClient.set_terminated.__code__,
+    "finish": live_run.LiveRun.finish.__code__,
     "alias": MlflowClient.set_registered_model_alias.__code__,
     "show": artifacts.publish_artifacts.fn.__code__,
 }

@@ -20,9 +20,10 @@ from flows.defaults import BENCH, EVALUATION, PRUNE
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
+from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
 from tasks.registry.runs import RegistrationInput
-from tasks.steps.registration import register
+from tests.tasks.registry import finished_run
 from tests.tiny_models import write_dense
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm]
@@ -49,6 +50,7 @@ def parameters(place):
     return {
         "model": str(dense),
         "runs": str(place / "runs"),
+        "registry": RegistryConfig(machine_seconds=0.2),
         "prune": PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=16),
         "evaluation": EvalConfig(tasks=("continuation",), limit=4, perplexity="python", seq_len=64, max_blocks=2),
         "bench": BenchConfig(
@@ -240,15 +242,17 @@ def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path,
 def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, client):
     asked = _registration(done, place / "no-such-folder")
     with pytest.raises(FileNotFoundError):
-        register(asked, Workspace.at(place / "runs"))
+        finished_run.registered(asked, Workspace.at(place / "runs"))
     assert len(client.search_model_versions("name='tiny-slim'")) == 1
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == done.version.run_id
     newest = client.search_runs([client.get_experiment_by_name("slimgpt").experiment_id], max_results=1)[0]
     assert newest.info.status == "FAILED"
+    assert "FileNotFoundError" in newest.data.tags["failure"]
 
 
 def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):
-    second = register(_registration(done, done.folder / "bundle" / "model"), Workspace.at(place / "runs"))
+    asked = _registration(done, done.folder / "bundle" / "model")
+    second = finished_run.registered(asked, Workspace.at(place / "runs"))
     assert second.version == "2"
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == second.run_id != done.version.run_id
     assert fetch_model("models:/tiny-slim/1", Workspace.at(place / "runs")).is_dir()

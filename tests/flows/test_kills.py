@@ -36,7 +36,7 @@ SMALL = (
 )
 # The registry is where half a result could pass for a whole one, so most moments lie there.
 MOMENTS = (
-    *("database", "database", "database", "find", "plan", "prune", "prune", "evaluate", "package", "report"),
+    *("database", "database", "database", "find", "plan", "open", "prune", "prune", "evaluate", "package", "report"),
     *("run", "upload", "upload", "version", "finish", "alias", "show"),
 )
 
@@ -117,6 +117,12 @@ def registered(workspace):
     return int(aliases.get("challenger", 0)), max(numbers, default=0)
 
 
+def statuses(workspace):
+    client = open_client(workspace)
+    experiments = [experiment.experiment_id for experiment in client.search_experiments()]
+    return {run.info.status for run in client.search_runs(experiments)}
+
+
 def run_folder(workspace):
     (folder,) = (workspace.root / NAME).iterdir()
     return folder
@@ -141,6 +147,7 @@ def test_killed_at_random_moments_nothing_half_looks_whole_and_the_next_run_goes
     flows.finish(there.root)
     now, newest = registered(there)
     assert now == newest > before
+    assert statuses(there) == {"FINISHED", "KILLED"}  # each was marked by the one after it
     assert folder_digest(run_folder(there) / "model") == folder_digest(run_folder(workspace) / "model")
 
 

@@ -65,3 +65,14 @@ def served_workspace(tmp_path, monkeypatch, mlflow_server):
     """A workspace whose registry is the server."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_server.url)
     return Workspace.at(tmp_path)
+
+
+@pytest.fixture
+def own_server(tmp_path, monkeypatch):
+    """A server that a test may kill; who waits for it gives up after one more try."""
+    server = MlflowServer(tmp_path, int(check_port("127.0.0.1", 0)))
+    server.start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server.url)
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
+    yield server
+    server.stop()

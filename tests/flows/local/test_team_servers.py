@@ -84,7 +84,7 @@ def test_two_processes_registering_one_name_end_with_two_whole_versions_and_one_
     monkeypatch.setenv("MLFLOW_TRACKING_URI", team.mlflow)
     for number in (1, 2):
         fetched = fetch_model(f"models:/twins-slim/{number}", Workspace.at(tmp_path))
-        assert folder_sha256(fetched) == folder_sha256(run / "model")
+        assert folder_sha256(fetched) == folder_sha256(run / "bundle" / "model")
 
 
 def test_a_new_alias_that_three_set_at_once_is_set(team):

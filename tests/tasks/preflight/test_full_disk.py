@@ -17,6 +17,7 @@ from tasks.preflight.models import ResolvedModel
 from tasks.registry.client import open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
+from tasks.registry.live_run import open_run
 from tasks.steps.bundling import package
 from tasks.steps.pruning import prune_stages
 from tasks.steps.registration import register
@@ -44,7 +45,7 @@ def filled(disk, *, kib_left):
 
 @pytest.mark.parametrize("kib_left", [0, 8, 24])
 def test_while_packaging_it_is_one_line_and_the_bundle_before_stays(disk, kib_left):
-    root = finished_run.make(disk)
+    root = finished_run.make(disk, packaged=False)
     folder, asked = RunFolder(root), finished_run.asked(root, "tiny-slim")
     pruned = Checkpoint.open(folder.model)
 
@@ -70,25 +71,28 @@ def test_while_registering_it_is_one_line_and_no_version_more(disk, kib_left):
     workspace, root = Workspace.at(disk / "runs"), finished_run.make(disk)
 
     def run():
-        with disable_run_logger():
-            return register.fn(finished_run.asked(root, "tiny-slim"), workspace)
+        return finished_run.registered(finished_run.asked(root, "tiny-slim"), workspace)
 
     first = run()
     asked = finished_run.asked(root, "tiny-slim")
     with (
-        filled(disk, kib_left=kib_left),
         pytest.raises(OSError, match=r"the disk of .*/runs became full while tiny-slim .*has not moved: make") as full,
         disable_run_logger(),
+        open_run("tiny-slim", asked.parameters, asked.config, workspace, asked.folder) as live,
+        filled(disk, kib_left=kib_left),
     ):
-        register.fn(asked, workspace)
+        register.fn(asked, live)
     assert not isinstance(full.value, ConnectionError)  # which would be tried again
     assert "\n" not in str(full.value)
     client = open_client(workspace)
     assert [version.run_id for version in client.search_model_versions("name='tiny-slim'")] == [first.run_id]
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == first.run_id
+    assert client.get_run(live.run_id).info.status == "FAILED"  # there is room again when it ends
+    with filled(disk, kib_left=0), pytest.raises(OSError, match="became full while the run tiny-slim .*nothing is beg"):
+        finished_run.registered(asked, workspace)
     again = run()
     assert again.version == "2"
-    assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(root / "model")
+    assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(root / "bundle" / "model")
 
 
 def test_what_packaging_and_the_registrys_copy_need_is_known_before_the_pruning(disk, prefect_server):

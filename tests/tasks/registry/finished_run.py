@@ -5,13 +5,17 @@ import sys
 from pathlib import Path
 
 from prefect import flow
+from prefect.logging import disable_run_logger
 
+from deploy.bundle.folder import write_bundle
 from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult, evaluate
 from tasks.environment import RunFolder, Workspace
 from tasks.registry.config import RegistryConfig
+from tasks.registry.live_run import open_run
+from tasks.registry.names import RegisteredVersion
 from tasks.registry.runs import RegistrationInput, parameters_of
 from tasks.steps.artifacts import publish_artifacts
 from tasks.steps.benchmarking import Benchmark
@@ -23,8 +27,8 @@ EVALUATION = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_bl
 PRUNE = PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=4)
 
 
-def make(place: Path) -> Path:
-    """Prune and evaluate; what is left is what a flow leaves in a run's folder."""
+def make(place: Path, *, packaged: bool = True) -> Path:
+    """Prune, evaluate and package; what is left is what a flow leaves in a run's folder."""
     folder = RunFolder(place / "run")
     dense = write_dense(place / "tiny")
     folder.root.mkdir()
@@ -32,6 +36,8 @@ def make(place: Path) -> Path:
     for side, model in (("dense", dense), ("pruned", folder.model)):
         result = evaluate(model, EVALUATION)
         (folder.root / f"evaluation-{side}.json").write_text(json.dumps(result.to_dict()))
+    if packaged:
+        write_bundle(folder.model, folder.bundle, name="tiny")
     return folder.root
 
 
@@ -43,14 +49,24 @@ def asked(root: Path, name: str, *, model: Path | None = None, **rest: object) -
     parameters = parameters_of(model=str(root.parent / "tiny"), revision="", prune=PRUNE, evaluation=EVALUATION)
     skipped = Benchmark(None, "benchmark: not here")
     report = write_report.fn(name, load_lineage(folder.model), *sides, skipped, parameters, folder)
-    return RegistrationInput(model or folder.model, parameters, *sides, report, folder, **rest)
+    return RegistrationInput(model or folder.bundle / "model", parameters, *sides, report, folder, **rest)
+
+
+def registered(request: RegistrationInput, workspace: Workspace) -> RegisteredVersion:
+    """Its run opened, completed and finished, as a flow does it; without Prefect."""
+    with (
+        disable_run_logger(),
+        open_run(request.name, request.parameters, request.config, workspace, request.folder) as run,
+    ):
+        return register.fn(request, run)
 
 
 @flow
 def registration(root: str, name: str, runs: str, registry: RegistryConfig) -> str:
     workspace = Workspace.at(runs)
     whole = asked(Path(root), name, config=registry)
-    version = register(whole, workspace)
+    with open_run(name, whole.parameters, registry, workspace, whole.folder) as run:
+        version = register(whole, run)
     publish_artifacts(whole.report, version, workspace.tracking_uri)
     return version.version
 
