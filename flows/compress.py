@@ -17,6 +17,7 @@ from slimgpt.config import EvalConfig, PruneConfig
 from tasks.environment import prepare
 from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
+from tasks.preflight.lengths import check_lengths
 from tasks.preflight.models import resolve
 from tasks.preflight.request import check_request
 from tasks.registry.config import RegistryConfig
@@ -74,6 +75,7 @@ def compress(
     workspace, name = prepare(runs), name or default_name(model)
     ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
+    check_lengths(dense.folder, evaluation, bench, ready)
     chain = plan_chain(dense, prune_stages(prune, first_ratios))
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)

@@ -20,6 +20,7 @@ from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.harness_tasks import DataUsed
 from tasks.environment import Workspace, prepare
 from tasks.preflight.disk import check_disk
+from tasks.preflight.lengths import check_lengths
 from tasks.preflight.models import resolve
 from tasks.preflight.request import Preflight, check_request
 from tasks.registry.config import RegistryConfig
@@ -79,7 +80,10 @@ def sweep(
     if not grid.measure_speed:
         ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
     check_judgeable(grid, evaluation, ready.serving_obstacle)
-    points = grid_of([resolve(model, "", workspace) for model in models], grid, prune)
+    resolved = [resolve(model, "", workspace) for model in models]
+    for dense in resolved:
+        check_lengths(dense.folder, evaluation, bench, ready)
+    points = grid_of(resolved, grid, prune)
     check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
     parameters = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)

@@ -142,3 +142,9 @@ def layer_shapes(config: PretrainedConfig) -> list[LayerShape]:
         )
 
     return [shape(layer) for layer in config.per_layer_config]
+
+
+def positions(config: PretrainedConfig) -> int:
+    """Tokens the model reads at once; the config of a stretched rotary embedding may name the length before that."""
+    rope = getattr(config, "rope_parameters", None) or {}
+    return int(config.max_position_embeddings * max(1.0, rope.get("factor", 1.0)))

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimgpt.checkpoints.families import positions
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.data.text import TextSource, calibration_text
 
@@ -103,7 +104,7 @@ def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed:
             "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the original model"
         ) from None
     blocks = token_blocks(tokenizer, calibration_text(source), num_samples=num_samples, seq_len=seq_len, seed=seed)
-    if seq_len > (limit := _positions(config)):
+    if seq_len > (limit := positions(config)):
         raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
     largest = int(blocks.ids_NT.max())
     if largest >= config.vocab_size:
@@ -112,9 +113,3 @@ def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed:
             "the tokenizer belongs to another model, copy the right one"
         )
     return blocks
-
-
-def _positions(config: Any) -> int:
-    """Tokens the model reads at once; the config of a stretched rotary embedding may name the length before that."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return int(config.max_position_embeddings * max(1.0, rope.get("factor", 1.0)))

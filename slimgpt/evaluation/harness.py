@@ -28,7 +28,7 @@ from slimgpt.config import EvalConfig
 from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import resolve_device
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
-from slimgpt.evaluation.perplexity import PerplexityResult, perplexity
+from slimgpt.evaluation.perplexity import PerplexityResult, check_length, perplexity
 
 # Facts about the machine and its folders that lm-eval puts beside the figures.
 PRIVATE = ("pretty_env_info", "git_hash", "upper_git_hash", "model_source", "samples", "eval_time")
@@ -116,7 +116,10 @@ def evaluate(
         if model is None:
             say(f"loading {folder.name}")
             dtype = ("float32" if device.type == "cpu" else "auto") if config.dtype == "auto" else config.dtype
-            kernel = attention_kernel(AutoConfig.from_pretrained(folder, trust_remote_code=False))
+            model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            if text:
+                check_length(config.seq_len, model_config)
+            kernel = attention_kernel(model_config)
             with building:
                 model = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel

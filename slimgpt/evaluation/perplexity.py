@@ -14,7 +14,9 @@ from typing import Any
 
 import torch
 from torch.nn import functional
+from transformers import PretrainedConfig
 
+from slimgpt.checkpoints.families import positions
 from slimgpt.data.text import TextSource
 
 _CHARS_PER_TOKEN = 8  # of English about 4
@@ -55,6 +57,30 @@ class PerplexityResult:
     def to_dict(self) -> dict[str, Any]:
         """The fields as JSON types."""
         return asdict(self)
+
+
+def check_length(seq_len: int, config: PretrainedConfig) -> None:
+    """Refuse blocks that are longer than the model reads.
+
+    Raises:
+        ValueError: with both lengths and the remedy.
+    """
+    if getattr(config, "max_position_embeddings", None) and seq_len > (longest := positions(config)):
+        raise ValueError(f"seq_len is {seq_len}, but the model has {longest} positions; lower seq_len to {longest}")
+
+
+def check_text(text: TextSource, tokenizer: Any, seq_len: int) -> None:
+    """Refuse a text of less than one block.
+
+    Raises:
+        ValueError: with both lengths and the remedy.
+    """
+    if (tokens := len(first_tokens(tokenizer, "\n\n".join(text.documents), seq_len))) < seq_len:
+        raise _too_short(text, tokens, seq_len)
+
+
+def _too_short(text: TextSource, tokens: int, seq_len: int) -> ValueError:
+    return ValueError(f"{text.name} has {tokens} tokens, fewer than seq_len {seq_len}; lower seq_len")
 
 
 def first_tokens(tokenizer: Any, text: str, count: int | None) -> list[int]:
@@ -117,13 +143,11 @@ def perplexity(
             f"seq_len is {seq_len}, batch_size {batch_size}, max_blocks {max_blocks}; "
             "they must be at least 2, 1 and 1 (None for all blocks)"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)
-    if positions and seq_len > positions:
-        raise ValueError(f"seq_len is {seq_len}, but the model has {positions} positions; lower seq_len to {positions}")
+    check_length(seq_len, model.config)
     ids = first_tokens(tokenizer, "\n\n".join(text.documents), max_blocks * seq_len if max_blocks else None)
     blocks = len(ids) // seq_len
     if blocks == 0:
-        raise ValueError(f"{text.name} has {len(ids)} tokens, fewer than seq_len {seq_len}; lower seq_len")
+        raise _too_short(text, len(ids), seq_len)
     if max_blocks is not None:
         blocks = min(blocks, max_blocks)
     ids_BT = torch.tensor(ids[: blocks * seq_len]).view(blocks, seq_len)

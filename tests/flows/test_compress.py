@@ -231,6 +231,8 @@ def test_the_form_shows_descriptions_limits_and_defaults():
         ({"prune": PruneConfig(calibration="python", num_samples=100_000, ffn_multiple=16)}, "ask for at most"),
         ({"evaluation": EvalConfig(tasks=("no_such_task",))}, "no_such_task"),
         ({"model": "nowhere"}, "no folder nowhere"),
+        ({"evaluation": EvalConfig(tasks=("none",), perplexity="python", seq_len=4096)}, "evaluation: .*lower seq_len"),
+        ({"bench": BenchConfig(input_len=4096)}, "bench: input_len 4096 .* lower one of them"),
     ],
 )
 def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path, change, message):
