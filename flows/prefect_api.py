@@ -74,6 +74,11 @@ def check(url: str) -> None:
         client = get_client(httpx_settings={"timeout": ANSWER_WITHIN_S}, sync_client=True)
         problem = client.api_healthcheck()
     if problem is not None:
+        if not httpx.URL(url).path.rstrip("/").endswith("/api"):
+            raise ConnectionError(
+                f"PREFECT_API_URL is {without_password(url)}, whose path does not end in /api: "
+                f"set it to {without_password(url).rstrip('/')}/api"
+            )
         raise ConnectionError(
             f"Prefect at {without_password(url)} does not answer ({reason(problem, url)}); start it, correct "
             "PREFECT_API_URL, or unset it (prefect config unset PREFECT_API_URL), as no server is needed"

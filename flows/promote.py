@@ -32,7 +32,7 @@ def promote(
     moved = move(name, version, to, gates, prepare(runs), by=by)
     rows = [{"gate": gate.name, "measured": gate.value, "limit": gate.limit} for gate in moved.gates]
     create_table_artifact(rows, key="promote-gates", description=f"{name} version {version} is {to}")
-    get_run_logger().info("%s of %s is version %s, was %s", to, name, version, moved.previous or "none")
+    get_run_logger().info("%s", moved.summary)
     return moved
 
 
@@ -47,5 +47,5 @@ def rollback(name: str, alias: str = CHAMPION, by: str = "", runs: str = "") -> 
         runs: Folder of the runs, whose registry holds NAME; empty for ./runs or SLIMGPT_RUNS.
     """
     moved = move_back(name, prepare(runs), alias=alias, by=by)
-    get_run_logger().info("%s of %s is version %s again, was %s", alias, name, moved.version, moved.previous)
+    get_run_logger().info("%s", moved.summary)
     return moved

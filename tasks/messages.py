@@ -13,11 +13,15 @@ def without_password(uri: str) -> str:
 
 
 def reason(error: Exception, uri: str) -> str:
-    """The cause in a few words, without user or password: it lies at the end of what requests and SQLAlchemy say."""
+    """The cause in a few words, without user or password.
+
+    It lies at the end of what requests and SQLAlchemy say, and at the start of what MLflow says.
+    """
     text, parts = str(error) or type(error).__name__, urlsplit(uri)
     if match := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
         return match[0]
-    text = text.splitlines()[0][-160:]
+    line = text.splitlines()[0]
+    text = line[:400] if type(error).__module__.startswith("mlflow") else line[-160:]
     for secret in (parts.password, parts.username):
         if secret:
             text = text.replace(secret, "***")

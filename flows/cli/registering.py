@@ -1,5 +1,6 @@
 """``slimgpt compress | promote | rollback``."""
 
+import shlex
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
@@ -71,7 +72,7 @@ def compress(
     show.line(f"registered   {version.name} version {version.version}, alias {version.alias}")
     show.line(
         f"serve it     slimgpt serve {version.uri}"
-        + (f" --runs {parameters['runs']}" if parameters.get("runs") else "")
+        + (f" --runs {shlex.quote(str(parameters['runs']))}" if parameters.get("runs") else "")
     )
 
 
@@ -107,8 +108,7 @@ def promote(
     if moved.gates:
         rows = [(gate.name, f"{gate.value:.4f}", f"{gate.limit:g}") for gate in moved.gates]
         show.table(f"{name} version {version}: gates passed", ("gate", "measured", "limit"), rows)
-    was = f", was version {moved.previous}" if moved.previous else ""
-    show.line(f"{to} of {name} is version {version}{was}")
+    show.line(moved.summary)
 
 
 def rollback(name: str, *, alias: str = "champion", by: str = "", runs: str = "") -> None:
@@ -127,4 +127,4 @@ def rollback(name: str, *, alias: str = "champion", by: str = "", runs: str = ""
     from tasks.registry.promotion import rollback as move_back
 
     moved = move_back(name, workspace, alias=alias, by=by)
-    show.line(f"{alias} of {name} is version {moved.version} again, was version {moved.previous}")
+    show.line(moved.summary)

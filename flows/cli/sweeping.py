@@ -1,5 +1,6 @@
 """``slimgpt sweep``."""
 
+import shlex
 from typing import Annotated, Any
 
 from cyclopts import Parameter
@@ -54,4 +55,5 @@ def sweep(
     show.table("sweep", HEADER, done.outcome.rows)
     show.line(f"plots        {done.folder}")
     show.line(f"registered   {done.version.name} version {done.version.version}, alias {done.version.alias}")
-    show.line(f"serve it     slimgpt serve {done.version.uri}")
+    runs_flag = f" --runs {shlex.quote(str(parameters['runs']))}" if parameters.get("runs") else ""
+    show.line(f"serve it     slimgpt serve {done.version.uri}{runs_flag}")

@@ -8,8 +8,11 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from mlflow import MlflowClient
+from mlflow.entities import LifecycleStage
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 from sqlalchemy.engine import make_url
@@ -42,8 +45,11 @@ def open_client(workspace: Workspace) -> MlflowClient:
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, requests, SQLAlchemy: whatever it is, the server cannot be used
+        why = f"({reason(error, uri)})"
+        if uri.startswith("sqlite:"):
+            raise ConnectionError(f"MLflow's database {uri} cannot be used {why}") from None
         raise ConnectionError(
-            f"MLflow at {without_password(uri)} does not answer ({reason(error, uri)}); "
+            f"MLflow at {without_password(uri)} does not answer {why}; "
             "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"
         ) from None
     return client
@@ -135,9 +141,18 @@ def _explanation(doing: str, stays: str, workspace: Workspace, error: Exception)
 
 
 def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
-    """The id of the experiment; made where there is none of the name."""
+    """The id of the experiment; made where there is none of the name.
+
+    Raises:
+        ValueError: when it was deleted: MLflow keeps the name and takes no runs.
+    """
     existing = client.get_experiment_by_name(name)
     if existing is not None:
+        if existing.lifecycle_stage == LifecycleStage.DELETED:
+            raise ValueError(
+                f"the MLflow experiment {name!r} was deleted and takes no runs: restore it (mlflow experiments restore "
+                f"--experiment-id {existing.experiment_id}), or name another (registry.experiment)"
+            )
         return str(existing.experiment_id)
     # A server knows where artifacts go; without one MLflow would put them into the current folder.
     local = not workspace.tracking_uri.startswith(("http:", "https:"))
@@ -174,4 +189,6 @@ def artifact_folder(client: MlflowClient, experiment: str, workspace: Workspace)
 
 def local_folder(location: str) -> Path | None:
     """The folder that an artifact location of MLflow names, where it is one of this machine."""
-    return Path(location.removeprefix("file://")) if location.startswith(("file:", "/")) else None
+    if location.startswith("file:"):  # a URI: a blank is %20 in it
+        return Path(url2pathname(urlsplit(location).path))
+    return Path(location) if location.startswith("/") else None

@@ -2,6 +2,9 @@
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
+
+from slimgpt.checkpoints.source import model_name
 
 ALIAS = "challenger"
 MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
@@ -44,5 +47,8 @@ def check_name(name: str) -> str:
 
 def default_name(model: str) -> str:
     """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``."""
+    if not is_model_uri(model) and Path(model).is_dir():
+        model = model_name(Path(model))  # a hub snapshot's folder is named after the commit, "." after nothing
     last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-.").removesuffix("-slim") + "-slim"
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._").removesuffix("-slim")
+    return f"{name or 'model'}-slim"

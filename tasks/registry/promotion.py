@@ -34,7 +34,7 @@ class Moved:
     """Where an alias points now.
 
     Args:
-        previous: the version that had it before, or an empty string.
+        previous: the version that had it before; the same one where it had it already, empty where none had it.
         gates: as they were judged; empty for a rollback.
     """
 
@@ -43,6 +43,14 @@ class Moved:
     version: str
     previous: str
     gates: list[Gate] = field(default_factory=list)
+
+    @property
+    def summary(self) -> str:
+        """The result in one line."""
+        if self.previous == self.version:
+            return f"{self.alias} of {self.name} is version {self.version} already"
+        was = f", was version {self.previous}" if self.previous else ""
+        return f"{self.alias} of {self.name} is version {self.version}{was}"
 
 
 def promote(name: str, version: int, alias: str, config: GateConfig, workspace: Workspace, *, by: str = "") -> Moved:
@@ -67,7 +75,7 @@ def promote(name: str, version: int, alias: str, config: GateConfig, workspace: 
     client = open_client(workspace)
     candidate, present = _version(client, name, version), _holder(client, name, alias)
     if present is not None and present.version == candidate.version:
-        return Moved(name, alias, str(version), "")
+        return Moved(name, alias, str(version), str(version))
     gates = judge(_figures(client, candidate), _figures(client, present) if present else None, config)
     record = {"alias": alias, "who": by or _user(), "from": _number(present), "to": _number(candidate)}
     record["gates"] = to_dict(gates)

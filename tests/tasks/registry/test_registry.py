@@ -1,12 +1,20 @@
+"""Names, URIs and folders of the registry, and what a registry that cannot be used says."""
+
+import contextlib
 import socket
+import sqlite3
 import threading
 
 import pytest
 
+from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
-from tasks.registry.client import open_client
+from tasks.registry.client import artifact_folder, experiment, make_database, open_client
+from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
+from tasks.registry.live_run import open_run
 from tasks.registry.names import check_name, default_name, is_model_uri
+from tests.tasks.registry import finished_run
 
 
 @pytest.fixture
@@ -22,10 +30,19 @@ def workspace(tmp_path, monkeypatch):
         ("meta-llama/Llama-2-7b-hf", "Llama-2-7b-hf-slim"),
         ("models:/my-slim@champion", "my-slim"),
         ("some/folder:odd name/", "folder-odd-name-slim"),
+        ("模型/小", "model-slim"),
     ],
 )
 def test_default_names_are_names_that_mlflow_takes(model, name):
     assert default_name(model) == check_name(name) == name
+
+
+def test_the_default_name_of_a_folder_is_that_of_the_model_in_it(tmp_path, monkeypatch):
+    snapshot = tmp_path / "models--org--Tiny-1B" / "snapshots" / "0123abcd"
+    snapshot.mkdir(parents=True)
+    assert default_name(str(snapshot)) == "Tiny-1B-slim"
+    monkeypatch.chdir(snapshot)
+    assert default_name(".") == "Tiny-1B-slim"
 
 
 @pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", " a", "a b", "-a"])
@@ -80,3 +97,41 @@ def test_a_server_that_takes_the_call_and_says_nothing_is_given_up(monkeypatch, 
             open_client(Workspace.at(tmp_path))
         for connection in taken:
             connection.close()
+
+
+@pytest.mark.parametrize("place", ["my runs", "läufe", "100%20 done"])
+def test_a_runs_folder_of_any_name_gives_back_what_it_took(place, tmp_path, monkeypatch):
+    """MLflow keeps the experiment's place as a URI, where a blank is %20."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    workspace = Workspace.at(tmp_path / place)
+    root = finished_run.make(tmp_path)
+    version = finished_run.registered(finished_run.asked(root, "tiny-slim"), workspace)
+    fetched = fetch_model(version.uri, workspace)
+    assert folder_sha256(fetched) == folder_sha256(root / "bundle" / "model")
+    assert workspace.root in fetched.parents
+    assert artifact_folder(open_client(workspace), "slimgpt", workspace) == workspace.mlflow_artifacts
+    assert [path.name for path in tmp_path.iterdir() if "%" in path.name and path.name != place] == []
+
+
+def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):
+    client = open_client(workspace)
+    client.delete_experiment(experiment(client, "slimgpt", workspace))
+    with (
+        pytest.raises(ValueError, match="'slimgpt' was deleted and takes no runs: restore it .*--experiment-id 1"),
+        open_run("tiny-slim", {}, RegistryConfig(), workspace, workspace.run("tiny-slim", {})),
+    ):
+        pytest.fail("the work has begun")
+
+
+def test_a_database_of_another_version_is_said_with_mlflows_remedy(tmp_path, monkeypatch):
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    workspace = Workspace.at(tmp_path)
+    make_database(workspace.tracking_uri)
+    with contextlib.closing(sqlite3.connect(workspace.mlflow_database)) as database, database:
+        database.execute("update alembic_version set version_num = '0123456789ab'")
+    with pytest.raises(ConnectionError) as refused:
+        open_client(workspace)
+    message = str(refused.value)
+    assert f"MLflow's database sqlite:///{workspace.mlflow_database} cannot be used (" in message
+    assert "mlflow db upgrade" in message and "start it" not in message
+    assert "\n" not in message
