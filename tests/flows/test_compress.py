@@ -25,7 +25,7 @@ from tasks.registry.runs import RegistrationInput
 from tasks.steps.registration import register
 from tests.tiny_models import write_dense
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
 LAYERS = 3
 
 

@@ -20,7 +20,7 @@ from deploy.serving.server import ServerError, serving
 from tests.deploy.slim_checkpoint import write_dense, write_slim
 from tests.tiny_models import write_tokenizer
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.minutes]
 needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "bench.md"
 
