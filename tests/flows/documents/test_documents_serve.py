@@ -118,6 +118,7 @@ def test_every_serve_command_serves(place):
     assert len(asked_by_curl) == len(CURL) >= 2
 
 
+@pytest.mark.all
 def test_every_bench_command_measures(place):
     (words,) = lines("bench")
     dense = write_dense(place / "smollm2")
