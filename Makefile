@@ -7,9 +7,9 @@ endif
 UV ?= uv
 COMPILE := $(UV) pip compile --no-header --no-annotate --python-version 3.11 --excludes requirements/model.excludes
 
-.PHONY: help install lint type test demo up down clean lock
+.PHONY: help install lint type test test-all demo up down clean lock
 help: ## show this
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
 install: .venv/.installed ## .venv with the pinned versions: the GPU lock where nvidia-smi works, else the CPU lock
 
@@ -27,8 +27,11 @@ lint: install ## ruff, format, the one-way rule of imports, YAML
 type: install ## mypy, strict on slimgpt and deploy
 	$(BIN)/mypy
 
-test: install ## the whole test suite, a real flow and a real vLLM server included
-	$(BIN)/python -m pytest -n 2
+test: install ## the tests, real flows and real vLLM servers included
+	$(BIN)/python -m pytest -n 3 -m "not all"
+
+test-all: install ## the tests, and those that repeat a structure or take the real model the whole way
+	$(BIN)/python -m pytest -n 3
 
 demo: install ## prune, evaluate, register, serve and measure the built-in model
 	$(BIN)/slimgpt compress $(ARGS)

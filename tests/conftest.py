@@ -1,4 +1,7 @@
-"""What every test shares: nothing is written outside a temporary folder; one real Prefect server a session."""
+"""What every test shares: nothing is written outside a temporary folder; one real Prefect server a process.
+
+``pytest -n`` runs several processes at once, vLLM included: see ``tests/vllm_environment.py``.
+"""
 
 import contextlib
 import os
@@ -13,13 +16,15 @@ _HOME = tempfile.mkdtemp(prefix="slimgpt-tests-")
 os.environ["SLIMGPT_RUNS"] = f"{_HOME}/runs"
 os.environ["PREFECT_HOME"] = f"{_HOME}/prefect"
 os.environ.pop("MLFLOW_TRACKING_URI", None)
-# Each process of ``-n 2`` takes its share of the cores: OpenMP's threads spin while they wait for one another.
+# Each process of ``-n`` takes its share of the cores: OpenMP's threads spin while they wait for one another.
 # Not the process that starts them: they would inherit its own, which is all cores.
 if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
 
 from tasks.environment import prepare  # noqa: E402
+from tests import vllm_environment  # noqa: E402
 
+os.environ |= vllm_environment.QUICK
 prepare()
 
 
@@ -28,26 +33,9 @@ def pytest_unconfigure():
 
 
 def pytest_collection_modifyitems(items):
-    """What takes longest comes first: else ``-n 2`` ends with one process at work and one at rest."""
-    items.sort(key=lambda item: (item.get_closest_marker("vllm") is None, item.get_closest_marker("slow") is None))
-
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config, log):
-    """For ``-n 2``: a file's tests stay together, and the files marked ``vllm`` take turns.
-
-    xdist's own groups do not reach its scheduler in pytest 9.2.
-    """
-    from xdist.scheduler import LoadScopeScheduling
-
-    config.option.loadscopereorder = False  # it would put the files with the fewest tests, the slowest ones, last
-
-    class ByFile(LoadScopeScheduling):
-        def _split_scope(self, nodeid):
-            file = nodeid.partition("::")[0]
-            return "vllm" if "pytest.mark.vllm" in (config.rootpath / file).read_text() else file
-
-    return ByFile(config, log)
+    """The longest files come first: else ``-n`` ends with one process at work and the others at rest."""
+    markers = ("minutes", "vllm", "slow")
+    items.sort(key=lambda item: [item.get_closest_marker(name) is None for name in markers])
 
 
 @pytest.fixture(scope="session")
@@ -61,6 +49,16 @@ def prefect_server():
         patch.setattr(utilities, "SubprocessASGIServer", OwnServer)  # as a command starts it
         with utilities.prefect_test_harness(server_startup_timeout=120):
             yield
+
+
+@pytest.fixture(scope="session")
+def pruned_family(tmp_path_factory):
+    """``pruned_family(case)``: that tiny family dense and pruned, made once for all processes. Nobody changes them."""
+    from tests.tiny_families import pruned_once
+
+    own = tmp_path_factory.getbasetemp()
+    shared = own.parent if "PYTEST_XDIST_WORKER" in os.environ else own
+    return lambda case: pruned_once(shared / "families", case)
 
 
 @pytest.fixture

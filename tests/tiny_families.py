@@ -5,9 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 from safetensors.torch import load_file, save_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM
 
+from slimgpt.config import PruneConfig
+from slimgpt.engine.pruner import prune
 from tests.tiny_models import VOCAB_SIZE, write_tokenizer
 
 NUM_LAYERS, HIDDEN, HEADS, KV_HEADS, HEAD_DIM, WIDTH = 4, 64, 8, 4, 32, 128  # vLLM on CPU wants head_dim >= 32
@@ -52,6 +55,22 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
          "attention_multiplier": 0.1},
     ),
 }  # fmt: skip
+
+
+# Heads go by the ratio in every family that prunes them; FFN widths are multiples of 4 alone.
+PRUNE = PruneConfig(
+    ratio=0.3, head_budget="ratio", ffn_multiple=4, calibration="python", num_samples=8, seq_len=48, block_tokens=128
+)
+
+
+def pruned_once(place: Path, case: str) -> tuple[Path, Path]:
+    """Folders of the case's dense checkpoint and of the one that PRUNE makes of it, made by whoever asks first."""
+    dense, out = place / case / "dense", place / case / "out"
+    place.mkdir(exist_ok=True)
+    with FileLock(place / f"{case}.lock"):
+        if not (out / "config.json").is_file():  # written last
+            prune(write_family(dense, case), out, PRUNE)
+    return dense, out
 
 
 def write_family(folder: Path, case: str, **overrides: Any) -> Path:

@@ -26,7 +26,7 @@ from tasks.registry.runs import RegistrationInput
 from tests.tasks.registry import finished_run
 from tests.tiny_models import write_dense
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
 LAYERS = 3
 
 

@@ -25,7 +25,7 @@ from tests import processes
 from tests.flows import killed_flow
 from tests.tiny_models import write_dense
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
 SEED = 20261125
 NAME = "tiny-slim"
 SMALL = (

@@ -17,7 +17,7 @@ from tasks.registry.fetching import fetch_model
 from tasks.sweep.config import SweepConfig
 from tests.tiny_models import write_dense
 
-pytestmark = [pytest.mark.slow, pytest.mark.vllm]
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
 QUICK = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_blocks=2)
 UNJUDGED = {"min_accuracy_retention": 0, "measure_speed": False}  # a random model answers no question
 

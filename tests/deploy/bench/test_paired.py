@@ -1,5 +1,7 @@
 """One real benchmark of two tiny models, and the refusals that come before one."""
 
+import contextlib
+import io
 import json
 import re
 from dataclasses import asdict
@@ -11,16 +13,19 @@ import torch
 from pydantic import TypeAdapter
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from deploy.bench import paired
 from deploy.bench.config import LATENCY_VOCABULARY, BenchConfig
 from deploy.bench.paired import compare
 from deploy.bench.results import COUNTS, LATENCY_METRICS, METRICS, THROUGHPUT_METRICS, BenchReport, Paired, Ratio
 from deploy.bench.vllm_bench import bench_latency, bench_serve, bench_throughput, server_config
 from deploy.engines.availability import vllm_obstacle
+from deploy.report.plots import bench_plots
 from deploy.serving.server import ServerError, serving
+from flows.cli.app import app
 from tests.deploy.slim_checkpoint import write_dense, write_slim
 from tests.tiny_models import write_tokenizer
 
-pytestmark = pytest.mark.vllm
+pytestmark = [pytest.mark.vllm, pytest.mark.minutes]
 needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 DOCUMENT = Path(__file__).parents[3] / "docs" / "bench.md"
 
@@ -33,20 +38,22 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def done(models: tuple[Path, Path], tmp_path_factory) -> tuple[BenchReport, Path, list[str]]:
-    config = BenchConfig(
-        num_prompts=6,
-        input_len=32,
-        output_len=8,
-        pairs=2,
-        num_warmups=2,
-        enforce_eager=True,
-        kvcache_gib=1,
-        load_shares=(0.5,),
-        offline=False,
-    )
-    told: list[str] = []
+    """What ``slimgpt bench`` measured, where, and what it said meanwhile."""
     workdir = tmp_path_factory.mktemp("bench") / "bench"
-    return compare(*models, config, workdir=workdir, on_progress=told.append), workdir, told
+    flags = (
+        "--num-prompts 6 --input-len 32 --output-len 8 --pairs 2 --num-warmups 2 --enforce-eager --kvcache-gib 1 "
+        "--load-shares 0.5 --no-offline"
+    )
+    made: list[BenchReport] = []
+
+    def kept(*arguments, **options) -> BenchReport:
+        made.append(compare(*arguments, **options))
+        return made[-1]
+
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as told:
+        patch.setattr(paired, "compare", kept)
+        app(["bench", *map(str, models), "--workdir", str(workdir), *flags.split()], result_action="return_value")
+    return made[0], workdir, told.getvalue().splitlines()
 
 
 def check(runs: Paired, metrics: tuple[str, ...]) -> None:
@@ -97,6 +104,7 @@ def test_bench_json_is_what_the_document_says(done):
     assert BenchReport.from_dict(json.loads(text)) == report
     TypeAdapter(BenchReport).validate_json(text, strict=True)  # every type, not only every name
     assert str(workdir.parent) not in text  # no path of this machine
+    assert [file.read_text()[:5] for file in workdir.glob("*.svg")] == ["<svg "] * len(bench_plots(report)) != []
     document = DOCUMENT.read_text()
     named = set(re.findall(r"`(\w+)`", document))
     footprint, config = set(json.loads(text)["footprints"]["dense"]), set(json.loads(text)["config"])

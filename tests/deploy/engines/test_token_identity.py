@@ -22,6 +22,7 @@ from deploy.bundle.folder import verify_bundle, write_bundle
 from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import check_port, session_members, stop_session
 from tests.deploy.slim_checkpoint import write_slim
+from tests.vllm_environment import as_users_have_it
 
 pytestmark = [
     pytest.mark.vllm,
@@ -104,7 +105,8 @@ def alive(pid: int) -> bool:
 def test_plugin_serves_the_same_tokens_and_dies_with_its_parent(checkpoint, prompts, expected, tmp_path):
     log = tmp_path / "vllm.log"
     command = [sys.executable, "-P", "-c", PARENT, str(checkpoint), str(log)]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as parent:
+    env = as_users_have_it(os.environ)
+    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True) as parent:
         try:
             line = parent.stdout.readline()  # ends when the server answers or serving() gives up
             assert line, log.read_text()[-3000:]

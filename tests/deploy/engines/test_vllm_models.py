@@ -12,11 +12,8 @@ from transformers import AutoModelForCausalLM
 
 from deploy.engines.availability import vllm_obstacle
 from deploy.engines.vllm_plugin import NATIVE
-from slimgpt.config import PruneConfig
-from slimgpt.engine.pruner import prune
 from tests.deploy.engines.generate import PROMPTS, assert_same_steps, greedy_steps, run_engines
 from tests.deploy.slim_checkpoint import WIDTHS, write_dense, write_slim
-from tests.tiny_families import write_family
 from tests.tiny_models import VOCAB_SIZE
 
 pytestmark = [
@@ -92,17 +89,9 @@ def write_w8a8(dense: Path, folder: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def pruned(tmp_path_factory) -> dict[str, Path]:
+def pruned(pruned_family) -> dict[str, Path]:
     """Every native family, pruned to FFN widths that are multiples of 4 alone."""
-    config = PruneConfig(
-        ratio=0.3, head_budget="ratio", ffn_multiple=4, calibration="python", num_samples=8, seq_len=48
-    )
-    folders = {}
-    for family in NATIVE:
-        folder = tmp_path_factory.mktemp(family)
-        prune(write_family(folder / "dense", family), folder / "out", config)
-        folders[family] = folder / "out"
-    return folders
+    return {family: pruned_family(family)[1] for family in NATIVE}
 
 
 @pytest.fixture(scope="module")

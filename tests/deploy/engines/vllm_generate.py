@@ -25,10 +25,11 @@ os.environ |= {
 # The CPU wheel is no distribution named vllm. The answer is run by its path, since ours may not be importable.
 runpy.run_path(str(Path(__file__).parents[3] / "deploy/engines/vllm_entry.py"))["answer_vllm_version"]()
 
-import torch  # noqa: E402
-from vllm import LLM, SamplingParams  # noqa: E402
-from vllm.distributed import cleanup_dist_env_and_memory  # noqa: E402
-from vllm.lora.request import LoRARequest  # noqa: E402
+if __name__ == "__main__":  # the workers of several ranks begin by importing this file, and use none of these
+    import torch
+    from vllm import LLM, SamplingParams
+    from vllm.distributed import cleanup_dist_env_and_memory
+    from vllm.lora.request import LoRARequest
 
 DEFAULTS = {
     "dtype": "float32",

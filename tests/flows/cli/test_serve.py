@@ -23,6 +23,7 @@ from tasks.environment import Workspace
 from tasks.registry.client import open_client
 from tasks.registry.names import MODEL_PATH
 from tests.deploy.slim_checkpoint import write_slim
+from tests.vllm_environment import as_users_have_it
 
 ROOT = Path(__file__).parents[3]
 MODEL = "models:/tiny@champion"
@@ -49,7 +50,8 @@ def register(folder: Path, runs: Path, name: str = "tiny", aliases: tuple[str, .
 def start(*words: object, cwd: Path, log: Path, **variables: str) -> subprocess.Popen:
     """``slimgpt serve``, as a user who has set nothing but ``variables`` starts it."""
     # What prepare() chose in this process for another test is no wish of the user of the command.
-    env = {name: value for name, value in os.environ.items() if name not in ("MLFLOW_TRACKING_URI", "VLLM_API_KEY")}
+    env = as_users_have_it(os.environ)
+    env = {name: value for name, value in env.items() if name not in ("MLFLOW_TRACKING_URI", "VLLM_API_KEY")}
     command = [sys.executable, "-P", "-m", "flows.cli", "serve", *map(str, words)]
     with log.open("wb") as output:
         return subprocess.Popen(
@@ -108,7 +110,7 @@ def server(tmp_path_factory):
     words = [MODEL, "--runs", place / "runs", "--port", port, "--enforce-eager", "--kvcache-gib", 1]
     words += ["--dtype", "float32", "--", "--max-num-seqs", 64]
     log = place / "log"
-    process = start(*words, cwd=place / "cwd", log=log, VLLM_API_KEY=KEY, VLLM_WORKER_MULTIPROCESSING_METHOD="spawn")
+    process = start(*words, cwd=place / "cwd", log=log, VLLM_API_KEY=KEY)
 
     def ready() -> bool:
         assert process.poll() is None, log.read_text()[-3000:]

@@ -16,6 +16,7 @@ import openai
 import pytest
 
 from deploy.engines.availability import vllm_obstacle
+from tests import vllm_environment
 from tests.deploy.slim_checkpoint import write_dense, write_slim
 from tests.flows.cli.test_serve import KEY, ROOT, register, start, wait_for
 from tests.flows.documents.test_readme import DOCS, README, commands
@@ -24,11 +25,12 @@ from tests.hub_server import Hub
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.vllm,
+    pytest.mark.minutes,
     pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here"),
 ]
 SOONER = ["--enforce-eager", "--kvcache-gib", "1"]
 CURL = re.findall(r"^(?:\$ )?(curl (?:.*\\\n)*.*)$", README + DOCS, flags=re.MULTILINE)
-AT_ONCE = 3  # servers that are started at the same time: 3 GB each
+AT_ONCE = 2  # servers that are started at the same time: 3 GB each
 
 
 def lines(command):
@@ -84,7 +86,7 @@ def test_every_serve_command_serves(place):
         commit = hub.push("org/model", files)
         hub.repos["models", "org/model"].refs["4fa2b1c"] = commit
         user = {"SLIMGPT_RUNS": str(place / "runs"), "HF_ENDPOINT": hub.url, "HF_HOME": str(place / "hf")}
-        user["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # else two ranks want two NUMA nodes
+        user |= vllm_environment.QUICK  # bound to cores, two ranks would want two NUMA nodes
         user |= {"HF_HUB_OFFLINE": "0", "NO_PROXY": "127.0.0.1,localhost", "VLLM_API_KEY": KEY}
 
         def serve(number, words):
@@ -116,6 +118,7 @@ def test_every_serve_command_serves(place):
     assert len(asked_by_curl) == len(CURL) >= 2
 
 
+@pytest.mark.all
 def test_every_bench_command_measures(place):
     (words,) = lines("bench")
     dense = write_dense(place / "smollm2")

@@ -22,7 +22,7 @@ from slimgpt.report import load_report
 from tests.flows.documents.test_readme import DOCS, commands
 from tests.tiny_models import write_dense
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
 ROOT = Path(__file__).parents[3]
 EVALUATION = {"tasks": [], "perplexity": "python", "seq_len": 64, "max_blocks": 2}
 PRUNE = {"num_samples": 4, "seq_len": 64, "calibration": "python", "ffn_multiple": 4}

@@ -10,6 +10,7 @@ import time
 import psutil
 import pytest
 
+from flows.local import service as services
 from flows.local.service import Service
 
 SLEEPER = "import time; time.sleep(600)"
@@ -33,7 +34,8 @@ def child_of(service):
 
 
 @pytest.mark.parametrize("killed", [False, True])
-def test_what_it_started_ends_with_it(service, killed):
+def test_what_it_started_ends_with_it(service, killed, monkeypatch):
+    monkeypatch.setattr(services, "STOP_TIMEOUT_S", 1)  # nobody asks the child to end before
     service.start(dict(os.environ))
     pid, child = service.pid(), child_of(service)
     if killed:

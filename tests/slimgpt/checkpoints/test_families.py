@@ -16,7 +16,7 @@ from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import evaluate
 from slimgpt.evaluation.perplexity import perplexity
 from slimgpt.report import load_report
-from tests.tiny_families import CASES, write_baichuan, write_family, write_multimodal_gemma3
+from tests.tiny_families import CASES, PRUNE, write_baichuan, write_family, write_multimodal_gemma3
 
 PROMPTS = torch.tensor([[5, 80, 200, 31, 7, 44, 91, 3], [300, 12, 9, 411, 66, 2, 150, 28]])
 
@@ -44,12 +44,8 @@ def dense_twin(dense, out):
 
 
 @pytest.fixture(scope="module", params=CASES)
-def pruned(request, tmp_path_factory, tiny_config):
-    folder = tmp_path_factory.mktemp(request.param)
-    dense = write_family(folder / "dense", request.param)
-    config = tiny_config(ratio=0.3, head_budget="ratio", seq_len=48)
-    prune(dense, folder / "out", config)
-    return dense, folder / "out", config
+def pruned(request, pruned_family):
+    return *pruned_family(request.param), PRUNE
 
 
 def test_logits_equal_those_of_the_dense_model_with_the_pruned_columns_at_zero(pruned):

@@ -9,9 +9,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from slimgpt.engine.pruner import prune
 from tests.isolated_python import isolated_python
-from tests.tiny_families import CASES, write_family
+from tests.tiny_families import CASES
 
 PROMPTS = [[5, 80, 200, 31, 7], [300, 12, 9, 411, 66]]
 SCRIPT = """
@@ -35,12 +34,8 @@ print(json.dumps(results))
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights that Windows users seldom have")
-def test_every_family_gives_the_same_tokens_with_the_code_in_its_checkpoint(tmp_path, tiny_config):
-    folders: list[Path] = []
-    for case in CASES:
-        dense = write_family(tmp_path / case / "dense", case)
-        prune(dense, tmp_path / case / "out", tiny_config(ratio=0.3, head_budget="ratio", seq_len=48))
-        folders.append(tmp_path / case / "out")
+def test_every_family_gives_the_same_tokens_with_the_code_in_its_checkpoint(tmp_path, pruned_family):
+    folders: list[Path] = [pruned_family(case)[1] for case in CASES]
     python = isolated_python(tmp_path / "venv", ("torch", "transformers"))
     done = subprocess.run(
         [python, "-I", "-c", SCRIPT, json.dumps(PROMPTS), *folders],
