@@ -7,10 +7,9 @@ import sys
 
 from prefect import flow
 
-from deploy.bench.config import BenchConfig
 from deploy.bench.results import BenchReport
 from deploy.engines.availability import vllm_obstacle
-from flows.defaults import BENCH
+from flows.defaults import BENCH, BenchSection
 from tasks.environment import prepare
 from tasks.preflight.models import resolve
 from tasks.preflight.request import Preflight
@@ -22,7 +21,7 @@ from tasks.steps.benchmarking import benchmark as measure
 def benchmark(
     pruned: str,
     dense: str = "smollm2",
-    bench: BenchConfig = BENCH,
+    bench: BenchSection = BENCH,
     runs: str = "",
 ) -> BenchReport:
     """Serve a dense and a pruned model with vLLM, in turn under the same load, and compare them.

@@ -9,18 +9,24 @@ from pathlib import Path
 
 from prefect import flow
 
-from deploy.bench.config import BenchConfig
 from deploy.report.files import Report
-from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
+from flows.defaults import (
+    BENCH,
+    EVALUATION,
+    PRUNE,
+    REGISTRY,
+    BenchSection,
+    EvaluationSection,
+    PruneSection,
+    RegistrySection,
+)
 from flows.prefect_api import reached
-from slimgpt.config import EvalConfig, PruneConfig
 from tasks.environment import prepare
 from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
 from tasks.preflight.lengths import check_lengths
 from tasks.preflight.models import resolve
 from tasks.preflight.request import check_request
-from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import open_run
 from tasks.registry.names import RegisteredVersion, default_name
 from tasks.registry.runs import RegistrationInput, parameters_of
@@ -48,10 +54,10 @@ class Compressed:
 def compress(
     model: str = "smollm2",
     name: str = "",
-    prune: PruneConfig = PRUNE,
-    evaluation: EvalConfig = EVALUATION,
-    bench: BenchConfig = BENCH,
-    registry: RegistryConfig = REGISTRY,
+    prune: PruneSection = PRUNE,
+    evaluation: EvaluationSection = EVALUATION,
+    bench: BenchSection = BENCH,
+    registry: RegistrySection = REGISTRY,
     first_ratios: tuple[float, ...] = (),
     keep: Keep = "last",
     revision: str = "",

@@ -1,4 +1,14 @@
-"""What ``compress`` does by default: sized for two CPU cores and a quarter of an hour."""
+"""What ``compress`` does by default: sized for two CPU cores and a quarter of an hour.
+
+Each section has a type of its own, for the flows' signatures: a deployment run that sets one key of a section
+(``--param 'prune={"ratio": 0.3}'``) leaves the others at these defaults, not at those of the library.
+"""
+
+import dataclasses
+from functools import partial
+from typing import Annotated, Any
+
+from pydantic import BeforeValidator
 
 from deploy.bench.config import BenchConfig
 from slimgpt.config import EvalConfig, PruneConfig
@@ -10,3 +20,20 @@ EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model
 BENCH = BenchConfig(load_shares=(), offline=False)  # `slimgpt bench` also measures other loads, and offline
 REGISTRY = RegistryConfig()
 SWEEP = SweepConfig()
+
+
+def _completed(defaults: Any, given: Any) -> Any:
+    """A section as JSON brings it, with the flow's defaults for what it does not set."""
+    if not isinstance(given, dict):
+        return given
+    known = {item.name: getattr(defaults, item.name) for item in dataclasses.fields(defaults)}
+    if unknown := sorted(given.keys() - known.keys()):
+        raise ValueError(f"{unknown[0]} is not known; known are {', '.join(known)}")
+    return {**known, **given}
+
+
+PruneSection = Annotated[PruneConfig, BeforeValidator(partial(_completed, PRUNE))]
+EvaluationSection = Annotated[EvalConfig, BeforeValidator(partial(_completed, EVALUATION))]
+BenchSection = Annotated[BenchConfig, BeforeValidator(partial(_completed, BENCH))]
+RegistrySection = Annotated[RegistryConfig, BeforeValidator(partial(_completed, REGISTRY))]
+SweepSection = Annotated[SweepConfig, BeforeValidator(partial(_completed, SWEEP))]

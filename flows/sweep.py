@@ -13,9 +13,20 @@ from prefect.futures import wait
 
 from deploy.bench.config import BenchConfig
 from deploy.report.files import Report
-from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
+from flows.defaults import (
+    BENCH,
+    EVALUATION,
+    PRUNE,
+    REGISTRY,
+    SWEEP,
+    BenchSection,
+    EvaluationSection,
+    PruneSection,
+    RegistrySection,
+    SweepSection,
+)
 from flows.prefect_api import reached
-from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.config import EvalConfig
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.harness_tasks import DataUsed
 from tasks.environment import Workspace, prepare
@@ -33,7 +44,6 @@ from tasks.steps.bundling import package
 from tasks.steps.evaluation import keep_evaluation
 from tasks.steps.reporting import write_report
 from tasks.sweep.comparing import Outcome, compare_models
-from tasks.sweep.config import SweepConfig
 from tasks.sweep.points import Point, Tried, check_judgeable, grid_of
 from tasks.sweep.recording import record_sweep
 from tasks.sweep.runners import own_environment, runner_of
@@ -53,11 +63,11 @@ class Swept:
 def sweep(
     models: tuple[str, ...] = ("smollm2",),
     name: str = "",
-    grid: SweepConfig = SWEEP,
-    prune: PruneConfig = PRUNE,
-    evaluation: EvalConfig = EVALUATION,
-    bench: BenchConfig = BENCH,
-    registry: RegistryConfig = REGISTRY,
+    grid: SweepSection = SWEEP,
+    prune: PruneSection = PRUNE,
+    evaluation: EvaluationSection = EVALUATION,
+    bench: BenchSection = BENCH,
+    registry: RegistrySection = REGISTRY,
     runs: str = "",
 ) -> Swept:
     """Prune models at several ratios and schedules, measure all, and register the best within limits.

@@ -1,5 +1,6 @@
 """The whole way on a tiny random model: real Prefect, real MLflow on SQLite, and real vLLM where it can run."""
 
+import dataclasses
 import hashlib
 import json
 from pathlib import Path
@@ -9,6 +10,7 @@ import torch
 from huggingface_hub import ModelCard
 from mlflow import MlflowClient
 from mlflow.pyfunc import load_model
+from prefect.exceptions import ParameterTypeError
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from deploy.bench.config import BenchConfig
@@ -16,7 +18,8 @@ from deploy.bundle.folder import verify_bundle
 from deploy.engines.availability import vllm_obstacle
 from flows.cli.flags import config_from, read_config_file
 from flows.compress import compress
-from flows.defaults import BENCH, EVALUATION, PRUNE
+from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
+from flows.sweep import sweep
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
@@ -221,6 +224,24 @@ def test_the_form_shows_descriptions_limits_and_defaults():
     assert ratio["maximum"] == 0.9
     assert "projection parameters" in ratio["description"]
     assert schema["properties"]["model"]["description"].startswith("A folder, a hub id")
+
+
+@pytest.mark.parametrize("flow", [compress, sweep])
+def test_a_section_with_one_key_keeps_the_flows_defaults_for_the_others(flow):
+    """As of ``prefect deployment run --param 'prune={"ratio": 0.3}'``, a schedule, or the API."""
+    given = {"prune": {"ratio": 0.3}, "evaluation": {"tasks": ["piqa"]}, "bench": {"pairs": 1}, "registry": {}}
+    cast = flow.validate_parameters(given)
+    assert cast["prune"] == dataclasses.replace(PRUNE, ratio=0.3)
+    assert cast["evaluation"] == dataclasses.replace(EVALUATION, tasks=("piqa",))
+    assert cast["bench"] == dataclasses.replace(BENCH, pairs=1)
+    assert cast["registry"] == REGISTRY
+    whole = PruneConfig(ratio=0.2)  # from Python: taken as it is
+    assert flow.validate_parameters({"prune": whole})["prune"] == whole
+
+
+def test_a_key_that_a_section_does_not_have_is_refused():
+    with pytest.raises(ParameterTypeError, match="prune: .*ratoi is not known; known are ratio, schedule"):
+        compress.validate_parameters({"prune": {"ratoi": 0.3}})
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.isolated_python import isolated_python
 from tests.tiny_families import CASES
@@ -33,9 +33,17 @@ print(json.dumps(results))
 """
 
 
+def saved_again(folder: Path, out: Path) -> Path:
+    """As after a training, or when a LoRA was merged: the code must come along."""
+    AutoModelForCausalLM.from_pretrained(folder).save_pretrained(out)
+    AutoTokenizer.from_pretrained(folder).save_pretrained(out)
+    return out
+
+
 @pytest.mark.skipif(sys.platform == "win32", reason="links need rights that Windows users seldom have")
 def test_every_family_gives_the_same_tokens_with_the_code_in_its_checkpoint(tmp_path, pruned_family):
     folders: list[Path] = [pruned_family(case)[1] for case in CASES]
+    folders.append(saved_again(pruned_family("llama")[1], tmp_path / "again"))
     python = isolated_python(tmp_path / "venv", ("torch", "transformers"))
     done = subprocess.run(
         [python, "-I", "-c", SCRIPT, json.dumps(PROMPTS), *folders],

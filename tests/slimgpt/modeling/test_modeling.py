@@ -47,6 +47,11 @@ def test_saving_and_loading_keeps_every_logit(pruned, tmp_path):
     model.save_pretrained(tmp_path / "again")
     again = AutoModelForCausalLM.from_pretrained(tmp_path / "again")
     assert torch.equal(model(PROMPTS).logits, again(PROMPTS).logits)
+    for module in (per_layer, slim_llama):  # and where this package is not installed: the code is beside the weights
+        assert (tmp_path / "again" / Path(module.__file__).name).read_bytes() == Path(module.__file__).read_bytes()
+    assert (
+        again.config.auto_map == model.config.auto_map == json.loads((pruned / "config.json").read_text())["auto_map"]
+    )
 
 
 def test_left_padding_does_not_change_the_output(pruned):
