@@ -10,7 +10,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
 from typing import Any
+from urllib.request import getproxies
 
 import httpx
 from prefect.client.orchestration import get_client
@@ -27,6 +29,7 @@ from deploy.engines import vllm_entry
 from tasks.messages import reason, without_password
 
 ANSWER_WITHIN_S = 10.0
+_DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
 
 
 @contextlib.contextmanager
@@ -38,6 +41,7 @@ def reached() -> Iterator[None]:
             stops answering while the flow runs.
     """
     url = PREFECT_API_URL.value() or ""
+    _check_proxy()
     if url:
         check(url)
     elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
@@ -61,6 +65,20 @@ def _in_one_line(record: logging.LogRecord) -> bool:
     if record.name.startswith("prefect") and not os.environ.get("SLIMGPT_TRACEBACK"):
         record.exc_info = record.exc_text = None
     return True
+
+
+def _check_proxy() -> None:
+    """Refuse a proxy that Prefect's client cannot use, which would else end in a traceback, whatever is excluded.
+
+    Raises:
+        ValueError: naming the variable and the remedy.
+    """
+    for scheme, proxy in getproxies().items():
+        if proxy.startswith("socks") and find_spec("socksio") is None:
+            raise ValueError(
+                f"the proxy for {scheme!r} is {without_password(proxy)} ({scheme}_proxy), which Prefect's client uses "
+                "only with the package socksio: pip install socksio, or unset the variable for this command"
+            )
 
 
 def check(url: str) -> None:
@@ -99,6 +117,10 @@ class OwnServer(SubprocessASGIServer):
         with contextlib.suppress(OSError):  # said in one line by the flow, which writes there, too
             current.server.memo_store_path.parent.mkdir(parents=True, exist_ok=True)
         settings = current.to_environment_variables(exclude_unset=True)
+        if not settings.keys() & set(_DATABASE):
+            # Not in the home folder, which a container's user may not write to and another Prefect may have used.
+            file = current.server.memo_store_path.parent / "temporary-server.db"
+            ours[_DATABASE[0]] = f"sqlite+aiosqlite:///{file}"
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.prefect_server", "temporary", str(self.port)],
             env={**os.environ, **ours, **settings},

@@ -119,7 +119,19 @@ def prepare(runs: str | Path = "") -> Workspace:
             os.environ[variable] = value
             _chosen.add((variable, value))
     _take_password_out()
+    _own_machine_without_proxy()
     return workspace
+
+
+def _own_machine_without_proxy() -> None:
+    """Ask servers of this machine directly: Prefect's temporary one, vLLM and MLflow answer on 127.0.0.1."""
+    if not any(name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ):
+        return
+    named = os.environ.get("no_proxy") or os.environ.get("NO_PROXY") or ""
+    hosts = [host.strip() for host in named.split(",") if host.strip()]
+    if "*" not in hosts:
+        wanted = ",".join([*hosts, *(host for host in ("127.0.0.1", "localhost", "::1") if host not in hosts)])
+        os.environ["no_proxy"] = os.environ["NO_PROXY"] = wanted
 
 
 def _take_password_out() -> None:

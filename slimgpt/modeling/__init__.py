@@ -18,17 +18,14 @@ def register() -> None:
         if file.name.startswith("slim_"):
             module = import_module(f"{__name__}.{file.name}")
             config_class = _own_class(module, "Config")
-            model_classes = {
-                AutoModel: _own_class(module, "Model"),
-                AutoModelForCausalLM: _own_class(module, "ForCausalLM"),
-            }
+            model_class, causal_class = _own_class(module, "Model"), _own_class(module, "ForCausalLM")
             AutoConfig.register(file.name, config_class, exist_ok=True)
-            for auto, model_class in model_classes.items():
-                auto.register(config_class, model_class, exist_ok=True)
-            # save_pretrained, as after a LoRA was merged, then writes the code beside the weights: as self-contained as
-            # what was loaded.
-            for auto, own_class in {AutoConfig: config_class, **model_classes}.items():
-                own_class.register_for_auto_class(auto.__name__)
+            AutoModel.register(config_class, model_class, exist_ok=True)
+            AutoModelForCausalLM.register(config_class, causal_class, exist_ok=True)
+            # save_pretrained then writes the code beside the weights, as after a training or a merged LoRA.
+            config_class.register_for_auto_class("AutoConfig")
+            model_class.register_for_auto_class("AutoModel")
+            causal_class.register_for_auto_class("AutoModelForCausalLM")
 
 
 def _own_class(module: ModuleType, ending: str) -> Any:
