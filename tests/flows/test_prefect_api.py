@@ -6,14 +6,17 @@ import socket
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
 from urllib.request import urlopen
 
 import psutil
 import pytest
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deploy.serving.server import check_port, stop_session
+from flows.prefect_api import reached
 from slimgpt.report import load_report
 from tests.tiny_models import write_dense
 
@@ -46,6 +49,34 @@ def wait_for(condition, what, process, log):
     while not condition():  # pytest's own time limit bounds it
         assert process.poll() is None, f"{what} did not come; {log.read_text()[-3000:]}"
         time.sleep(0.01)
+
+
+def test_neither_a_home_folder_nor_a_proxy_is_needed_for_this_machine(tmp_path):
+    """A container's user has no folder of its own; a company's proxy answers nothing for 127.0.0.1."""
+    proxy = dict.fromkeys(("http_proxy", "https_proxy"), "http://127.0.0.1:9")
+    user = {"HOME": "/proc", "PREFECT_HOME": "/proc/prefect", "NO_PROXY": "localhost", **proxy}
+    assert compress(tmp_path, write_dense(tmp_path / "tiny"), **user).wait(300) == 0, (tmp_path / "log").read_text()[
+        -3000:
+    ]
+    assert list((tmp_path / "runs").rglob("temporary-server.db"))
+
+
+def test_an_address_without_api_says_so():
+    with (
+        temporary_settings({PREFECT_API_URL: "http://127.0.0.1:4377/"}),
+        pytest.raises(ConnectionError, match=r"does not end in /api: set it to http://127.0.0.1:4377/api$"),
+        reached(),
+    ):
+        pytest.fail("the flow has begun")
+
+
+@pytest.mark.skipif(find_spec("socksio") is not None, reason="with socksio such a proxy can be used")
+def test_a_proxy_that_the_client_cannot_use_is_named(monkeypatch):
+    monkeypatch.setenv("all_proxy", "socks5://me:planted0word@127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost,127.0.0.1")
+    expected = r"the proxy for 'all' is socks5://127.0.0.1:9 \(all_proxy\).*pip install socksio"
+    with pytest.raises(ValueError, match=expected), reached():
+        pytest.fail("the flow has begun")
 
 
 @pytest.mark.parametrize("listens", [False, True])
