@@ -24,7 +24,7 @@ from flows.prefect_api import reached
 from tasks.environment import prepare
 from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
-from tasks.preflight.lengths import check_lengths
+from tasks.preflight.measurable import check_measurable
 from tasks.preflight.models import resolve
 from tasks.preflight.request import check_request
 from tasks.registry.live_run import open_run
@@ -81,7 +81,7 @@ def compress(
     workspace, name = prepare(runs), name or default_name(model)
     ready = check_request(name, evaluation, workspace)
     dense = resolve(model, revision, workspace)
-    check_lengths(dense.folder, evaluation, bench, ready)
+    ready = check_measurable(dense.folder, evaluation, bench, ready)
     chain = plan_chain(dense, prune_stages(prune, first_ratios))
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)

@@ -31,7 +31,7 @@ from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.harness_tasks import DataUsed
 from tasks.environment import Workspace, prepare
 from tasks.preflight.disk import check_disk
-from tasks.preflight.lengths import check_lengths
+from tasks.preflight.measurable import check_measurable
 from tasks.preflight.models import resolve
 from tasks.preflight.request import Preflight, check_request
 from tasks.registry.config import RegistryConfig
@@ -89,10 +89,10 @@ def sweep(
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
     if not grid.measure_speed:
         ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
-    check_judgeable(grid, evaluation, ready.serving_obstacle)
     resolved = [resolve(model, "", workspace) for model in models]
     for dense in resolved:
-        check_lengths(dense.folder, evaluation, bench, ready)
+        ready = check_measurable(dense.folder, evaluation, bench, ready)
+    check_judgeable(grid, evaluation, ready.serving_obstacle)
     points = grid_of(resolved, grid, prune)
     check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)

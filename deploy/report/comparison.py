@@ -49,6 +49,7 @@ class Comparison:
         perplexity_change: 95 % confidence interval of pruned over dense perplexity; None where there is none.
         serve: commands that serve the pruned model.
         parameters: the flow's parameters as a YAML file, with which the run can be repeated; "" where unknown.
+        bench_failure: why the benchmark failed; empty where it did not.
         dense_digest: of the checkpoint that is compared with; "" for the one that the lineage begins from.
     """
 
@@ -62,6 +63,7 @@ class Comparison:
     perplexity_change: tuple[float, float] | None = None
     serve: list[str] = field(default_factory=list)
     parameters: str = ""
+    bench_failure: str = ""
     dense_digest: str = ""
 
     @property

@@ -22,9 +22,8 @@ from typing import Literal
 import psutil
 
 from deploy.engines import vllm_entry
-from deploy.engines.availability import serves_on_cpu, vllm_obstacle
+from deploy.engines.availability import model_obstacle, serves_on_cpu, vllm_obstacle
 from deploy.serving.health import healthy, url_of
-from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.config import check_limits, option
 
@@ -44,6 +43,10 @@ _NOT_EXTRA = {
     "--api-key": f"the environment variable {API_KEY}: command lines can be read by every user of the machine",
 }
 STOP_TIMEOUT_S = 20.0
+
+
+_CAUSE = re.compile(r"\b\w*(Error|Exception): |failed with error")
+_NO_CAUSE = re.compile(r"Engine core init|\b(WARNING|INFO|DEBUG)\b")
 
 
 class ServerError(OSError):
@@ -169,10 +172,9 @@ def check_port(host: str, port: int) -> int:
 
 
 def check_servable(model: Path) -> None:
-    """Raise ValueError unless vLLM can run here and ``model`` is a folder with a config and all its weight files."""
-    if reason := vllm_obstacle():
+    """Raise ValueError unless vLLM can run here and ``model`` is the folder of a complete model that it takes."""
+    if reason := vllm_obstacle() or model_obstacle(model):
         raise ValueError(reason)
-    raw_config(model)
     weight_files(model)
 
 
@@ -272,10 +274,10 @@ def _wait_until_gone(leader: int, timeout_s: float) -> bool:
 
 
 def log_tail(log: Path, lines: int = 15) -> str:
-    """The end of a log, led by its last line that names an error: the cause is often far above the end."""
+    """The end of a log, led by its first line that names an error: those that follow are mostly of its making."""
     text = log.read_text(errors="replace").splitlines() if log.is_file() else []
-    causes = [line for line in text if re.search(r"\b\w*(Error|Exception): ", line) and "Engine core init" not in line]
-    return "\n".join([*(causes[-1:] or []), f"last lines of {log}:", *text[-lines:]])
+    causes = [line for line in text if _CAUSE.search(line) and not _NO_CAUSE.search(line)]
+    return "\n".join([*causes[:1], f"last lines of {log}:", *text[-lines:]])
 
 
 def _wait_for_health(process: subprocess.Popen[bytes], url: str, log: Path, name: str, timeout_s: float) -> None:

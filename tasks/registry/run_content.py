@@ -45,6 +45,8 @@ def tags_of(comparison: Comparison) -> dict[str, str]:
         tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
     if comparison.bench is not None:
         tags["speedup"] = f"{comparison.bench.ratios['output_throughput'].median:.4f}"
+    if comparison.bench_failure:
+        tags |= {"benchmark": "failed", "benchmark_failure": comparison.bench_failure[:500]}
     versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **last.versions}
     return tags | {f"version.{name}": number for name, number in versions.items()}
 

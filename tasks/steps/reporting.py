@@ -60,6 +60,7 @@ def write_report(
         ]
         if registered
         else ["slimgpt serve model  # in the folder of this run"],
+        bench_failure=bench.failed,
         dense_digest=dense.digest,
         parameters=run_file(({"name": name} if registered else {}) | parameters),
     )

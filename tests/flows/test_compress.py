@@ -25,12 +25,15 @@ from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
+from tasks.registry.gates import GateConfig
+from tasks.registry.promotion import PromotionRefusedError, promote
 from tasks.registry.runs import RegistrationInput
 from tests.tasks.registry import finished_run
 from tests.tiny_models import write_dense
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
 LAYERS = 3
+HASTY = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_blocks=2)
 
 
 @pytest.fixture(scope="module")
@@ -271,6 +274,27 @@ def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, 
     newest = client.search_runs([client.get_experiment_by_name("slimgpt").experiment_id], max_results=1)[0]
     assert newest.info.status == "FAILED"
     assert "FileNotFoundError" in newest.data.tags["failure"]
+
+
+def test_a_benchmark_that_fails_costs_the_speed_and_not_the_version(done, parameters, client):
+    """Nothing is pruned or measured again; vLLM is not given the time that it needs to start."""
+    again = compress(**{**parameters, "name": "tiny-hasty", "bench": BenchConfig(start_timeout_s=0.1, input_len=16)})
+    version = client.get_model_version_by_alias("tiny-hasty", "challenger")
+    assert version.tags["benchmark"] == "failed"
+    assert "did not answer within 0 s" in version.tags["benchmark_failure"]
+    assert "speedup" not in version.tags
+    assert client.get_run(again.version.run_id).info.status == "FINISHED"
+    assert "Skipped: benchmark: it failed (" in again.report.markdown.read_text()
+    with pytest.raises(PromotionRefusedError, match="min_speedup: no throughput was measured"):
+        promote("tiny-hasty", 1, "champion", GateConfig(max_perplexity_ratio=0), Workspace.at(parameters["runs"]))
+
+
+def test_a_model_that_vllm_does_not_take_is_said_before_the_work_and_registered(prefect_server, parameters, tmp_path):
+    dense = write_dense(tmp_path / "narrow", num_hidden_layers=2, head_dim=16)
+    narrow = {**parameters, "model": str(dense), "runs": str(tmp_path / "runs"), "evaluation": HASTY}
+    done = compress(**{**narrow, "prune": dataclasses.replace(parameters["prune"], ffn_multiple=4)})
+    assert "takes heads of 32, 64" in done.report.markdown.read_text()
+    assert done.version.version == "1"
 
 
 def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):

@@ -1,5 +1,6 @@
 """The one line that says why a step that serves was skipped."""
 
+import json
 import platform
 import subprocess
 import sys
@@ -54,6 +55,24 @@ def test_versions_outside_it_are_refused_in_one_line_that_says_what_to_do(versio
     reason = availability.vllm_obstacle()
     assert f"vLLM {version} is outside the tested range {vllm_entry.TESTED_VLLM}; install one inside it" in reason
     assert "\n" not in reason
+
+
+@pytest.mark.vllm
+def test_the_head_sizes_are_those_of_vllms_cpu_attention():
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    assert list(availability.CPU_HEAD_SIZES) == CPUAttentionBackend.get_supported_head_sizes()
+
+
+@pytest.mark.skipif(not availability.serves_on_cpu(), reason="of vLLM's CPU build")
+@pytest.mark.parametrize(
+    ("config", "size"),
+    [({"head_dim": 16}, 16), ({"hidden_size": 576, "num_attention_heads": 12}, 48), ({"head_dim": 64}, 0), ({}, 0)],
+)
+def test_heads_that_it_does_not_take_are_named(tmp_path, config, size):
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    obstacle = availability.model_obstacle(tmp_path)
+    assert obstacle == "" if not size else f"those of {tmp_path.name} are of {size}: serve it on a GPU" in obstacle
 
 
 def test_the_range_is_the_same_wherever_a_version_is_named():

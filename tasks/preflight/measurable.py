@@ -1,12 +1,14 @@
-"""Check that the model reads what the evaluation and the benchmark will give it."""
+"""Check that what is to be measured can be measured of this model."""
 
+from dataclasses import replace
 from pathlib import Path
 
-from prefect import task
+from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from transformers import AutoTokenizer
 
 from deploy.bench.config import BenchConfig, check_model
+from deploy.engines.availability import model_obstacle
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import perplexity_text
@@ -14,11 +16,12 @@ from slimgpt.evaluation.perplexity import check_length, check_text
 from tasks.preflight.request import Preflight
 
 
-@task(name="check the lengths", cache_policy=NO_CACHE, persist_result=False)
-def check_lengths(model: Path, evaluation: EvalConfig, bench: BenchConfig, ready: Preflight) -> None:
+@task(name="check what is measured", cache_policy=NO_CACHE, persist_result=False)
+def check_measurable(model: Path, evaluation: EvalConfig, bench: BenchConfig, ready: Preflight) -> Preflight:
     """Refuse sequences that are too long for the model, and a text that is too short for one of them.
 
-    Pruning changes neither, so this is known before it.
+    Pruning changes neither, so this is known before it. A model that vLLM is known not to serve here is an obstacle to
+    the serving steps alone: returns ``ready`` with it.
 
     Raises:
         ValueError: one line with the section, both lengths and the remedy.
@@ -30,8 +33,13 @@ def check_lengths(model: Path, evaluation: EvalConfig, bench: BenchConfig, ready
             check_text(perplexity_text(evaluation.perplexity), tokenizer, evaluation.seq_len)
         except ValueError as error:
             raise ValueError(f"evaluation: {error} (evaluation.seq_len)") from None
-    if not ready.serving_obstacle:
-        try:
-            check_model(model, bench)
-        except ValueError as error:
-            raise ValueError(f"bench: {error}") from None
+    if ready.serving_obstacle:
+        return ready
+    if obstacle := model_obstacle(model):
+        get_run_logger().warning("serving steps will be skipped: %s", obstacle)
+        return replace(ready, serving_obstacle=obstacle)
+    try:
+        check_model(model, bench)
+    except ValueError as error:
+        raise ValueError(f"bench: {error}") from None
+    return ready
