@@ -212,7 +212,9 @@ def test_the_report_names_the_file_that_repeats_the_run(done, parameters, tmp_pa
     text = done.report.markdown.read_text()
     (tmp_path / "run.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH}
-    read = read_config_file(str(tmp_path / "run.yaml"), sections, ("model", "name", "revision", "runs"))
+    plain = ("model", "name", "first_ratios", "keep", "revision", "runs")
+    read = read_config_file(str(tmp_path / "run.yaml"), sections, plain)
+    assert (read["first_ratios"], read["keep"]) == ([], "last")
     for section, defaults in sections.items():
         assert config_from(defaults, read[section]) == parameters[section]
     assert read["name"] == "tiny-slim"
@@ -278,7 +280,8 @@ def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, 
 
 def test_a_benchmark_that_fails_costs_the_speed_and_not_the_version(done, parameters, client):
     """Nothing is pruned or measured again; vLLM is not given the time that it needs to start."""
-    again = compress(**{**parameters, "name": "tiny-hasty", "bench": BenchConfig(start_timeout_s=0.1, input_len=16)})
+    hasty = dataclasses.replace(parameters["bench"], start_timeout_s=0.1)
+    again = compress(**{**parameters, "name": "tiny-hasty", "bench": hasty})
     version = client.get_model_version_by_alias("tiny-hasty", "challenger")
     assert version.tags["benchmark"] == "failed"
     assert "did not answer within 0 s" in version.tags["benchmark_failure"]
