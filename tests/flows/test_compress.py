@@ -206,7 +206,9 @@ def test_the_report_names_the_file_that_repeats_the_run(done, parameters, tmp_pa
     text = done.report.markdown.read_text()
     (tmp_path / "run.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH}
-    read = read_config_file(str(tmp_path / "run.yaml"), sections, ("model", "name", "revision", "runs"))
+    read = read_config_file(
+        str(tmp_path / "run.yaml"), sections, ("model", "name", "revision", "runs", "first_ratios", "keep")
+    )
     for section, defaults in sections.items():
         assert config_from(defaults, read[section]) == parameters[section]
     assert read["name"] == "tiny-slim"
