@@ -33,6 +33,7 @@ from slimgpt.checkpoints.lineage import check_output, check_parameters, checkpoi
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import file_sha256, locked, write_atomically, writing
+from slimgpt.report import REPORT, load_report
 
 FORMAT = "slimgpt-bundle-1"
 MANIFEST = "MANIFEST.json"
@@ -75,6 +76,8 @@ def write_bundle(
     if not re.fullmatch(r"[a-z0-9.-]+(:\d+)?(/[a-z0-9._-]+)*", image) or ":" in image.rsplit("/", 1)[-1]:
         raise ValueError(f"image is {image!r}; use lower-case letters, as in ghcr.io/me/tiny, without a tag")
     lineage = load_lineage(model)
+    if (model / REPORT).is_file():
+        load_report(model)  # a damaged one would go along
     check_parameters(lineage, model)
     digest = checkpoint_digest(model)
     check_output(lineage, digest, model)

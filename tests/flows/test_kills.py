@@ -156,7 +156,7 @@ def test_killed_while_it_measures_no_server_is_left_and_what_was_registered_befo
     """A kill while the first server starts, and one while both are up and a client loads them."""
     workspace, _ = whole
     before, chance = registered(workspace), random.Random(SEED)
-    for told in ("starting vLLM with the dense model", "pruned model answers"):
+    for told in ("starting vLLM with the dense model", "pruned model ready"):
         process = flows.start(workspace.root, vllm=True)
         try:
             while told not in flows.log.read_text():

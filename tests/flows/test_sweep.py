@@ -110,7 +110,9 @@ def test_dask_prunes_only_what_is_new_and_leaves_no_variable_of_its_own(done, pa
 def test_where_none_keeps_to_the_limits_all_are_recorded_and_none_is_registered(done, parameters, client):
     grid = SweepConfig(ratios=(0.25,), **{**UNJUDGED, "max_size_ratio": 0.5})
     versions = len(client.search_model_versions("name='tiny-slim'"))
-    with pytest.raises(ValueError, match=r"no model keeps .* tiny 25% log: max_size_ratio: 0\.\d+, .* above the limit"):
+    with pytest.raises(
+        ValueError, match=r"none is registered: tiny 25% log: max_size_ratio: 0\.\d+, .* above the limit"
+    ):
         sweep(**{**parameters, "evaluation": QUICK}, grid=grid)
     newest = client.search_runs([client.get_run(done.version.run_id).info.experiment_id], "", max_results=20)
     assert {"sweep", "tiny 25% log"} <= {run.info.run_name for run in newest[:4]}
@@ -119,14 +121,13 @@ def test_where_none_keeps_to_the_limits_all_are_recorded_and_none_is_registered(
 
 
 def test_one_that_fails_is_named_and_the_others_stay(done, parameters, place):
-    """The folder of one pruning holds something else, as after a user's mistake."""
+    """The folder of one pruning is damaged, as after a user's mistake."""
     runs = place / "fails"
     own = {**parameters, "runs": str(runs), "evaluation": QUICK}
     sweep(**own, grid=SweepConfig(ratios=(0.25,), **UNJUDGED))
     (kept,) = (runs / "tiny-slim").glob("*/model")
-    config = kept / "pruning.json"
-    config.write_text(config.read_text().replace('"ratio"', '"rati0"'))
-    (kept / "journal.json").unlink(missing_ok=True)
+    lineage = kept / "lineage.json"
+    lineage.write_text(lineage.read_text().replace('"figures"', '"figure5"'))
     with pytest.raises(RuntimeError, match="1 of 3 failed; run it again, and finished models are reused: tiny 25% log"):
         sweep(**own, grid=SweepConfig(ratios=(0.25, 0.5), **UNJUDGED))
     assert len(list((runs / "tiny-slim").glob("*/evaluation-pruned.json"))) == 2
