@@ -25,6 +25,8 @@ from tasks.environment import prepare  # noqa: E402
 from tests import vllm_environment  # noqa: E402
 
 os.environ |= vllm_environment.QUICK
+# As in flows/local: seven processes for LLM judges, each of which imports MLflow for seconds, and which nothing uses.
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 prepare()
 
 

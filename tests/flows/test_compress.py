@@ -62,7 +62,7 @@ def parameters(place):
         "bench": BenchConfig(
             num_prompts=4,
             input_len=16,
-            output_len=8,
+            output_len=32,
             pairs=1,
             load_shares=(),
             offline=False,

@@ -30,7 +30,7 @@ SEED = 20261125
 NAME = "tiny-slim"
 SMALL = (
     "--num-samples 4 --seq-len 64 --ffn-multiple 16 --evaluation.tasks none --evaluation.seq-len 64 "
-    "--evaluation.max-blocks 2 --bench.num-prompts 4 --bench.input-len 16 --bench.output-len 8 --bench.pairs 1 "
+    "--evaluation.max-blocks 2 --bench.num-prompts 4 --bench.input-len 16 --bench.output-len 32 --bench.pairs 1 "
     "--bench.load-shares 0.5 --bench.num-warmups 1 --bench.enforce-eager --bench.kvcache-gib 1 "
     "--bench.dtype float32 --no-bench.show-drift"
 )

@@ -150,7 +150,7 @@ def test_bad_requests_end_before_long_work(parameters, tmp_path, change, message
 @pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
 def test_speed_is_measured_and_can_be_preferred(done, parameters):
     bench = BenchConfig(
-        num_prompts=4, input_len=16, output_len=8, pairs=1, load_shares=(), offline=False, num_warmups=1,
+        num_prompts=4, input_len=16, output_len=32, pairs=1, load_shares=(), offline=False, num_warmups=1,
         enforce_eager=True, show_drift=False, kvcache_gib=1, dtype="float32",
     )  # fmt: skip
     grid = SweepConfig(ratios=(0.25,), prefer="speed", min_accuracy_retention=0)

@@ -41,7 +41,7 @@ def done(models: tuple[Path, Path], tmp_path_factory) -> tuple[BenchReport, Path
     """What ``slimgpt bench`` measured, where, and what it said meanwhile."""
     workdir = tmp_path_factory.mktemp("bench") / "bench"
     flags = (
-        "--num-prompts 6 --input-len 32 --output-len 8 --pairs 2 --num-warmups 2 --enforce-eager --kvcache-gib 1 "
+        "--num-prompts 6 --input-len 32 --output-len 32 --pairs 2 --num-warmups 2 --enforce-eager --kvcache-gib 1 "
         "--load-shares 0.5 --no-offline"
     )
     made: list[BenchReport] = []
@@ -72,7 +72,7 @@ def test_every_load_is_measured_in_turn(done):
         check(load.runs, METRICS)
         assert len(load.runs.dense) == len(load.runs.pruned) == 2
         for run in load.runs.dense + load.runs.pruned:
-            assert run["completed"] == 6 and run["failed"] == 0 and run["total_output_tokens"] == 6 * 8
+            assert run["completed"] == 6 and run["failed"] == 0 and run["total_output_tokens"] == 6 * 32
             assert run["mean_ttft_ms"] <= run["mean_e2el_ms"] and run["p50_e2el_ms"] <= run["p99_e2el_ms"]
     # Pairs send the same prompts to both models, and each pair sends other ones than the last.
     order = [line.partition(": ")[0] for line in told if "tokens/s" in line]

@@ -124,7 +124,7 @@ def test_every_bench_command_measures(place):
     dense = write_dense(place / "smollm2")
     command = [sys.executable, "-P", "-m", "flows.cli", "bench", *words, *SOONER, "--no-offline", "--load-shares", ""]
     command += ["--no-show-drift", "--pairs", "1", "--num-prompts", "2", "--num-warmups", "1"]
-    command += ["--input-len", "16", "--output-len", "8"]
+    command += ["--input-len", "16", "--output-len", "32"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=place, env=env, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr[-3000:]

@@ -167,6 +167,7 @@ def _prune_counting_calls(dense, out, config, kill_at, answer):
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_kill_9_of_a_run_on_smollm2_loses_nothing(tmp_path):
     model = resolve_model("smollm2")
     config = PruneConfig(ratio=0.25, calibration="python", num_samples=2, seq_len=64)
