@@ -68,13 +68,13 @@ class Hub(ThreadingHTTPServer):
         repo.refs["main"] = commit
         return commit
 
-    def asked(self, ending: str, method: str = "GET") -> list[str]:
+    def paths(self, ending: str, method: str = "GET") -> list[str]:
         """Paths of the requests of this method whose path ends so."""
         return [path for verb, path, _ in self.requests if verb == method and path.endswith(ending)]
 
     def fetched(self) -> set[str]:
         """Names of the files whose contents were requested."""
-        parts = [path.strip("/").split("/") for path in self.asked("")]
+        parts = [path.strip("/").split("/") for path in self.paths("")]
         small = {"/".join(p[p.index("resolve") + 2 :]) for p in parts if "resolve" in p}
         return {name for name in small if not name.endswith(LARGE)} | {
             "/".join(p[2:]) for p in parts if p[0] == "blobs"
@@ -118,10 +118,10 @@ class _Handler(BaseHTTPRequestHandler):
             return self.reply(404 if token else 401, error=("RepoNotFound", "Repository not found"))
         if repo.access == "gated" and files and not token:
             return self.reply(401, error=("GatedRepo", "Access to this repository is restricted"))
-        asked = rest[1] if rest else "main"
-        commit = repo.refs.get(asked, asked)
+        revision = rest[1] if rest else "main"
+        commit = repo.refs.get(revision, revision)
         if commit not in repo.commits:
-            return self.reply(404, error=("RevisionNotFound", f"Invalid rev id: {asked}"))
+            return self.reply(404, error=("RevisionNotFound", f"Invalid rev id: {revision}"))
         contents = repo.commits[commit]
         if not files:
             return self.listing("/".join(parts[:2]), commit, contents, tree=rest[:1] == ["tree"])

@@ -32,6 +32,6 @@ def _needed(wanted: Iterable[str]) -> set[str]:
         name = re.sub(r"[-_.]+", "-", waiting.pop()).lower()
         if name not in names:
             names.add(name)
-            asked = map(Requirement, distribution(name).requires or ())
-            waiting += [need.name for need in asked if need.marker is None or need.marker.evaluate({"extra": ""})]
+            needs = map(Requirement, distribution(name).requires or ())
+            waiting += [need.name for need in needs if need.marker is None or need.marker.evaluate({"extra": ""})]
     return names

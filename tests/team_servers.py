@@ -91,14 +91,14 @@ class Postgres:
         """Every row of every table."""
         return self.run("pg_dump", "--data-only", "--inserts", database)
 
-    def run(self, program: str, *arguments: object, told: str = "") -> str:
-        """One of PostgreSQL's programs as its administrator, who types ``told``."""
+    def run(self, program: str, *arguments: object, typed: str = "") -> str:
+        """One of PostgreSQL's programs as its administrator, who types ``typed``."""
         command = [str(word) for word in (BINARIES / program, *arguments)]
         place = {"PGHOST": "127.0.0.1", "PGPORT": str(self.port), "PGUSER": "postgres"}
         environment = {"PATH": os.environ["PATH"], **place, "PGPASSWORD": self.admin_password}
         # A session of its own: without a terminal the programs read passwords from their input.
         own = {"cwd": "/", "env": environment, "start_new_session": True, **self.user}
-        done = subprocess.run(command, input=told, capture_output=True, text=True, timeout=120, **own)
+        done = subprocess.run(command, input=typed, capture_output=True, text=True, timeout=120, **own)
         assert done.returncode == 0, done.stderr
         return done.stdout
 

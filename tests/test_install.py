@@ -26,10 +26,10 @@ def test_every_line_pins_one_version_and_names_no_host(lock: str) -> None:
 def test_locks_hold_what_their_sources_ask_for(lock: str, sources: list[str]) -> None:
     pinned = [Requirement(line) for line in LOCKS[lock]]
     for source in sources:
-        for asked in wanted(source):
-            name = asked.name.lower()
+        for requirement in wanted(source):
+            name = requirement.name.lower()
             versions = [str(next(iter(pin.specifier)).version) for pin in pinned if pin.name == name]
-            assert any(asked.specifier.contains(version) for version in versions), asked
+            assert any(requirement.specifier.contains(version) for version in versions), requirement
 
 
 def test_extras_are_in_the_cpu_lock() -> None:

@@ -48,7 +48,7 @@ class RegistrationInput:
     @property
     def files(self) -> dict[str, list[Path]]:
         """Artifact folder -> local files."""
-        facts = [self.model / REPORT, self.model / LINEAGE]
+        facts = [file for file in (self.model / REPORT, self.model / LINEAGE) if file.is_file()]
         for side, result in (("dense", self.dense), ("pruned", self.pruned)):
             if result is not None:
                 facts.append(self.folder.root / f"evaluation-{side}.json")

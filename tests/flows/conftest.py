@@ -25,7 +25,7 @@ def postgres():
     with Postgres("planted0admin") as postgres:
         for sudo, _, user, *command in (words for words in LINES if words[0] == "sudo"):
             assert (sudo, user) == ("sudo", "postgres")
-            postgres.run(*command, told=f"{PASSWORD}\n{PASSWORD}\n")
+            postgres.run(*command, typed=f"{PASSWORD}\n{PASSWORD}\n")
         yield postgres
 
 

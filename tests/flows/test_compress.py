@@ -268,9 +268,9 @@ def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path,
 
 
 def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, client):
-    asked = _registration(done, place / "no-such-folder")
+    request = _registration(done, place / "no-such-folder")
     with pytest.raises(FileNotFoundError):
-        finished_run.registered(asked, Workspace.at(place / "runs"))
+        finished_run.registered(request, Workspace.at(place / "runs"))
     assert len(client.search_model_versions("name='tiny-slim'")) == 1
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == done.version.run_id
     newest = client.search_runs([client.get_experiment_by_name("slimgpt").experiment_id], max_results=1)[0]
@@ -301,8 +301,8 @@ def test_a_model_that_vllm_does_not_take_is_said_before_the_work_and_registered(
 
 
 def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):
-    asked = _registration(done, done.folder / "bundle" / "model")
-    second = finished_run.registered(asked, Workspace.at(place / "runs"))
+    request = _registration(done, done.folder / "bundle" / "model")
+    second = finished_run.registered(request, Workspace.at(place / "runs"))
     assert second.version == "2"
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == second.run_id != done.version.run_id
     assert fetch_model("models:/tiny-slim/1", Workspace.at(place / "runs")).is_dir()

@@ -156,10 +156,10 @@ def test_killed_while_it_measures_no_server_is_left_and_what_was_registered_befo
     """A kill while the first server starts, and one while both are up and a client loads them."""
     workspace, _ = whole
     before, chance = registered(workspace), random.Random(SEED)
-    for told in ("starting vLLM with the dense model", "pruned model ready"):
+    for line in ("starting vLLM with the dense model", "pruned model ready"):
         process = flows.start(workspace.root, vllm=True)
         try:
-            while told not in flows.log.read_text():
+            while line not in flows.log.read_text():
                 assert process.is_alive(), flows.log.read_text()[-3000:]
                 time.sleep(0.05)
             while not (children := left_behind(process.pid)[1:]):
@@ -174,8 +174,8 @@ def test_killed_while_it_measures_no_server_is_left_and_what_was_registered_befo
     folder = fetch_model(f"models:/{NAME}@challenger", workspace)
     config = ServeConfig(enforce_eager=True, kvcache_gib=1, dtype="float32")
     with serving(folder, config, log=tmp_path / "vllm.log", served_name=NAME) as server:
-        asked = {"model": NAME, "prompt": "The if statement", "max_tokens": 4, "temperature": 0}
-        request = Request(f"{server.url}/v1/completions", json.dumps(asked).encode())
+        payload = {"model": NAME, "prompt": "The if statement", "max_tokens": 4, "temperature": 0}
+        request = Request(f"{server.url}/v1/completions", json.dumps(payload).encode())
         request.add_header("Content-Type", "application/json")
         with urlopen(request, timeout=60) as answer:
             assert json.load(answer)["usage"]["completion_tokens"] == 4

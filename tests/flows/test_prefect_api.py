@@ -143,8 +143,8 @@ def server(tmp_path):
 def test_a_server_killed_in_the_middle_loses_no_layer_and_the_same_command_goes_on(server, tmp_path):
     dense = write_dense(tmp_path / "tiny", num_hidden_layers=6)
     # Prefect's client waits a minute for a server that was there; here one more try.
-    asked = {"PREFECT_API_URL": server.url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
-    process = compress(tmp_path, dense, **asked)
+    variables = {"PREFECT_API_URL": server.url, "PREFECT_CLIENT_MAX_RETRIES": "1"}
+    process = compress(tmp_path, dense, **variables)
     wait_for(lambda: list(tmp_path.glob("runs/*/*/model/journal.jsonl")), "the first layer", process, tmp_path / "log")
     os.killpg(server.process.pid, signal.SIGKILL)
     assert process.wait(300) == 2
@@ -158,7 +158,7 @@ def test_a_server_killed_in_the_middle_loses_no_layer_and_the_same_command_goes_
     (model,) = tmp_path.glob("runs/*/*/model")
     assert len(load_report(model).layers) == 6  # pruning needs no server
     server.start()
-    process = compress(tmp_path, dense, **asked)
+    process = compress(tmp_path, dense, **variables)
     assert process.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
     assert "nothing is pruned again" in (tmp_path / "log").read_text()
 

@@ -59,8 +59,8 @@ print(given.host, given.username, given.password)
 """
     uri = "https://some%40one:p%2Fss@example.invalid:5000/base"
     cleared = {"MLFLOW_TRACKING_USERNAME": "", "MLFLOW_TRACKING_PASSWORD": ""}
-    told = run(code, tmp_path, MLFLOW_TRACKING_URI=uri, **cleared)
-    assert told == ["https://example.invalid:5000/base", "some@one", "p/ss"]
+    printed = run(code, tmp_path, MLFLOW_TRACKING_URI=uri, **cleared)
+    assert printed == ["https://example.invalid:5000/base", "some@one", "p/ss"]
 
 
 def test_prefect_reads_what_the_flow_module_prepared(tmp_path):

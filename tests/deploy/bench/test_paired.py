@@ -50,10 +50,10 @@ def done(models: tuple[Path, Path], tmp_path_factory) -> tuple[BenchReport, Path
         made.append(compare(*arguments, **options))
         return made[-1]
 
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as told:
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as progress:
         patch.setattr(paired, "compare", kept)
         app(["bench", *map(str, models), "--workdir", str(workdir), *flags.split()], result_action="return_value")
-    return made[0], workdir, told.getvalue().splitlines()
+    return made[0], workdir, progress.getvalue().splitlines()
 
 
 def check(runs: Paired, metrics: tuple[str, ...]) -> None:
@@ -65,7 +65,7 @@ def check(runs: Paired, metrics: tuple[str, ...]) -> None:
 
 @needs_vllm
 def test_every_load_is_measured_in_turn(done):
-    report, _, told = done
+    report, _, progress = done
     assert [load.name for load in report.loads] == ["full", "50pct"]
     assert report.loads[1].request_rate == 0.5 * report.full.median("dense", "request_throughput")
     for load in report.loads:
@@ -75,7 +75,7 @@ def test_every_load_is_measured_in_turn(done):
             assert run["completed"] == 6 and run["failed"] == 0 and run["total_output_tokens"] == 6 * 32
             assert run["mean_ttft_ms"] <= run["mean_e2el_ms"] and run["p50_e2el_ms"] <= run["p99_e2el_ms"]
     # Pairs send the same prompts to both models, and each pair sends other ones than the last.
-    order = [line.partition(": ")[0] for line in told if "tokens/s" in line]
+    order = [line.partition(": ")[0] for line in progress if "tokens/s" in line]
     pairs = [f"pair{pair}of2-{side}" for pair in (1, 2) for side in ("dense", "pruned")]
     assert order == [f"{load}-{pair}" for load in ("full", "50pct") for pair in pairs] + ["serving-again-dense"]
     assert list(report.drift) == ["serving"] and report.drift["serving"] > 0

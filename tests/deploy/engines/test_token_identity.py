@@ -79,7 +79,7 @@ def expected(checkpoint: Path, prompts: list[list[int]]) -> list[list[int]]:
 
 def served_tokens(url: str, prompts: list[list[int]]) -> list[list[int]]:
     """Greedy continuations from a server, as token ids, all prompts in one batch."""
-    asked = {
+    payload = {
         "model": "m",
         "prompt": prompts,
         "max_tokens": NEW_TOKENS,
@@ -88,7 +88,7 @@ def served_tokens(url: str, prompts: list[list[int]]) -> list[list[int]]:
         "return_token_ids": True,
     }
     request = urllib.request.Request(
-        f"{url}/v1/completions", json.dumps(asked).encode(), {"Content-Type": "application/json"}
+        f"{url}/v1/completions", json.dumps(payload).encode(), {"Content-Type": "application/json"}
     )
     with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=120) as answer:
         choices = json.load(answer)["choices"]

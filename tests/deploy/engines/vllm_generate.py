@@ -3,7 +3,7 @@
 python -m tests.deploy.engines.vllm_generate < request.json
 
 Request: ``prompts`` (token ids) and ``engines``, each the options of ``LLM`` and these: ``lora``, the folder of an
-adapter with which all prompts are asked once more in the same batch; ``again``, to ask everything twice and give the
+adapter with which all prompts are sent once more in the same batch; ``again``, to send everything twice and give the
 second answer; ``logits``, how many to answer with after each prompt; ``amx``, False to compute as on a CPU without AMX.
 """
 
@@ -46,12 +46,12 @@ def answer(prompts, *, lora="", again=False, logits=0, **options):
         options |= {"logprobs_mode": "raw_logits", "max_logprobs": logits}
     llm = LLM(**DEFAULTS | options)
     greedy = SamplingParams(temperature=0, max_tokens=1 if logits else 16, ignore_eos=True, logprobs=logits)
-    asked = [{"prompt_token_ids": ids} for ids in prompts]
+    requests = [{"prompt_token_ids": ids} for ids in prompts]
     adapters = [None] * len(prompts)
     if lora:
-        asked, adapters = asked * 2, adapters + [LoRARequest("adapter", 1, lora)] * len(prompts)
+        requests, adapters = requests * 2, adapters + [LoRARequest("adapter", 1, lora)] * len(prompts)
     for _ in range(2 if again else 1):
-        done = llm.generate(asked, greedy, use_tqdm=False, lora_request=adapters)
+        done = llm.generate(requests, greedy, use_tqdm=False, lora_request=adapters)
     outputs = [request.outputs[0] for request in done]
     cache = llm.llm_engine.vllm_config.cache_config
     answered = {

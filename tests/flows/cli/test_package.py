@@ -54,13 +54,13 @@ def test_a_commit_of_the_hub_is_packaged_under_the_id_and_fetched_once(tmp_path)
     with Hub() as hub:
         commit = hub.push("org/Tiny-1.0", files)
         hub.push("org/Tiny-1.0", {**files, "model.safetensors": b"another one"})
-        asked = ("org/Tiny-1.0", "--revision", commit)
+        words = ("org/Tiny-1.0", "--revision", commit)
         settings = {"HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf")}
-        package(*asked, "bundle", cwd=tmp_path, **settings)
-        blobs = [path for path in hub.asked("") if "/blobs/" in path]
-        package(*asked, "again", cwd=tmp_path, **settings)
+        package(*words, "bundle", cwd=tmp_path, **settings)
+        blobs = [path for path in hub.paths("") if "/blobs/" in path]
+        package(*words, "again", cwd=tmp_path, **settings)
         assert len(blobs) == 1
-        assert [path for path in hub.asked("") if "/blobs/" in path] == blobs
+        assert [path for path in hub.paths("") if "/blobs/" in path] == blobs
     for bundle in ("bundle", "again"):
         check(tmp_path / bundle, checkpoint, "org/Tiny-1.0")
 

@@ -1,4 +1,4 @@
-"""``slimgpt serve`` as its users meet it: one real server, asked with the official client; and how it ends."""
+"""``slimgpt serve`` as its users meet it: one real server and the official client; and how it ends."""
 
 import asyncio
 import os
@@ -177,10 +177,10 @@ def test_completions_are_those_of_transformers(server, greedy):
 def test_chat_goes_through_the_models_own_template_and_streams_the_same(server, greedy):
     tokenizer, answer = greedy
     ids = tokenizer.apply_chat_template(CHAT, add_generation_prompt=True)["input_ids"]
-    asked = {"model": MODEL, "messages": CHAT, "max_tokens": 12, "temperature": 0}
-    done = server.client().chat.completions.create(**asked)
+    payload = {"model": MODEL, "messages": CHAT, "max_tokens": 12, "temperature": 0}
+    done = server.client().chat.completions.create(**payload)
     assert done.choices[0].message.content == answer(ids, 12) != ""
-    with server.client().chat.completions.create(**asked, stream=True) as stream:
+    with server.client().chat.completions.create(**payload, stream=True) as stream:
         pieces = [chunk.choices[0].delta.content for chunk in stream if chunk.choices]
     assert "".join(piece or "" for piece in pieces) == done.choices[0].message.content
     assert len([piece for piece in pieces if piece]) > 1
@@ -188,13 +188,13 @@ def test_chat_goes_through_the_models_own_template_and_streams_the_same(server, 
 
 @needs_vllm
 def test_bad_requests_are_refused_with_the_reason_and_the_server_goes_on(server):
-    asked = {"model": MODEL, "messages": CHAT, "max_tokens": 4}
+    payload = {"model": MODEL, "messages": CHAT, "max_tokens": 4}
     with pytest.raises(openai.BadRequestError, match="temperature"):
-        server.client().chat.completions.create(**asked, temperature=-1)
+        server.client().chat.completions.create(**payload, temperature=-1)
     with pytest.raises(openai.BadRequestError, match="512"):  # the model's context
         server.client().completions.create(model=MODEL, prompt=[5] * 600, max_tokens=4)
     with pytest.raises(openai.NotFoundError, match="another"):
-        server.client().chat.completions.create(**{**asked, "model": "another"})
+        server.client().chat.completions.create(**{**payload, "model": "another"})
     for wrong in ("wrong", "none"):
         with pytest.raises(openai.AuthenticationError):
             server.client(api_key=wrong).models.list()
@@ -205,9 +205,9 @@ def test_bad_requests_are_refused_with_the_reason_and_the_server_goes_on(server)
 def test_64_requests_at_once_are_all_answered(server):
     async def ask_all():
         async with openai.AsyncOpenAI(base_url=server.client().base_url, api_key=KEY, max_retries=0) as client:
-            asked = {"model": MODEL, "max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
+            payload = {"model": MODEL, "max_tokens": 16, "temperature": 0, "extra_body": {"ignore_eos": True}}
             return await asyncio.gather(
-                *(client.completions.create(**asked, prompt=[5 + i, 80, 200 + i]) for i in range(64))
+                *(client.completions.create(**payload, prompt=[5 + i, 80, 200 + i]) for i in range(64))
             )
 
     answers = asyncio.run(ask_all())

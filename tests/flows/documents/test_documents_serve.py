@@ -100,8 +100,8 @@ def test_every_serve_command_serves(place):
             try:
                 url, name = wait_for(ready, "the line that says ready").groups()
                 with openai.OpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
-                    asked = {"prompt": [5, 80, 200], "max_tokens": 4, "extra_body": {"ignore_eos": True}}
-                    assert client.completions.create(model=name, **asked).usage.completion_tokens == 4
+                    payload = {"prompt": [5, 80, 200], "max_tokens": 4, "extra_body": {"ignore_eos": True}}
+                    assert client.completions.create(model=name, **payload).usage.completion_tokens == 4
                 if shutil.which("curl"):
                     asked_by_curl.update(curl(url, name))
                 process.terminate()
@@ -114,7 +114,7 @@ def test_every_serve_command_serves(place):
             list(pool.map(serve, range(len(wanted)), wanted))
     assert {words[0] for words in wanted} >= {"MODEL", "org/model", "out", "models:/smollm2-slim@champion"}
     if not shutil.which("curl"):
-        pytest.skip("all serve; the pages' curl lines were not asked, since curl is not installed")
+        pytest.skip("all serve; the pages' curl lines were not run, since curl is not installed")
     assert len(asked_by_curl) == len(CURL) >= 2
 
 

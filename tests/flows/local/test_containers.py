@@ -190,8 +190,8 @@ def test_both_servers_run_on_one_postgresql_and_the_deployments_are_registered(p
     store["MLFLOW_ARTIFACTS_DESTINATION"] = str(tmp_path / "artifacts")
     with running("mlflow", tmp_path, free_port(), store) as url:
         for host, status in {"mlflow:5000": 200, "elsewhere:5000": 403}.items():
-            asked = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
-            assert requests.get(asked, headers={"Host": host}, timeout=60).status_code == status
+            address = f"{url}/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+            assert requests.get(address, headers={"Host": host}, timeout=60).status_code == status
     assert postgres.ask("mlflow", "select name from experiments") == [("Default",)]
 
 

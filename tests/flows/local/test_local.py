@@ -96,9 +96,9 @@ class Servers:
         yearly = {"interval": 365 * 86400, "anchor_date": soon}
         schedule = {"schedule": yearly, "active": True, "parameters": parameters, "slug": "soon"}
         self.ask(f"deployments/{found}/schedules", [schedule])
-        asked = {"flow_runs": {"deployment_id": {"any_": [found]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
+        query = {"flow_runs": {"deployment_id": {"any_": [found]}}, "sort": "EXPECTED_START_TIME_ASC", "limit": 200}
         while True:  # pytest's own time limit bounds it
-            for run in self.ask("flow_runs/filter", asked):
+            for run in self.ask("flow_runs/filter", query):
                 if run["auto_scheduled"] and run["parameters"] == parameters:
                     return run["id"]
             time.sleep(0.5)
@@ -115,8 +115,8 @@ class Servers:
             time.sleep(0.5)
 
     def log(self, run):
-        asked = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
-        return "\n".join(line["message"] for line in self.ask("logs/filter", asked))
+        query = {"logs": {"flow_run_id": {"any_": [run]}}, "limit": 200, "sort": "TIMESTAMP_ASC"}
+        return "\n".join(line["message"] for line in self.ask("logs/filter", query))
 
     def tasks(self, run):
         found = self.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
@@ -198,8 +198,8 @@ def test_the_api_refuses_a_value_beyond_its_limit_before_a_run_exists(servers):
 
 def test_a_worker_killed_while_it_prunes_is_started_again_and_finished_layers_stay(servers, tmp_path):
     dense = write_dense(tmp_path / "deep", num_hidden_layers=24, hidden_size=256, intermediate_size=1024)
-    asked = {"model": str(dense), "prune": {**PRUNE, "num_samples": 64}, "evaluation": EVALUATION}
-    run = servers.run(**asked)
+    parameters = {"model": str(dense), "prune": {**PRUNE, "num_samples": 64}, "evaluation": EVALUATION}
+    run = servers.run(**parameters)
     while not (journals := list(servers.root.glob("deep-slim/*/model/journal.jsonl"))):
         assert servers.state(run)["type"] not in ("FAILED", "CRASHED", "COMPLETED"), servers.log(run)
         time.sleep(0.05)
@@ -211,7 +211,7 @@ def test_a_worker_killed_while_it_prunes_is_started_again_and_finished_layers_st
     assert not (journal.parent / "config.json").exists()
     servers.local("up")
     assert servers.state(run)["type"] == "CRASHED"  # not "running" for ever
-    again = servers.run(**asked)
+    again = servers.run(**parameters)
     servers.wait(again, "COMPLETED")
     report = load_report(journal.parent)
     assert 3 <= kept <= report.replayed_layers < 24

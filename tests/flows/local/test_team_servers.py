@@ -31,7 +31,7 @@ def team(variables, tmp_path_factory):
     servers = Servers(tmp_path_factory.mktemp("team"))
     servers.environment.update(variables)
     try:
-        servers.told = servers.local("up")
+        servers.up_output = servers.local("up")
         yield servers
     finally:
         servers.local("down")
@@ -75,8 +75,8 @@ def test_two_processes_registering_one_name_end_with_two_whole_versions_and_one_
         words = [*command, str(own), "twins-slim", str(tmp_path / "runs" / number)]
         output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
         both.append(subprocess.Popen(words, env=clients, cwd=ROOT, **output))
-    told = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    output = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
     registry = MlflowClient(team.mlflow)
     versions = registry.search_model_versions("name='twins-slim'")
     assert {(str(version.version), version.status) for version in versions} == {("1", "READY"), ("2", "READY")}
@@ -114,14 +114,14 @@ def test_passwords_and_keys_are_with_their_server_alone(team, run, postgres, buc
     assert known == {"prefect": ["planted0"], "mlflow": list(secrets), "worker": []}
     assert PREFECT not in processes["mlflow"].environ()
     assert DATABASE not in processes["prefect"].environ()
-    said = {"up": team.told, "status": team.local("status")}
-    said["command lines"] = "\n".join(" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
-    said |= {database: postgres.dump(database) for database in ("prefect", "mlflow")}
-    said |= {str(path): path.read_text(errors="replace") for path in team.root.rglob("*") if path.is_file()}
-    said |= {key: content.decode(errors="replace") for key, content in bucket.contents().items()}
-    assert "tiny-slim" in said["prefect"] and "tiny-slim" in said["mlflow"]  # it would be found
-    assert "state: postgresql+asyncpg://slimgpt@127.0.0.1" in said["up"]
-    assert [where for where, text in said.items() if any(secret in text for secret in secrets)] == []
+    printed = {"up": team.up_output, "status": team.local("status")}
+    printed["command lines"] = "\n".join(" ".join(p.info["cmdline"] or []) for p in psutil.process_iter(["cmdline"]))
+    printed |= {database: postgres.dump(database) for database in ("prefect", "mlflow")}
+    printed |= {str(path): path.read_text(errors="replace") for path in team.root.rglob("*") if path.is_file()}
+    printed |= {key: content.decode(errors="replace") for key, content in bucket.contents().items()}
+    assert "tiny-slim" in printed["prefect"] and "tiny-slim" in printed["mlflow"]  # it would be found
+    assert "state: postgresql+asyncpg://slimgpt@127.0.0.1" in printed["up"]
+    assert [where for where, text in printed.items() if any(secret in text for secret in secrets)] == []
 
 
 def test_up_on_other_variables_is_refused_and_what_runs_goes_on(team):

@@ -164,7 +164,7 @@ def test_a_broken_download_resumes_where_it_stopped(hub, dense, monkeypatch):
     hub.cuts["model.safetensors"] = [100_000]
     folder = resolve_model(MODEL)
     assert (folder / "model.safetensors").read_bytes() == (dense / "model.safetensors").read_bytes()
-    ranges = [asked for verb, path, asked in hub.requests if verb == "GET" and path.endswith("model.safetensors")]
+    ranges = [span for verb, path, span in hub.requests if verb == "GET" and path.endswith("model.safetensors")]
     assert ranges == ["", f"bytes={3 << 15}-"]
 
 
@@ -298,7 +298,7 @@ def test_c4_is_the_pinned_first_shard(hub, monkeypatch):
     for source in ("c4", "auto"):
         text = calibration_text(source)
         assert (text.name, text.origin, text.documents) == ("c4", "hub", [f"Document {i}" for i in range(5)])
-    assert hub.asked(path, "HEAD") == [f"/datasets/{repo}/resolve/{commit}/{path}"]  # once: then it is in the cache
+    assert hub.paths(path, "HEAD") == [f"/datasets/{repo}/resolve/{commit}/{path}"]  # once: then it is in the cache
 
 
 def test_wikitext_is_the_pinned_parquet_with_its_lines_as_published(hub):
@@ -310,8 +310,8 @@ def test_wikitext_is_the_pinned_parquet_with_its_lines_as_published(hub):
     for read, name, split in ((calibration_text, "wikitext", "train"), (perplexity_text, "wikitext2", "test")):
         text = read(name)
         assert (text.name, text.origin, text.documents) == (name, "hub", expected)
-        asked = hub.asked(f"{split}-00000-of-00001.parquet", "HEAD")
-        assert asked[0].startswith(f"/datasets/{repo}/resolve/{commit}/")
+        paths = hub.paths(f"{split}-00000-of-00001.parquet", "HEAD")
+        assert paths[0].startswith(f"/datasets/{repo}/resolve/{commit}/")
     assert perplexity_text("auto").documents == expected
 
 

@@ -46,11 +46,11 @@ def filled(disk, *, kib_left):
 @pytest.mark.parametrize("kib_left", [0, 8, 24])
 def test_while_packaging_it_is_one_line_and_the_bundle_before_stays(disk, kib_left):
     root = finished_run.make(disk, packaged=False)
-    folder, asked = RunFolder(root), finished_run.asked(root, "tiny-slim")
+    folder, request = RunFolder(root), finished_run.request(root, "tiny-slim")
     pruned = Checkpoint.open(folder.model)
 
     def run():
-        return package.fn(pruned, asked.dense, asked.pruned, "tiny-slim", folder)
+        return package.fn(pruned, request.dense, request.pruned, "tiny-slim", folder)
 
     for there in (False, True):
         with filled(disk, kib_left=kib_left):
@@ -71,17 +71,17 @@ def test_while_registering_it_is_one_line_and_no_version_more(disk, kib_left):
     workspace, root = Workspace.at(disk / "runs"), finished_run.make(disk)
 
     def run():
-        return finished_run.registered(finished_run.asked(root, "tiny-slim"), workspace)
+        return finished_run.registered(finished_run.request(root, "tiny-slim"), workspace)
 
     first = run()
-    asked = finished_run.asked(root, "tiny-slim")
+    request = finished_run.request(root, "tiny-slim")
     with (
         pytest.raises(OSError, match=r"the disk of .*/runs became full while tiny-slim .*has not moved: make") as full,
         disable_run_logger(),
-        open_run("tiny-slim", asked.parameters, asked.config, workspace, asked.folder) as live,
+        open_run("tiny-slim", request.parameters, request.config, workspace, request.folder) as live,
         filled(disk, kib_left=kib_left),
     ):
-        register.fn(asked, live)
+        register.fn(request, live)
     assert not isinstance(full.value, ConnectionError)  # which would be tried again
     assert "\n" not in str(full.value)
     client = open_client(workspace)
@@ -89,7 +89,7 @@ def test_while_registering_it_is_one_line_and_no_version_more(disk, kib_left):
     assert client.get_model_version_by_alias("tiny-slim", "challenger").run_id == first.run_id
     assert client.get_run(live.run_id).info.status == "FAILED"  # there is room again when it ends
     with filled(disk, kib_left=0), pytest.raises(OSError, match="became full while the run tiny-slim .*nothing is beg"):
-        finished_run.registered(asked, workspace)
+        finished_run.registered(request, workspace)
     again = run()
     assert again.version == "2"
     assert folder_sha256(fetch_model(again.uri, workspace)) == folder_sha256(root / "bundle" / "model")

@@ -41,7 +41,7 @@ def make(place: Path, *, packaged: bool = True) -> Path:
     return folder.root
 
 
-def asked(root: Path, name: str, *, model: Path | None = None, **rest: object) -> RegistrationInput:
+def request(root: Path, name: str, *, model: Path | None = None, **rest: object) -> RegistrationInput:
     folder = RunFolder(root)
     sides = [
         EvalResult.from_dict(json.loads((root / f"evaluation-{side}.json").read_text())) for side in ("dense", "pruned")
@@ -64,10 +64,10 @@ def registered(request: RegistrationInput, workspace: Workspace) -> RegisteredVe
 @flow
 def registration(root: str, name: str, runs: str, registry: RegistryConfig) -> str:
     workspace = Workspace.at(runs)
-    whole = asked(Path(root), name, config=registry)
-    with open_run(name, whole.parameters, registry, workspace, whole.folder) as run:
-        version = register(whole, run)
-    publish_artifacts(whole.report, version, workspace.tracking_uri)
+    complete = request(Path(root), name, config=registry)
+    with open_run(name, complete.parameters, registry, workspace, complete.folder) as run:
+        version = register(complete, run)
+    publish_artifacts(complete.report, version, workspace.tracking_uri)
     return version.version
 
 

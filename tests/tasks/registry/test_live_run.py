@@ -237,7 +237,7 @@ def test_no_samples_where_the_interval_is_0(workspace):
 
 def test_mlflow_goes_away_and_comes_back_and_every_layer_is_there_once(run, report, own_server, tmp_path, caplog):
     workspace = Workspace.at(tmp_path / "runs")
-    request = finished_run.asked(run, "tiny-slim", config=RegistryConfig(machine_seconds=0.1))
+    request = finished_run.request(run, "tiny-slim", config=RegistryConfig(machine_seconds=0.1))
     with open_run("tiny-slim", request.parameters, request.config, workspace, request.folder) as live:
         live.log_layer(report.layers[0])
         own_server.stop()
@@ -292,7 +292,7 @@ def test_blocks_of_several_threads_leave_the_patience_as_it_was(monkeypatch):
 def test_a_version_needs_a_pruned_evaluated_packaged_model(run, workspace, change, obstacle):
     if "model" in change:
         change = {"model": run / change["model"]}
-    request = dataclasses.replace(finished_run.asked(run, "tiny-slim", config=QUIET), **change)
+    request = dataclasses.replace(finished_run.request(run, "tiny-slim", config=QUIET), **change)
     if obstacle is None:
         assert version_obstacle(request) is None
         assert finished_run.registered(request, workspace).version == "1"

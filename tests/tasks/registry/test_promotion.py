@@ -51,13 +51,13 @@ def test_promote_refuse_promote_and_back(workspace):
     assert (back.version, back.previous, aliases(client)) == ("1", "3", {"champion": 1})
     with pytest.raises(FileNotFoundError, match="no version to go back to"):
         rollback("tiny-slim", workspace)
-    told = {
+    recorded = {
         version: [
             (e["action"], e["outcome"], e["who"], e["from"], e["to"]) for e in trail(client, "tiny-slim", version)
         ]
         for version in "123"
     }
-    assert told == {
+    assert recorded == {
         "1": [
             ("promote", "moved", "ann", "", "1"),
             ("promote", "moved", "cy", "1", "3"),

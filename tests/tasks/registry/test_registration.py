@@ -16,14 +16,19 @@ from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from prefect.logging import disable_run_logger
 
+from deploy.bundle.folder import write_bundle
 from flows.cli.app import main
+from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
+from slimgpt.engine.pruner import prune
 from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
 from tasks.registry import versions
 from tasks.registry.client import open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
+from tasks.registry.gates import GateConfig
 from tasks.registry.live_run import open_run
+from tasks.registry.promotion import promote
 from tasks.steps.registration import register
 from tests.tasks.registry import finished_run
 
@@ -36,7 +41,7 @@ def run(tmp_path_factory):
 
 
 def registered(run, workspace, name="tiny-slim", **rest):
-    return finished_run.registered(finished_run.asked(run, name, **rest), workspace)
+    return finished_run.registered(finished_run.request(run, name, **rest), workspace)
 
 
 def test_a_run_on_a_server_holds_everything_and_the_version_loads_back(run, served_workspace):
@@ -101,6 +106,31 @@ def test_files_changed_on_the_server_are_refused(run, served_workspace, mlflow_s
     kept.write_text(kept.read_text() + " ")
     with pytest.raises(OSError, match="changed-there-slim@challenger: the files in .* are not those"):
         fetch_model(version.uri, served_workspace)
+
+
+def test_a_version_from_before_there_was_a_lineage_is_loaded_promoted_and_pruned_again(run, served_workspace, tmp_path):
+    """It holds pruning.json alone, and lacks the tags that name steps."""
+    old = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(old / "bundle")
+    for folder in (run / "model", old / "model"):
+        assert (folder / "lineage.json").is_file()
+    (old / "model" / "lineage.json").unlink()
+    write_bundle(old / "model", old / "bundle", name="tiny")
+    version = registered(old, served_workspace, name="old-slim")
+    client = open_client(served_workspace)
+    for tag in ("steps", "dense_model"):
+        client.delete_model_version_tag("old-slim", version.version, tag)
+    gates = GateConfig(max_perplexity_ratio=100, min_accuracy_retention=0, min_speedup=0)
+    assert promote("old-slim", 1, "champion", gates, served_workspace).summary == "champion of old-slim is version 1"
+    fetched = fetch_model("models:/old-slim@champion", served_workspace)
+    assert not (fetched / "lineage.json").exists()
+    assert [step.step for step in Checkpoint.open(fetched).lineage.steps] == ["prune"]
+    [text] = mlflow.pyfunc.load_model(version.uri).predict([{"prompt": "def"}], params={"max_new_tokens": 3})
+    assert isinstance(text, str)
+    prune(fetched, tmp_path / "again", finished_run.PRUNE)
+    again = load_lineage(tmp_path / "again")
+    assert [step.step for step in again.steps] == ["prune", "prune"]
+    assert again.base_model == "tiny"
 
 
 def test_by_reference_nothing_is_copied_and_it_is_found_checked_and_loaded(run, served_workspace, tmp_path):
@@ -178,7 +208,7 @@ def test_a_second_try_goes_on_with_the_model_and_the_version_of_the_first(run, w
         return result
 
     monkeypatch.setattr(versions, lost, without_an_answer)
-    request = finished_run.asked(run, "tiny-slim", config=RegistryConfig(machine_seconds=0))
+    request = finished_run.request(run, "tiny-slim", config=RegistryConfig(machine_seconds=0))
     with (
         disable_run_logger(),
         open_run("tiny-slim", request.parameters, request.config, workspace, request.folder) as live,
@@ -207,8 +237,8 @@ def child(run, name, runs, **environment):
 @pytest.mark.slow
 def test_two_registrations_of_one_name_at_once_both_end_whole(run, served_workspace, prefect_server):
     both = [child(run, "twins-slim", served_workspace.root / str(i)) for i in range(2)]
-    told = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], told
+    output = [process.communicate()[0] for process in both]
+    assert [process.returncode for process in both] == [0, 0], output
     client = MlflowClient(served_workspace.tracking_uri)
     versions = client.search_model_versions("name='twins-slim'")
     assert {(str(version.version), version.status) for version in versions} == {("1", "READY"), ("2", "READY")}
@@ -235,13 +265,13 @@ def test_planted_secrets_show_up_nowhere(run, own_server, tmp_path, prefect_serv
     if dies:  # what MLflow then says names the address
         own_server.stop()
     process = child(run, "tiny-slim", tmp_path / "runs", MLFLOW_TRACKING_URI=uri, **SECRETS)
-    told = process.communicate()[0]
-    assert (process.returncode != 0) == dies, told
+    output = process.communicate()[0]
+    assert (process.returncode != 0) == dies, output
     own_server.stop()
     words = [b"planted0"]
     places = [path for path in (*tmp_path.rglob("*"), *run.rglob("*")) if path.is_file()]
     if not dies:
         assert any(b"tiny-slim" in path.read_bytes() for path in places if path.name.startswith("db"))
         assert any(path.name == "report.html" for path in places)
-    assert "planted0" not in told
+    assert "planted0" not in output
     assert [path for path in places if any(word in path.read_bytes() for word in words)] == []

@@ -105,7 +105,7 @@ def test_a_runs_folder_of_any_name_gives_back_what_it_took(place, tmp_path, monk
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     workspace = Workspace.at(tmp_path / place)
     root = finished_run.make(tmp_path)
-    version = finished_run.registered(finished_run.asked(root, "tiny-slim"), workspace)
+    version = finished_run.registered(finished_run.request(root, "tiny-slim"), workspace)
     fetched = fetch_model(version.uri, workspace)
     assert folder_sha256(fetched) == folder_sha256(root / "bundle" / "model")
     assert workspace.root in fetched.parents

@@ -6,11 +6,12 @@ from pathlib import Path
 
 import pytest
 from prefect import flow
+from prefect.logging import disable_run_logger
 
-from slimgpt.checkpoints.lineage import load_lineage
+from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
 from slimgpt.config import PruneConfig
 from tasks.digests import folder_digest
-from tasks.environment import Workspace
+from tasks.environment import RunFolder, Workspace
 from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.models import ResolvedModel, resolve
 from tasks.steps.chain import run_chain
@@ -121,3 +122,21 @@ def test_a_later_step_that_cannot_work_is_refused_before_the_first_begins(prefec
     with pytest.raises(ValueError, match="stage 2 of 2: .*ratio"):
         once(str(dense), str(tmp_path / "runs"), config, (0.2,))
     assert not list((tmp_path / "runs").rglob("*.safetensors"))
+
+
+def test_the_disk_that_all_steps_need_is_known_before_the_first(prefect_server, dense, tmp_path):
+    with disable_run_logger():
+        steps = prune_stages(dataclasses.replace(CONFIG, ratio=0.4), (0.1, 0.2))
+        chain = plan_chain(ResolvedModel("tiny", Checkpoint.open(dense)), steps)
+    sizes = [stage.disk_bytes for stage in chain.stages]
+    assert sizes == sorted(sizes, reverse=True)
+    folder = RunFolder(tmp_path / "run")
+    assert chain.missing_bytes(folder, "all") == sum(sizes)
+    assert chain.missing_bytes(folder, "last") == sizes[0] + sizes[1]  # a step's source goes when it is finished
+    first = chain.outs(folder)[0]
+    first.mkdir(parents=True)
+    (first / "config.json").touch()  # written last: it is there already
+    assert chain.missing_bytes(folder, "all") == sizes[1] + sizes[2]
+    folder.model.mkdir()
+    (folder.model / "config.json").touch()
+    assert chain.missing_bytes(folder, "all") == 0

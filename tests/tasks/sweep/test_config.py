@@ -1,4 +1,4 @@
-"""What a sweep can be asked for, and what is refused before any work."""
+"""What a sweep can do, and what is refused before any work."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def test_lists_of_json_and_yaml_become_tuples_without_repeats():
 
 
 @pytest.mark.parametrize(
-    ("asked", "message"),
+    ("settings", "message"),
     [
         ({"ratios": ()}, "ratios is empty; name at least one"),
         ({"ratios": (0.25, 0.95)}, "ratios holds 0.95; each must be more than 0 and at most 0.9"),
@@ -31,13 +31,13 @@ def test_lists_of_json_and_yaml_become_tuples_without_repeats():
         ({"max_size_ratio": -1.0}, "max_size_ratio is -1.0; it must be at least 0"),
     ],
 )
-def test_what_cannot_be_is_refused_by_name(asked, message):
+def test_what_cannot_be_is_refused_by_name(settings, message):
     with pytest.raises(ValueError, match=message):
-        SweepConfig(**asked)
+        SweepConfig(**settings)
 
 
 @pytest.mark.parametrize(
-    ("asked", "evaluation", "no_serving", "message"),
+    ("settings", "evaluation", "no_serving", "message"),
     [
         ({"min_speedup": 1.1}, {}, "no wheel fits", r"min_speedup is 1.1, and .*\(no wheel fits\); set min_speedup to"),
         ({"prefer": "speed"}, {}, "no wheel fits", "prefer is 'speed', and throughput cannot .*; prefer size"),
@@ -45,9 +45,9 @@ def test_what_cannot_be_is_refused_by_name(asked, message):
         ({}, {"perplexity": "none"}, "", "max_perplexity_ratio is 2.5, and the evaluation measures no perplexity"),
     ],
 )
-def test_limits_in_figures_that_will_not_be_measured_are_refused(asked, evaluation, no_serving, message):
+def test_limits_in_figures_that_will_not_be_measured_are_refused(settings, evaluation, no_serving, message):
     with pytest.raises(ValueError, match=message):
-        check_judgeable(SweepConfig(**asked), EvalConfig(**evaluation), no_serving)
+        check_judgeable(SweepConfig(**settings), EvalConfig(**evaluation), no_serving)
 
 
 def test_limits_that_are_off_need_no_figure():
