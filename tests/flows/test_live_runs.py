@@ -117,7 +117,9 @@ def stand_still(self, layer, prefix):
 LiveRun.log_layer = stand_still
 main()
 """
-SMALL = "--num-samples 4 --seq-len 64 --ffn-multiple 4 --calibration python --evaluation.tasks none --evaluation.seq-len 64"
+SMALL = (
+    "--num-samples 4 --seq-len 64 --ffn-multiple 4 --calibration python --evaluation.tasks none --evaluation.seq-len 64"
+)
 
 
 @pytest.mark.parametrize(
