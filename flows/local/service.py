@@ -129,10 +129,11 @@ class Service:
         deadline = time.monotonic() + STOP_TIMEOUT_S
         while pid and self._members() and time.monotonic() < deadline:
             time.sleep(0.1)
-        for member in self._members():
+        killed = self._members()
+        for member in killed:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
-        while self._members():
+        while self._members() or any(map(_is_alive, killed)):  # one that is dying carries its mark no more
             time.sleep(0.05)
         self._record.unlink()
         return bool(left)
@@ -143,6 +144,13 @@ class Service:
         if "mark" not in record:  # of an earlier version: known by the leader's start time alone
             return session_members(record["pid"]) if self.pid() else []
         return [pid for pid in session_members(record["pid"]) if _mark_of(pid) == record["mark"]]
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        return bool(psutil.Process(pid).status() != psutil.STATUS_ZOMBIE)
+    except psutil.NoSuchProcess:
+        return False
 
 
 def _mark_of(pid: int) -> str:
