@@ -48,7 +48,9 @@ class RegistrationInput:
     @property
     def files(self) -> dict[str, list[Path]]:
         """Artifact folder -> local files."""
-        facts = [file for file in (self.model / REPORT, self.model / LINEAGE) if file.is_file()]
+        facts = [self.model / REPORT]
+        if (self.model / LINEAGE).is_file():  # not in a model from before there was a lineage
+            facts.append(self.model / LINEAGE)
         for side, result in (("dense", self.dense), ("pruned", self.pruned)):
             if result is not None:
                 facts.append(self.folder.root / f"evaluation-{side}.json")
