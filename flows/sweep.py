@@ -85,6 +85,8 @@ def sweep(
     Raises:
         ValueError: when no model is within the limits, after all of them were recorded; each one's reason.
     """
+    if not models:
+        raise ValueError("models is empty; name at least one")
     workspace = prepare(runs)
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
     if not grid.measure_speed:

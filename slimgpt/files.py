@@ -7,7 +7,7 @@ import shutil
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -150,6 +150,12 @@ def remember_sha256(path: Path, sha256: str) -> None:
 
 def _identity(facts: os.stat_result) -> tuple[int, int, int, int]:
     return facts.st_dev, facts.st_ino, facts.st_size, facts.st_mtime_ns
+
+
+def digest_of(sha256_by_name: Mapping[str, str]) -> str:
+    """Hex sha256 over names of files and their sha256, in the order of the names."""
+    lines = (f"{name} {sha256_by_name[name]}\n" for name in sorted(sha256_by_name))
+    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def folder_sha256(folder: Path) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import slimgpt
 from slimgpt.checkpoints.lineage import LINEAGE
 from slimgpt.engine.journal import JOURNAL
-from slimgpt.files import file_sha256
+from slimgpt.files import digest_of, file_sha256
 from slimgpt.report import REPORT
 
 MADE_ANEW = (JOURNAL, REPORT, LINEAGE)  # hold times: they differ between two makings of the same model
@@ -16,11 +16,8 @@ MADE_ANEW = (JOURNAL, REPORT, LINEAGE)  # hold times: they differ between two ma
 
 def folder_digest(folder: Path) -> str:
     """sha256 over the names and contents of a model folder's files, about a second per GB; how it was made left out."""
-    total = hashlib.sha256()
-    for path in sorted(folder.iterdir()):
-        if path.is_file() and path.name not in MADE_ANEW and not path.name.startswith("."):
-            total.update(f"{path.name} {file_sha256(path)}\n".encode())
-    return total.hexdigest()
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return digest_of({path.name: file_sha256(path) for path in files if path.name not in MADE_ANEW})
 
 
 def facts_digest(facts: dict[str, object]) -> str:
@@ -32,7 +29,4 @@ def facts_digest(facts: dict[str, object]) -> str:
 def code_digest() -> str:
     """sha256 of slimgpt's own source: another version of the method may give another result."""
     root = Path(slimgpt.__file__).parent
-    total = hashlib.sha256()
-    for path in sorted(root.rglob("*.py")):
-        total.update(f"{path.relative_to(root)} {file_sha256(path)}\n".encode())
-    return total.hexdigest()
+    return digest_of({str(path.relative_to(root)): file_sha256(path) for path in root.rglob("*.py")})

@@ -5,6 +5,8 @@ import statistics
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
+from deploy.serving.server import ServerError
+
 SCHEMA = 2  # of bench.json; 1 had one load and no offline runs
 LATENCIES = tuple(
     f"{stat}_{kind}_ms" for kind in ("ttft", "tpot", "itl", "e2el") for stat in ("mean", "p50", "p95", "p99")
@@ -46,8 +48,18 @@ class Paired:
 
     @classmethod
     def of(cls, dense: list[dict[str, float]], pruned: list[dict[str, float]], metrics: tuple[str, ...]) -> "Paired":
-        """Of the runs of both models, pair by pair, with the ratios of ``metrics``."""
+        """Of the runs of both models, pair by pair, with the ratios of ``metrics``.
+
+        Raises:
+            ServerError: when the dense model measured 0, as the time between tokens where all come at once.
+        """
         pairs = list(zip(dense, pruned, strict=True))
+        for name in metrics:
+            if any(run[name] == 0 for run in dense):
+                raise ServerError(
+                    f"the dense model's {name} is 0, so nothing compares with it: its answers came in one piece; "
+                    "ask for longer ones (output_len)"
+                )
         return cls(dense, pruned, {name: Ratio.of([p[name] / d[name] for d, p in pairs]) for name in metrics})
 
     def median(self, side: Literal["dense", "pruned"], metric: str) -> float:

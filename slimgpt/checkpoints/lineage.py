@@ -6,16 +6,14 @@ and reads as one step.
 """
 
 import dataclasses
-import hashlib
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
 
 from slimgpt.checkpoints.headers import CONFIG, read_json
 from slimgpt.checkpoints.weight_files import count_parameters, weight_files
-from slimgpt.files import file_sha256
+from slimgpt.files import digest_of, file_sha256
 from slimgpt.report import REPORT, LayerReport, PruneReport, load_report
 
 LINEAGE = "lineage.json"
@@ -242,12 +240,6 @@ def checkpoint_digest(folder: Path) -> str:
         ValueError: when weight files are missing.
     """
     return digest_of({name: file_sha256(folder / name) for name in (*weight_files(folder), CONFIG)})
-
-
-def digest_of(sha256_by_name: Mapping[str, str]) -> str:
-    """The digest of a checkpoint, given the sha256 of each weight file and of config.json."""
-    lines = (f"{name} {sha256_by_name[name]}\n" for name in sorted(sha256_by_name))
-    return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
 def prune_step(report: PruneReport, projections: tuple[int, int] | None = None, input_digest: str = "") -> Step:

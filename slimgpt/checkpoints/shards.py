@@ -1,6 +1,5 @@
 """Read tensors from safetensors shards, one by one, and write a shard atomically."""
 
-import hashlib
 import math
 import os
 import stat
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from slimgpt.checkpoints.headers import INDEX, header, weight_map
 from slimgpt.checkpoints.weight_files import weight_files
-from slimgpt.files import commit, file_sha256, remember_sha256
+from slimgpt.files import commit, digest_of, file_sha256, remember_sha256
 
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Checkpoints of old store it for every layer; transformers computes it from the config, and so does this package.
@@ -112,10 +111,7 @@ class Shards:
 
     def digest(self) -> str:
         """sha256 over the names and contents of all weight files (about a second per GB)."""
-        total = hashlib.sha256()
-        for name in sorted(set(self.files.values())):
-            total.update(f"{name} {file_sha256(self.folder / name)}\n".encode())
-        return total.hexdigest()
+        return digest_of({name: file_sha256(self.folder / name) for name in set(self.files.values())})
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:

@@ -12,13 +12,13 @@ from torch import Tensor
 from slimgpt.checkpoints import pruned_form
 from slimgpt.checkpoints.companions import copy_companions
 from slimgpt.checkpoints.headers import CONFIG
-from slimgpt.checkpoints.lineage import Checkpoint, Step, digest_of
+from slimgpt.checkpoints.lineage import Checkpoint, Step
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
-from slimgpt.files import commit, file_sha256, writing
+from slimgpt.files import commit, digest_of, file_sha256, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
 
 FORMAT = 2  # of the journal; a change makes older journals unusable

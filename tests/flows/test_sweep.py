@@ -138,6 +138,7 @@ def test_one_that_fails_is_named_and_the_others_stay(done, parameters, place):
     [
         ({"grid": SweepConfig(ratios=(0.25, 0.9), **UNJUDGED), "models": ("nowhere",)}, "no folder nowhere"),
         ({"grid": SweepConfig(ratios=(0.25,), schedules=("log",), **UNJUDGED), "name": "a/b"}, "registered model's"),
+        ({"models": ()}, "models is empty; name at least one"),
         ({"grid": SweepConfig(prefer="speed", **UNJUDGED)}, "prefer is 'speed', and throughput .* measure_speed"),
     ],
 )

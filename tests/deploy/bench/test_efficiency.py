@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from deploy.bench.efficiency import Work, saving, work_of
-from deploy.bench.results import Ratio
+from deploy.bench.results import Paired, Ratio
+from deploy.serving.server import ServerError
 from tests.deploy.slim_checkpoint import WIDTHS, write_dense, write_slim
 from tests.tiny_models import VOCAB_SIZE
 
@@ -58,3 +59,9 @@ def test_efficiency_is_of_each_pair_and_of_the_larger_share():
 
 def test_where_nothing_could_be_saved_there_is_no_efficiency():
     assert saving(Work(1, 1), Work(1, 1), [1.1]) is None
+
+
+def test_a_dense_figure_of_zero_is_named_and_not_divided_by():
+    """All tokens of an answer in one piece: no time between them."""
+    with pytest.raises(ServerError, match=r"the dense model's mean_itl_ms is 0, .*output_len"):
+        Paired.of([{"mean_itl_ms": 0.0}], [{"mean_itl_ms": 1.0}], ("mean_itl_ms",))
