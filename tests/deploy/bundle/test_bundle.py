@@ -60,6 +60,18 @@ def test_round_trip(bundle: Path, model: Path):
     assert list(bundle.parent.glob(".*")) == []  # no temporary folder left
 
 
+def test_serve_sh_starts_through_a_link_and_with_a_python_named_from_the_callers_folder(bundle: Path, tmp_path: Path):
+    (tmp_path / "start").symlink_to(bundle / "serve.sh")
+    (tmp_path / "bin").mkdir()
+    python = tmp_path / "bin" / "python"  # one that says where it was started, and with what
+    python.write_text('#!/bin/sh\n[ "$1" = -c ] || echo "$PWD" "$@"\n')
+    python.chmod(0o755)
+    environment = {**os.environ, "PYTHON": "bin/python"}
+    done = subprocess.run(["./start", "--port", "9"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"{bundle} vllm_entry.py serve ./model --config serve.yaml --port 9\n"
+
+
 def test_manifest_lists_every_file_but_itself(bundle: Path):
     present = {path.relative_to(bundle).as_posix() for path in bundle.rglob("*") if path.is_file()}
     assert set(json.loads((bundle / "MANIFEST.json").read_text())["files"]) == present - {"MANIFEST.json"}
