@@ -1,1 +1,1 @@
-"""The command line: ``slimgpt``, and ``python -m flows.cli`` for torchrun."""
+"""The command line: ``slimgpt``, and ``python -m slimgpt``, which opens it."""

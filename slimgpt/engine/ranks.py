@@ -1,6 +1,6 @@
 """Several processes, a device each: the calibration sequences are shared out, H is summed, the first rank decides.
 
-    torchrun --nproc-per-node=2 -m flows.cli prune MODEL OUT --ratio 0.25
+    torchrun --nproc-per-node=2 -m slimgpt prune MODEL OUT --ratio 0.25
 
 torch.distributed carries everything: NCCL between GPUs, gloo between CPUs. A rank waits for the others only where all
 of them meet, and there a rank that failed says so: all end with its error instead of waiting for it.

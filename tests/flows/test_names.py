@@ -4,6 +4,10 @@ import sys
 from importlib.metadata import packages_distributions
 from pathlib import Path
 
+import pytest
+
+from tests.tiny_models import write_dense
+
 ROOT = Path(__file__).parents[2]
 FOLDERS = ("slimgpt", "deploy", "tasks", "flows")
 
@@ -16,6 +20,36 @@ def test_our_packages_are_ours_from_another_folder(tmp_path):
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True, env=environment
     )
     assert [Path(line) for line in result.stdout.split()] == [ROOT / package / "__init__.py" for package in FOLDERS]
+
+
+@pytest.mark.parametrize(
+    "command",
+    [[sys.executable, "-m", "slimgpt"], [str(Path(sys.executable).with_name("slimgpt"))]],
+    ids=["-m", "script"],
+)
+def test_a_project_may_hold_modules_of_our_names(tmp_path, command):
+    for name in ("deploy.py", "flows.py", "tasks.py"):
+        (tmp_path / name).write_text("raise SystemExit('a module of the project was run')")
+    write_dense(tmp_path / "model")
+    done = subprocess.run(
+        [*command, "inspect", "model"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": "."},
+    )
+    assert done.returncode == 0 and "not pruned" in done.stdout, done.stderr
+    # so do the processes that it starts: servers, and vLLM with our plugin
+    code = "import subprocess, sys\nfrom slimgpt.__main__ import find_ours_first\nfind_ours_first()\n"
+    code += "subprocess.run([sys.executable, '-P', '-c', 'import deploy.engines.vllm_entry, flows, tasks'], check=True)"
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env={**os.environ, "PYTHONPATH": "."})
+
+
+def test_nothing_is_put_first_where_no_project_has_our_names(tmp_path):
+    code = "import os, sys\nfrom slimgpt.__main__ import find_ours_first\nbefore = [*sys.path]\nfind_ours_first()\n"
+    code += "assert sys.path == before and 'PYTHONPATH' not in os.environ"
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, check=True, env=environment)
 
 
 def test_no_file_of_ours_hides_a_library():

@@ -50,11 +50,11 @@ def run(tmp_path):
 def test_a_model_is_pruned_and_looked_at(run, tmp_path):
     dense, out = write_dense(tmp_path / "tiny", num_hidden_layers=2), tmp_path / "out"
     small = ["--calibration", "python", "--num-samples", "4", "--seq-len", "64", "--ffn-multiple", "4"]
-    run("-m", "flows.cli", "prune", dense, out, *small)
+    run("-m", "slimgpt", "prune", dense, out, *small)
     report = load_report(out)
     assert report.ratio == pytest.approx(0.25, abs=0.005)
     assert report.peak_memory_bytes > 0
-    assert "FFN" in run("-m", "flows.cli", "inspect", out)
+    assert "FFN" in run("-m", "slimgpt", "inspect", out)
 
 
 def test_two_processes_do_not_write_one_folder(run, tmp_path):

@@ -39,7 +39,7 @@ def environment(place, **variables):
 
 def compress(place, dense, **variables):
     """``slimgpt compress`` as a user starts it."""
-    command = [sys.executable, "-P", "-m", "flows.cli", "compress", "--model", str(dense), *SMALL.split()]
+    command = [sys.executable, "-P", "-m", "slimgpt", "compress", "--model", str(dense), *SMALL.split()]
     with (place / "log").open("w") as log:
         own = {"cwd": place, "stdout": log, "stderr": subprocess.STDOUT, "start_new_session": True}
         return subprocess.Popen(command, env=environment(place, **variables), **own)

@@ -24,7 +24,7 @@ needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or
 def package(*words: object, cwd: Path, **variables: str) -> None:
     """``slimgpt package`` in a process of its own, whose hub is what ``variables`` say."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "flows.cli", "package", *map(str, words)],
+        [sys.executable, "-P", "-m", "slimgpt", "package", *map(str, words)],
         cwd=cwd,
         env={"PYTHONPATH": str(ROOT), "HOME": str(cwd), "NO_PROXY": "127.0.0.1,localhost"} | variables,
         capture_output=True,

@@ -122,7 +122,7 @@ def test_every_serve_command_serves(place):
 def test_every_bench_command_measures(place):
     (words,) = lines("bench")
     dense = write_dense(place / "smollm2")
-    command = [sys.executable, "-P", "-m", "flows.cli", "bench", *words, *SOONER, "--no-offline", "--load-shares", ""]
+    command = [sys.executable, "-P", "-m", "slimgpt", "bench", *words, *SOONER, "--no-offline", "--load-shares", ""]
     command += ["--no-show-drift", "--pairs", "1", "--num-prompts", "2", "--num-warmups", "1"]
     command += ["--input-len", "16", "--output-len", "32"]
     env = os.environ | {"PYTHONPATH": str(ROOT)}

@@ -366,13 +366,13 @@ def test_pruning_with_hub_names_only_online_and_offline(hub, offline, dense, tmp
 
 def test_the_command_line_takes_the_hub_from_the_environment(hub, dense, tmp_path, text_file):
     commit = hub.push("org/tiny", files_of(dense))
-    words = ["-m", "flows.cli", "prune", "org/tiny", "out", "--calibration", str(text_file), "--ratio", "0.3"]
+    words = ["-m", "slimgpt", "prune", "org/tiny", "out", "--calibration", str(text_file), "--ratio", "0.3"]
     words += ["--ffn-multiple", "4", "--num-samples", "4", "--seq-len", "64", "--revision", commit]
     running = child(hub, tmp_path, *words, SLIMGPT_RUNS=str(tmp_path / "runs"))
     _, err = running.communicate(timeout=300)
     assert running.returncode == 0, err
     assert (tmp_path / "out/config.json").is_file()
-    gone = child(hub, tmp_path, "-m", "flows.cli", "prune", "org/gone", "out2", SLIMGPT_RUNS=str(tmp_path / "runs"))
+    gone = child(hub, tmp_path, "-m", "slimgpt", "prune", "org/gone", "out2", SLIMGPT_RUNS=str(tmp_path / "runs"))
     _, err = gone.communicate(timeout=300)
     assert gone.returncode == 2
     errors = [line for line in err.splitlines() if line.startswith("error: ")]

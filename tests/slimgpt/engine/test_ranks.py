@@ -54,7 +54,7 @@ def _prune(rank, dense, out, config, on_layer=None):
 
 def torchrun(*arguments):
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "flows.cli"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "slimgpt"]
     return subprocess.run(
         [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120
     )
