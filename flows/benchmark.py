@@ -13,6 +13,7 @@ from flows.defaults import BENCH, BenchSection
 from tasks.environment import prepare
 from tasks.preflight.models import resolve
 from tasks.preflight.request import Preflight
+from tasks.registry.later_benchmark import find_version, record_benchmark
 from tasks.steps.artifacts import publish_benchmark
 from tasks.steps.benchmarking import benchmark as measure
 
@@ -22,6 +23,7 @@ def benchmark(
     pruned: str,
     dense: str = "smollm2",
     bench: BenchSection = BENCH,
+    record: bool = False,
     runs: str = "",
 ) -> BenchReport:
     """Serve a dense and a pruned model with vLLM, in turn under the same load, and compare them.
@@ -30,6 +32,7 @@ def benchmark(
         pruned: The pruned model: a folder, a hub id, models:/NAME@alias or runs:/RUN_ID.
         dense: The model to compare with, named the same way; smollm2 is built in.
         bench: The load that both models are measured under.
+        record: Add the figures to the pruned model, a version in the registry, and to the run behind it.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
 
     Raises:
@@ -40,10 +43,13 @@ def benchmark(
     workspace = prepare(runs)
     folder = workspace.run("benchmark", {"dense": dense, "pruned": pruned, "bench": bench})
     models = [resolve(model, "", workspace).folder for model in (dense, pruned)]
+    version = find_version(pruned, *models, workspace) if record else None
     done = measure(*models, bench, Preflight(serving_obstacle=""), folder)
     if done.report is None:
         raise RuntimeError(done.skipped)
     publish_benchmark(done.report, pruned)
+    if version is not None:
+        record_benchmark(version, done.report, folder.bench, workspace)
     return done.report
 
 

@@ -26,7 +26,7 @@ from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
 from tasks.preflight.measurable import check_measurable
 from tasks.preflight.models import resolve
-from tasks.preflight.request import check_request
+from tasks.preflight.request import Skippable, check_request
 from tasks.registry.live_run import open_run
 from tasks.registry.names import RegisteredVersion, default_name
 from tasks.registry.runs import RegistrationInput, parameters_of
@@ -60,6 +60,7 @@ def compress(
     registry: RegistrySection = REGISTRY,
     first_ratios: tuple[float, ...] = (),
     keep: Keep = "last",
+    skip: tuple[Skippable, ...] = (),
     revision: str = "",
     runs: str = "",
 ) -> Compressed:
@@ -75,26 +76,32 @@ def compress(
         first_ratios: Prune in several steps: the shares of the dense model's projection parameters that are gone after
             each step before the last one, whose share is the ratio.
         keep: all keeps the models that the steps before the last one make; last removes them.
+        skip: Stages to leave out, evaluate or benchmark: for quick trials, and for machines that cannot serve.
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
     """
     workspace, name = prepare(runs), name or default_name(model)
-    ready = check_request(name, evaluation, workspace)
+    ready = check_request(name, evaluation, workspace, skip)
     dense = resolve(model, revision, workspace)
     ready = check_measurable(dense.folder, evaluation, bench, ready)
     chain = plan_chain(dense, prune_stages(prune, first_ratios))
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
-    plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "keep": keep}
+    plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "keep": keep, "skip": list(skip)}
     parameters = parameters_of(**plain, prune=prune, evaluation=evaluation, bench=bench)
     with open_run(name, parameters, registry, workspace, folder) as run:
         pruned = run_chain(chain, folder, keep, run)
-        before = evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, ready.data), folder, run)
-        after = evaluate_model(EvalRequest("pruned", pruned, evaluation, ready.data), folder, run)
+        before = after = None
+        if "evaluate" not in skip:
+            before = evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, ready.data), folder, run)
+            after = evaluate_model(EvalRequest("pruned", pruned, evaluation, ready.data), folder, run)
         bundle = package(pruned, before, after, name, folder)
         speed = benchmark(dense.folder, bundle.model, bench, ready, folder, run)
-        report = write_report(name, pruned.lineage, before, after, speed, parameters, folder)
-        request = RegistrationInput(bundle.model, parameters, before, after, report, folder, registry)
+        report = write_report(name, pruned.lineage, dense.checkpoint.digest, before, after, speed, parameters, folder)
+        request = RegistrationInput(
+            *(bundle.model, parameters, before, after, report, folder, registry),
+            without_evaluation="evaluate" in skip,
+        )
         version = register.with_options(**ON_NETWORK_FAULTS)(request, run)
     publish_artifacts(report, version, workspace.tracking_uri)
     return Compressed(folder.root, report, version)

@@ -171,7 +171,9 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
         speed = benchmark(point.dense.folder, one.pruned.folder, bench, ready, folder, one.run)
     parameters = _parameters(point, evaluation, bench)
     report = write_report(
-        point.title, one.pruned.lineage, dense, one.evaluation, speed, parameters, folder, registered=False
+        *(point.title, one.pruned.lineage, point.dense.checkpoint.digest, dense, one.evaluation),
+        *(speed, parameters, folder),
+        registered=False,
     )
     return _Measured(one, dense, speed, parameters, report, one.pruned.folder)
 
@@ -184,7 +186,7 @@ def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
     """The chosen model, packaged, and its report under the name that it is registered by."""
     one = measured.one
     bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder)
-    figures = (one.pruned.lineage, measured.dense, one.evaluation, measured.speed)
+    figures = (one.pruned.lineage, one.point.dense.checkpoint.digest, measured.dense, one.evaluation, measured.speed)
     return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.parameters, one.folder))
 
 

@@ -4,6 +4,7 @@
 """
 
 import contextlib
+import gc
 import os
 import shutil
 import subprocess
@@ -28,6 +29,7 @@ os.environ |= vllm_environment.QUICK
 # As in flows/local: seven processes for LLM judges, each of which imports MLflow for seconds, and which nothing uses.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 prepare()
+gc.set_threshold(10_000)  # as flows and servers do
 
 
 def pytest_unconfigure():

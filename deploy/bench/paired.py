@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deploy.bench.client import bench_client
 from deploy.bench.config import BenchConfig, check_model
 from deploy.bench.footprint import footprint
 from deploy.bench.results import (
@@ -103,10 +104,13 @@ class _Measuring:
                 )
                 servers[side] = stack.enter_context(serve)
                 self.tell(f"{side} model ready after {servers[side].start_seconds:.0f} s")
+            client = stack.enter_context(bench_client(self.workdir / "client.log"))
 
             def run(side: str, rate: float, seed: int, result: Path) -> Figures:
                 tokenizer = self.models["dense"]
-                return bench_serve(servers[side], tokenizer, self.config, request_rate=rate, seed=seed, result=result)
+                return bench_serve(
+                    client, servers[side], tokenizer, self.config, request_rate=rate, seed=seed, result=result
+                )
 
             def load(name: str, rate: float) -> Load:
                 runs = self._in_turn(name, lambda side, seed, result: run(side, rate, seed, result), METRICS)

@@ -159,6 +159,11 @@ class BenchReport:
         return self.loads[0].runs
 
     @property
+    def machine(self) -> str:
+        """What it was measured on, as benchmarks on the same name compare: the device, and how many cores."""
+        return f"{self.environment['device']}, {self.environment['cores']} cores"
+
+    @property
     def ratios(self) -> dict[str, Ratio]:
         """Pruned over dense with all requests sent at once."""
         return self.full.ratios

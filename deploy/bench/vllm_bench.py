@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import Any, Literal
 
+from deploy.bench.client import BenchClient
 from deploy.bench.config import BenchConfig, longest_of
 from deploy.bench.results import COUNTS, METRICS
 from deploy.engines.availability import serves_on_cpu
@@ -40,11 +41,19 @@ def server_config(model: Path, config: BenchConfig) -> ServeConfig:
 
 
 def bench_serve(
-    server: RunningServer, tokenizer: Path, config: BenchConfig, *, request_rate: float, seed: int, result: Path
+    client: BenchClient,
+    server: RunningServer,
+    tokenizer: Path,
+    config: BenchConfig,
+    *,
+    request_rate: float,
+    seed: int,
+    result: Path,
 ) -> dict[str, float]:
     """Requests to a running server; METRICS and COUNTS.
 
     Args:
+        client: that sends them.
         server: what is measured.
         tokenizer: folder of the tokenizer that makes the prompts.
         config: lengths, requests, warm-ups.
@@ -66,7 +75,9 @@ def bench_serve(
         arguments += ["--max-concurrency", str(config.max_concurrency)]
     if config.trust_remote_code:
         arguments.append("--trust-remote-code")
-    figures, _ = _run("serve", arguments, result, config.run_timeout_s)
+    log = result.with_suffix(".log")
+    result.unlink(missing_ok=True)  # an older run's figures must not be taken for this one's
+    figures = _figures("serve", client.run(arguments, log, config.run_timeout_s), result, log)
     if figures["failed"] or figures["completed"] != config.num_prompts:
         raise ServerError(
             f"{figures['completed']} of {config.num_prompts} requests to the {server.model_name} model completed, "
@@ -89,7 +100,7 @@ def bench_throughput(model: Path, config: BenchConfig, *, seed: int, result: Pat
     arguments = ["--dataset-name", "random", "--random-range-ratio", "0", "--seed", str(seed)]
     arguments += ["--random-input-len", str(config.input_len), "--random-output-len", str(config.output_len)]
     arguments += ["--num-prompts", str(config.num_prompts), "--num-warmups", str(config.num_warmups)]
-    figures, log = _run("throughput", arguments, result, config.run_timeout_s, model, config)
+    figures, log = _run("throughput", arguments, result, model, config)
     written = int(_last(r"Total num output tokens:\s+(\d+)", log))
     requested = config.num_prompts * config.output_len
     if figures["num_requests"] != config.num_prompts or written != requested:
@@ -114,7 +125,7 @@ def bench_latency(model: Path, config: BenchConfig, *, seed: int, result: Path) 
     """
     arguments = ["--input-len", str(config.input_len), "--output-len", str(config.output_len), "--batch-size", "1"]
     arguments += ["--num-iters-warmup", "2", "--num-iters", str(config.latency_iterations), "--seed", str(seed)]
-    figures, _ = _run("latency", arguments, result, config.run_timeout_s, model, config)
+    figures, _ = _run("latency", arguments, result, model, config)
     seconds = figures["latencies"]
     if len(seconds) != config.latency_iterations:
         raise ServerError(f"{len(seconds)} of {config.latency_iterations} requests to {model} were measured")
@@ -122,35 +133,35 @@ def bench_latency(model: Path, config: BenchConfig, *, seed: int, result: Path) 
 
 
 def _run(
-    kind: Literal["serve", "throughput", "latency"],
-    arguments: list[str],
-    result: Path,
-    timeout_s: float,
-    model: Path | None = None,
-    config: BenchConfig | None = None,
+    kind: Literal["throughput", "latency"], arguments: list[str], result: Path, model: Path, config: BenchConfig
 ) -> tuple[dict[str, Any], Path]:
-    """Run the command; ``model`` and ``config`` are those of the engine of its own, where it makes one."""
+    """Run the command in an engine of its own."""
+    served = server_config(model, config)
     command = [sys.executable, "-P", "-m", "deploy.engines.vllm_entry", "bench", kind, *arguments]
-    environment = child_environment()
-    if model and config:
-        served = server_config(model, config)
-        command += ["--model", str(model.resolve()), "--dtype", config.dtype, "--no-enable-prefix-caching"]
-        command += ["--max-model-len", str(served.max_model_len), "--output-json", str(result)]
-        command += ["--gpu-memory-utilization", "0.3" if serves_on_cpu() else "0.9", "--generation-config", "vllm"]
-        command += ["--enforce-eager"] * config.enforce_eager + ["--trust-remote-code"] * config.trust_remote_code
-        environment = child_environment(served)
+    command += ["--model", str(model.resolve()), "--dtype", config.dtype, "--no-enable-prefix-caching"]
+    command += ["--max-model-len", str(served.max_model_len), "--output-json", str(result)]
+    command += ["--gpu-memory-utilization", "0.3" if serves_on_cpu() else "0.9", "--generation-config", "vllm"]
+    command += ["--enforce-eager"] * config.enforce_eager + ["--trust-remote-code"] * config.trust_remote_code
     log = result.with_suffix(".log")
     result.unlink(missing_ok=True)  # an older run's figures must not be taken for this one's
-    process = start_session(command, environment, log)
+    process = start_session(command, child_environment(served), log)
     try:
-        code = process.wait(timeout_s)
+        code = process.wait(config.run_timeout_s)
     except subprocess.TimeoutExpired:
-        raise ServerError(f"vllm bench {kind} did not end within {timeout_s:.0f} s; {log_tail(log)}") from None
+        raise ServerError(
+            f"vllm bench {kind} did not end within {config.run_timeout_s:.0f} s; {log_tail(log)}"
+        ) from None
     finally:
         stop_session(process)
+    return _figures(kind, code, result, log), log
+
+
+def _figures(kind: str, code: int, result: Path, log: Path) -> dict[str, Any]:
+    """What the command wrote; it may exit with 0 and have written nothing."""
     if code != 0 or not result.is_file():
         raise ServerError(f"vllm bench {kind} ended with code {code}; {log_tail(log)}")
-    return json.loads(result.read_text()), log
+    figures: dict[str, Any] = json.loads(result.read_text())
+    return figures
 
 
 def _last(pattern: str, log: Path) -> str:

@@ -211,8 +211,11 @@ def notes(comparison: Comparison) -> list[str]:
     lines = [
         *step_lines(comparison.lineage),
         *comparison.data,
-        "Accuracy and perplexity: ± and brackets are 95 % confidence intervals (over documents, over blocks).",
     ]
+    if comparison.pruned:
+        lines.append(
+            "Accuracy and perplexity: ± and brackets are 95 % confidence intervals (over documents, over blocks)."
+        )
     if bench is not None:
         lines.append(bench_note(bench))
     return lines + [f"Skipped: {line}" for line in comparison.skipped]
@@ -232,7 +235,7 @@ def bench_note(bench: BenchReport) -> str:
     config, machine = bench.config, bench.environment
     drift = ", ".join(f"{_SAVED[name]} x {value:.2f}" for name, value in bench.drift.items())
     return (
-        f"Benchmark: vLLM {machine['vllm']} on {machine['device']}, {machine['cores']} cores, {config['dtype']}; "
+        f"Benchmark: vLLM {machine['vllm']} on {bench.machine}, {config['dtype']}; "
         f"{config['num_prompts']} requests of {config['input_len']} + {config['output_len']} tokens, "
         f"medians of {len(bench.full.dense)} runs, ratio (lowest to highest) of dense-pruned pairs"
         + (f"; speed of the dense model measured again at the end: {drift}." if drift else ".")

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.cli.finding import flow_parameters
+from flows.cli.finding import check_types, flow_parameters
 from flows.cli.flags import WholeNumber, config_from, flags, given, read_config_file, several
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
 from tasks.registry.gates import GateConfig
@@ -25,6 +25,7 @@ def compress(
     name: str | None = None,
     first_ratios: str | None = None,
     keep: Literal["last", "all"] | None = None,
+    skip: str | None = None,
     revision: str | None = None,
     runs: str | None = None,
     preset: Literal["paper"] | None = None,
@@ -36,24 +37,26 @@ def compress(
     """Prune, evaluate, package, benchmark, register and report, as one Prefect flow.
 
     Args:
-        config: A YAML file of the flow's parameters (model, name, first_ratios, keep, revision, runs, and the sections
-            prune, evaluation, bench and registry). Flags win.
+        config: A YAML file of the flow's parameters (model, name, first_ratios, keep, skip, revision, runs, and the
+            sections prune, evaluation, bench and registry). Flags win.
         model: A folder, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; the model's own name and -slim by default.
         first_ratios: Prune in several steps: shares of the dense model's projection parameters that are gone after each
             step before the last, whose share is --ratio. Separate several by commas.
         keep: all keeps the models that the steps before the last one make; last, the default, removes them.
+        skip: Stages to leave out: evaluate, benchmark or, separated by a comma, both.
         revision: Commit or tag on the hub.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
         preset: Same presets as `slimgpt prune`; a config file and flags win.
     """
     sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
     given_flags = {"prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
-    plain = {"model": model, "name": name, "first_ratios": first_ratios, "keep": keep}
+    plain = {"model": model, "name": name, "first_ratios": first_ratios, "keep": keep, "skip": skip}
     plain |= {"revision": revision, "runs": runs}
     parameters = flow_parameters(config, sections, given_flags, plain, preset)
-    if "first_ratios" in parameters:
-        parameters["first_ratios"] = several("first_ratios", parameters["first_ratios"], float)
+    for key, kind in (("first_ratios", float), ("skip", str)):
+        if key in parameters:
+            parameters[key] = several(key, parameters[key], kind)
     from tasks.environment import prepare
 
     prepare(parameters.get("runs", ""))
@@ -62,6 +65,7 @@ def compress(
     from flows.compress import compress as flow
     from flows.prefect_api import reached
 
+    check_types(flow.fn, parameters)
     with reached():
         done = flow(**parameters)
     comparison, version = done.report.comparison, done.version

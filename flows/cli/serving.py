@@ -64,7 +64,13 @@ def serve(
 
 
 def bench(
-    dense: str, pruned: str, *, workdir: Path = Path("runs/bench"), options: Annotated[BenchFlags, _all] = BenchFlags()
+    dense: str,
+    pruned: str,
+    *,
+    workdir: Path = Path("runs/bench"),
+    record: bool = False,
+    runs: str = "",
+    options: Annotated[BenchFlags, _all] = BenchFlags(),
 ) -> None:
     """Measure PRUNED against DENSE with vLLM's own benchmark, in turn, on the same prompts.
 
@@ -72,6 +78,8 @@ def bench(
         dense: The model to compare with: a folder, a hub id, smollm2, or a registry's URI.
         pruned: The pruned model.
         workdir: Folder for bench.json, its plots and the logs.
+        record: Add the figures to PRUNED, a version in the registry (models:/NAME/3), and to the run behind it.
+        runs: Folder of the runs, whose registry holds the models; ./runs or SLIMGPT_RUNS by default.
     """
     config = config_from(BenchConfig(), given(options))
     from deploy.bench.paired import compare
@@ -83,7 +91,12 @@ def bench(
 
     if reason := vllm_obstacle():
         raise ValueError(reason)
-    folders = [find(dense, ""), find(pruned, "")]
+    folders = [find(dense, "", runs), find(pruned, "", runs)]
+    if record:
+        from tasks.environment import Workspace
+        from tasks.registry.later_benchmark import find_version, record_benchmark
+
+        version = find_version(pruned, *folders, Workspace.at(runs))  # an alias may move while it is measured
     report = compare(*folders, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
     show.table("pruned against dense", HEADER, [row.cells for row in bench_rows(report)])
     show.line(f"- {bench_note(report)}")
@@ -92,6 +105,9 @@ def bench(
         written.append(f"{plot.name}.svg")
         write_atomically(workdir / written[-1], plot.svg + "\n")
     show.line(f"written to {workdir}: {', '.join(written)}")
+    if record:
+        record_benchmark(version, report, workdir, Workspace.at(runs))
+        show.line(f"recorded in {version.name} version {version.version}")
 
 
 def package(

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from flows.cli.finding import flow_parameters
+from flows.cli.finding import check_types, flow_parameters
 from flows.cli.flags import flags, several
 from flows.cli.registering import CompressBench, CompressEval, CompressRegistry
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
@@ -50,6 +50,7 @@ def sweep(
     from flows.prefect_api import reached
     from flows.sweep import sweep as flow
 
+    check_types(flow.fn, parameters)
     with reached():
         done = flow(**parameters)
     show.table("sweep", HEADER, done.outcome.rows)

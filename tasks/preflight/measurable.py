@@ -26,7 +26,7 @@ def check_measurable(model: Path, evaluation: EvalConfig, bench: BenchConfig, re
     Raises:
         ValueError: one line with the section, both lengths and the remedy.
     """
-    if evaluation.perplexity != "none":
+    if evaluation.perplexity != "none" and "evaluate" not in ready.skip:
         try:
             check_length(evaluation.seq_len, read_config(model))
             tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)

@@ -3,6 +3,7 @@
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
@@ -15,6 +16,9 @@ from tasks.environment import Workspace
 from tasks.registry.client import open_client
 from tasks.registry.names import check_name
 
+Skippable = Literal["evaluate", "benchmark"]
+LEFT_OUT = "left out on request"
+
 
 @dataclass(frozen=True)
 class Preflight:
@@ -23,33 +27,47 @@ class Preflight:
     Attributes:
         serving_obstacle: what keeps vLLM from serving here, in one line with the remedy; empty where it can.
         data: that the evaluation uses.
+        skip: the stages that are left out on request.
     """
 
     serving_obstacle: str
     data: tuple[DataUsed, ...] = ()
+    skip: tuple[Skippable, ...] = ()
 
 
 @task(name="check the request", cache_policy=NO_CACHE, persist_result=False)
-def check_request(name: str, evaluation: EvalConfig, workspace: Workspace) -> Preflight:
+def check_request(
+    name: str, evaluation: EvalConfig, workspace: Workspace, skip: tuple[Skippable, ...] = ()
+) -> Preflight:
     """Refuse what cannot work: names, data, folders, a registry that does not answer.
+
+    Nothing is checked for a stage that is left out (``skip``).
 
     Raises:
         ValueError, OSError: one line with the remedy.
     """
     check_name(name)
     check_writable(workspace.root)
-    data: tuple[DataUsed, ...] = ()
-    with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
-        if names := choose_tasks(evaluation.tasks):
-            data += load_tasks(names, Path(scratch))[1]  # what is wrong would else be found after the pruning
-    if evaluation.perplexity != "none":
-        text = perplexity_text(evaluation.perplexity)
-        data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)
+    data = () if "evaluate" in skip else _data(evaluation)
     open_client(workspace)
+    if "benchmark" in skip:
+        return Preflight(LEFT_OUT, data, skip)
     obstacle = vllm_obstacle()
     if obstacle:
         get_run_logger().warning("serving steps will be skipped: %s", obstacle)
-    return Preflight(obstacle, data)
+    return Preflight(obstacle, data, skip)
+
+
+def _data(evaluation: EvalConfig) -> tuple[DataUsed, ...]:
+    """What the evaluation reads, loaded once: what is wrong with it would else be found after the pruning."""
+    data: tuple[DataUsed, ...] = ()
+    with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
+        if names := choose_tasks(evaluation.tasks):
+            data += load_tasks(names, Path(scratch))[1]
+    if evaluation.perplexity != "none":
+        text = perplexity_text(evaluation.perplexity)
+        data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)
+    return data
 
 
 def check_writable(folder: Path) -> None:

@@ -53,7 +53,8 @@ class Figures:
         base_model: name of the model that the pruned one was compared with.
         dense, pruned: evaluation metrics by name: ``wikitext2/perplexity``, ``piqa/acc_norm``.
         speedup: pruned over dense output throughput; None where it was not measured.
-        settings: how it was measured: ``evaluation.seq_len``, ``bench.input_len``, ``data.piqa`` (a digest), ...
+        settings: how it was measured: ``evaluation.seq_len``, ``bench.input_len``, ``data.piqa`` (a digest),
+            ``bench_machine``.
     """
 
     base_model: str
@@ -155,7 +156,7 @@ def _speed(new: Figures, old: Figures) -> float | str:
         return "no throughput was measured" + ("" if new.speedup is None else " of it")
     if new.base_model != old.base_model:
         return f"it came from another model ({old.base_model}), so speed-ups do not compare"
-    return _difference(new, old, "bench.", "device") or new.speedup / old.speedup
+    return _difference(new, old, "bench.", "bench_machine") or new.speedup / old.speedup
 
 
 def _difference(new: Figures, old: Figures, *kinds: str) -> str:

@@ -20,6 +20,7 @@ from tasks.environment import Workspace
 from tasks.registry.client import open_client
 from tasks.registry.gates import Figures, Gate, GateConfig, judge, refusals, to_dict
 from tasks.registry.names import check_name
+from tasks.registry.run_content import SETTING
 
 CHAMPION = "champion"
 AUDIT = "audit."  # of the tags: audit.2026-01-31T12:00:00.000000Z
@@ -215,5 +216,7 @@ def _figures(client: MlflowClient, version: ModelVersion) -> Figures:
     for item in run.inputs.dataset_inputs if run.inputs else []:
         if any(tag.value == "evaluation" for tag in item.tags):
             settings[f"data.{item.dataset.name}"] = item.dataset.digest
-    settings["device"] = version.tags.get("device", "")
+    settings |= {name: value for name, value in version.tags.items() if name.startswith(SETTING)}  # measured later
+    # Older versions have the pruning's device alone: it never equals a machine, so their speeds are not compared.
+    settings["bench_machine"] = version.tags.get("bench_machine") or version.tags.get("device", "")
     return Figures(base, **sides, speedup=run.data.metrics.get("bench/ratio/output_throughput"), settings=settings)

@@ -34,6 +34,8 @@ _TOTALS = (
     "peak_memory_bytes",
 )
 _SIZES = ("parameters", "bytes")
+FAILURE = "benchmark_failure"  # tag: why the benchmark failed
+SETTING = "bench."  # of parameters, and of the tags of a version that was measured later
 
 
 def tags_of(comparison: Comparison) -> dict[str, str]:
@@ -43,12 +45,22 @@ def tags_of(comparison: Comparison) -> dict[str, str]:
     tags |= {"steps": lineage.names, "dense_model": comparison.steps.base_model}
     if name := comparison.perplexity_name:
         tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
-    if comparison.bench is not None:
-        tags["speedup"] = f"{comparison.bench.ratios['output_throughput'].median:.4f}"
+    if not comparison.pruned:
+        tags["evaluation"] = "skipped"
+    if comparison.bench is None:
+        tags["benchmark"] = "skipped"
+    else:
+        tags |= bench_tags(comparison.bench)
     if comparison.bench_failure:
-        tags |= {"benchmark": "failed", "benchmark_failure": comparison.bench_failure[:500]}
+        tags |= {"benchmark": "failed", FAILURE: comparison.bench_failure[:500]}
     versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **last.versions}
     return tags | {f"version.{name}": number for name, number in versions.items()}
+
+
+def bench_tags(bench: BenchReport) -> dict[str, str]:
+    """What one looks for in a benchmark: the speed-up, and what it was measured on."""
+    speedup = f"{bench.ratios['output_throughput'].median:.4f}"
+    return {"benchmark": "measured", "speedup": speedup, "bench_machine": bench.machine}
 
 
 def source_tags(flow: str = "flows.compress") -> dict[str, str]:
@@ -135,13 +147,15 @@ def bench_metrics(bench: BenchReport | None) -> list[Metric]:
     return _at_once(_bench(bench))
 
 
+def bench_metrics_of_side(bench: BenchReport | None, side: str) -> list[Metric]:
+    """The benchmark's figures of the dense or the pruned model."""
+    return _at_once(_bench_of_side(bench, side))
+
+
 def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
     """Figures of one model, under the same names for both, so that MLflow can set the runs beside each other."""
     figures = dict(comparison.dense if side == "dense" else comparison.pruned)
-    own = f"bench/{side}/"
-    figures |= {
-        f"bench/{name.removeprefix(own)}": v for name, v in _bench(comparison.bench).items() if name.startswith(own)
-    }
+    figures |= _bench_of_side(comparison.bench, side)
     size = comparison.steps.before if side == "dense" else comparison.steps.after
     figures |= {name: size(name) for name in _SIZES}
     return _at_once(figures)
@@ -149,6 +163,11 @@ def metrics_of_side(comparison: Comparison, side: str) -> list[Metric]:
 
 def _bench(bench: BenchReport | None) -> dict[str, float]:
     return {f"bench/{name}": value for name, value in bench.metrics.items()} if bench is not None else {}
+
+
+def _bench_of_side(bench: BenchReport | None, side: str) -> dict[str, float]:
+    own = f"bench/{side}/"
+    return {f"bench/{name.removeprefix(own)}": v for name, v in _bench(bench).items() if name.startswith(own)}
 
 
 def _at_once(figures: dict[str, float]) -> list[Metric]:

@@ -25,13 +25,15 @@ class Bundle:
 
 
 @task(name="package", cache_policy=NO_CACHE, persist_result=False)
-def package(pruned: Checkpoint, dense: EvalResult, after: EvalResult, name: str, folder: RunFolder) -> Bundle:
-    """Write the bundle, its card with the figures of both models, and verify every checksum.
+def package(
+    pruned: Checkpoint, dense: EvalResult | None, after: EvalResult | None, name: str, folder: RunFolder
+) -> Bundle:
+    """Write the bundle, its card with the figures of both models where they are known, and verify every checksum.
 
     Raises:
         OSError: when a file is not as the manifest says.
     """
-    evaluations = {"dense": dense.to_dict(), "pruned": after.to_dict()}
+    evaluations = {"dense": dense.to_dict(), "pruned": after.to_dict()} if dense and after else {}
     bundle = write_bundle(pruned.folder, folder.bundle, name=name, evaluations=evaluations)
     if problems := verify_bundle(bundle):
         raise OSError(f"the bundle {bundle} is incomplete: {'; '.join(problems)}")

@@ -14,6 +14,7 @@ from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.metrics import documents
 from slimgpt.evaluation.perplexity import ratio_interval
 from tasks.environment import RunFolder
+from tasks.preflight.request import LEFT_OUT
 from tasks.registry.names import ALIAS
 from tasks.steps.benchmarking import Benchmark
 
@@ -22,8 +23,9 @@ from tasks.steps.benchmarking import Benchmark
 def write_report(
     name: str,
     lineage: Lineage,
-    dense: EvalResult,
-    pruned: EvalResult,
+    dense_digest: str,
+    dense: EvalResult | None,
+    pruned: EvalResult | None,
     bench: Benchmark,
     parameters: dict[str, Any],
     folder: RunFolder,
@@ -34,7 +36,8 @@ def write_report(
     Args:
         name: the report's title: the registered name, where it is registered.
         lineage: what was done to the pruned model.
-        dense: the dense model's evaluation.
+        dense_digest: of the checkpoint that it is compared with.
+        dense: the dense model's evaluation; None where it was left out.
         pruned: the pruned model's.
         bench: the benchmark, or why there is none.
         parameters: the flow's parameters, nested.
@@ -42,16 +45,20 @@ def write_report(
         registered: whether the model will have a version and a bundle.
     """
     change = None
-    if dense.perplexity is not None and pruned.perplexity is not None:
+    if dense and pruned and dense.perplexity is not None and pruned.perplexity is not None:
         change = ratio_interval(dense.perplexity, pruned.perplexity)
+    skipped = [] if dense and pruned else [f"evaluation: {LEFT_OUT}"]
     comparison = Comparison(
         title=name,
         lineage=lineage,
-        dense=dense.metrics,
-        pruned=pruned.metrics,
+        dense=dense.metrics if dense else {},
+        pruned=pruned.metrics if pruned else {},
         bench=bench.report,
-        data=[*dict.fromkeys(_calibration(step) for step in lineage.steps), _evaluation(dense)],
-        skipped=[bench.skipped] if bench.skipped else [],
+        data=[
+            *dict.fromkeys(_calibration(step) for step in lineage.steps),
+            *([_evaluation(dense)] if dense else []),
+        ],
+        skipped=skipped + ([bench.skipped] if bench.skipped else []),
         perplexity_change=change,
         serve=[
             f"slimgpt serve models:/{name}@{ALIAS}",
@@ -61,7 +68,7 @@ def write_report(
         if registered
         else ["slimgpt serve model  # in the folder of this run"],
         bench_failure=bench.failed,
-        dense_digest=dense.digest,
+        dense_digest=dense_digest,
         parameters=run_file(({"name": name} if registered else {}) | parameters),
     )
     return write_report_files(comparison, folder.report)

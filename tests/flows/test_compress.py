@@ -212,7 +212,7 @@ def test_the_report_names_the_file_that_repeats_the_run(done, parameters, tmp_pa
     text = done.report.markdown.read_text()
     (tmp_path / "run.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
     sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH}
-    plain = ("model", "name", "first_ratios", "keep", "revision", "runs")
+    plain = ("model", "name", "first_ratios", "keep", "skip", "revision", "runs")
     read = read_config_file(str(tmp_path / "run.yaml"), sections, plain)
     assert (read["first_ratios"], read["keep"]) == ([], "last")
     for section, defaults in sections.items():
@@ -298,6 +298,25 @@ def test_a_model_that_vllm_does_not_take_is_said_before_the_work_and_registered(
     done = compress(**{**narrow, "prune": dataclasses.replace(parameters["prune"], ffn_multiple=4)})
     assert "takes heads of 32, 64" in done.report.markdown.read_text()
     assert done.version.version == "1"
+
+
+def test_stages_are_left_out_on_request(prefect_server, parameters, tmp_path):
+    """And nothing is checked for them: no text, no length, no engine."""
+    unusable = {"evaluation": EvalConfig(perplexity="nowhere.txt", seq_len=4096), "bench": BenchConfig(input_len=4096)}
+    given = {**parameters, **unusable, "name": "quick-slim", "runs": str(tmp_path / "runs")}
+    done = compress(**given, skip=("evaluate", "benchmark"))
+    assert not list(done.folder.glob("evaluation-*.json")) and not (done.folder / "bench").exists()
+    text = done.report.markdown.read_text()
+    assert "Skipped: evaluation: left out on request" in text and "Skipped: benchmark: left out on request" in text
+    assert "Perplexity" not in text and "Projection parameters removed" in text
+    assert "Perplexity" not in (done.folder / "bundle" / "README.md").read_text()
+    version = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").get_model_version_by_alias(
+        "quick-slim", "challenger"
+    )
+    assert (version.tags["evaluation"], version.tags["benchmark"]) == ("skipped", "skipped")
+    with pytest.raises(PromotionRefusedError, match="no perplexity was measured; .* no throughput was measured"):
+        promote("quick-slim", 1, "champion", GateConfig(), Workspace.at(tmp_path / "runs"))
+    assert verify_bundle(done.folder / "bundle") == []
 
 
 def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):

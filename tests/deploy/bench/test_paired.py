@@ -10,10 +10,12 @@ from pathlib import Path
 import psutil
 import pytest
 import torch
+from mlflow import MlflowClient
 from pydantic import TypeAdapter
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from deploy.bench import paired
+from deploy.bench.client import bench_client
 from deploy.bench.config import LATENCY_VOCABULARY, BenchConfig
 from deploy.bench.paired import compare
 from deploy.bench.results import COUNTS, LATENCY_METRICS, METRICS, THROUGHPUT_METRICS, BenchReport, Paired, Ratio
@@ -23,6 +25,7 @@ from deploy.report.plots import bench_plots
 from deploy.serving.server import ServerError, serving
 from flows.cli.app import app
 from tests.deploy.slim_checkpoint import write_dense, write_slim
+from tests.flows.cli.test_serve import register
 from tests.tiny_models import write_tokenizer
 
 pytestmark = [pytest.mark.vllm, pytest.mark.minutes]
@@ -38,8 +41,10 @@ def models(tmp_path_factory) -> tuple[Path, Path]:
 
 @pytest.fixture(scope="module")
 def done(models: tuple[Path, Path], tmp_path_factory) -> tuple[BenchReport, Path, list[str]]:
-    """What ``slimgpt bench`` measured, where, and what it said meanwhile."""
+    """What ``slimgpt bench --record`` measured, where, and what it said meanwhile."""
     workdir = tmp_path_factory.mktemp("bench") / "bench"
+    runs = workdir.parent / "runs"
+    register(models[1], runs)
     flags = (
         "--num-prompts 6 --input-len 32 --output-len 32 --pairs 2 --num-warmups 2 --enforce-eager --kvcache-gib 1 "
         "--load-shares 0.5 --no-offline"
@@ -52,7 +57,10 @@ def done(models: tuple[Path, Path], tmp_path_factory) -> tuple[BenchReport, Path
 
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stderr(io.StringIO()) as progress:
         patch.setattr(paired, "compare", kept)
-        app(["bench", *map(str, models), "--workdir", str(workdir), *flags.split()], result_action="return_value")
+        patch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        places = ["--workdir", str(workdir), "--runs", str(runs)]
+        command = ["bench", str(models[0]), "models:/tiny@champion", "--record", *places, *flags.split()]
+        app(command, result_action="return_value")
     return made[0], workdir, progress.getvalue().splitlines()
 
 
@@ -125,6 +133,19 @@ def test_nothing_of_either_server_is_left(done):
 
 
 @needs_vllm
+def test_record_adds_the_figures_to_the_version_and_its_run(done):
+    report, workdir, _ = done
+    client = MlflowClient(f"sqlite:///{workdir.parent}/runs/mlflow.db")
+    version = client.get_model_version("tiny", "1")
+    assert version.tags["speedup"] == f"{report.ratios['output_throughput'].median:.4f}"
+    assert (version.tags["bench_machine"], version.tags["benchmark"]) == (report.machine, "measured")
+    assert version.tags["bench.input_len"] == "32"
+    metrics = client.get_run(version.run_id).data.metrics
+    assert metrics["bench/ratio/output_throughput"] == report.metrics["ratio/output_throughput"]
+    assert "bench.json" in {file.path for file in client.list_artifacts(version.run_id)}
+
+
+@needs_vllm
 def test_mlflow_gets_medians_under_names_that_it_takes(done):
     metrics = done[0].metrics
     assert metrics["ratio/output_throughput"] == done[0].ratios["output_throughput"].median
@@ -166,11 +187,12 @@ def test_requests_that_fail_end_the_benchmark(models, tmp_path):
     small = dataclasses.replace(server_config(models[0], config), max_model_len=40)
     with (
         serving(models[0], small, log=tmp_path / "vllm.log", served_name="dense") as server,
+        bench_client(tmp_path / "client.log") as client,
         pytest.raises(
             ServerError, match=r"0 of 2 requests to the dense model completed, 2 failed|vllm bench serve ended"
         ),
     ):
-        bench_serve(server, models[0], config, request_rate=0, seed=0, result=tmp_path / "run.json")
+        bench_serve(client, server, models[0], config, request_rate=0, seed=0, result=tmp_path / "run.json")
 
 
 @needs_vllm

@@ -190,7 +190,7 @@ def test_eval_in_a_log_is_short_and_says_nothing_of_git(dense, tmp_path):
     words = ["eval", dense, "--tasks", "continuation", "--limit", "40", "--perplexity", "none", "--batch-size", "1"]
     environment = {name: value for name, value in os.environ.items() if name != "TQDM_MININTERVAL"}
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "flows.cli", *map(str, words)],
+        [sys.executable, "-P", "-m", "slimgpt", *map(str, words)],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -232,6 +232,8 @@ def test_what_a_config_file_may_hold(slimgpt, tmp_path):
         "prune: {ratio: 2}": "ratio is 2; it must be at most 0.9",
         "prune: {ratio: [": "is not YAML",
         "- a": "it must hold the flow's parameters",
+        "keep: some": "keep is 'some'; input should be 'last' or 'all'",
+        "skip: [benchmark, prune]": "skip is 'prune'; input should be 'evaluate' or 'benchmark'",
     }.items():
         file.write_text(text)
         assert message in one_line(slimgpt("compress", "--config", file))

@@ -42,7 +42,8 @@ def register(folder: Path, runs: Path, name: str = "tiny", aliases: tuple[str, .
     client.log_model_artifacts(model_id, str(folder), MODEL_PATH)
     client.finalize_logged_model(model_id, LoggedModelStatus.READY)
     client.create_registered_model(name)
-    version = client.create_model_version(name, f"models:/{model_id}", model_id=model_id)
+    run_id = client.create_run(experiment).info.run_id
+    version = client.create_model_version(name, f"models:/{model_id}", run_id, model_id=model_id)
     for alias in aliases:
         client.set_registered_model_alias(name, alias, version.version)
 
@@ -52,7 +53,7 @@ def start(*words: object, cwd: Path, log: Path, **variables: str) -> subprocess.
     # What prepare() chose in this process for another test is no wish of the user of the command.
     env = as_users_have_it(os.environ)
     env = {name: value for name, value in env.items() if name not in ("MLFLOW_TRACKING_URI", "VLLM_API_KEY")}
-    command = [sys.executable, "-P", "-m", "flows.cli", "serve", *map(str, words)]
+    command = [sys.executable, "-P", "-m", "slimgpt", "serve", *map(str, words)]
     with log.open("wb") as output:
         return subprocess.Popen(
             command,

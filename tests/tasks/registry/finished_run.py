@@ -48,7 +48,7 @@ def request(root: Path, name: str, *, model: Path | None = None, **rest: object)
     ]
     parameters = parameters_of(model=str(root.parent / "tiny"), revision="", prune=PRUNE, evaluation=EVALUATION)
     skipped = Benchmark(None, "benchmark: not here")
-    report = write_report.fn(name, load_lineage(folder.model), *sides, skipped, parameters, folder)
+    report = write_report.fn(name, load_lineage(folder.model), sides[0].digest, *sides, skipped, parameters, folder)
     return RegistrationInput(model or folder.bundle / "model", parameters, *sides, report, folder, **rest)
 
 

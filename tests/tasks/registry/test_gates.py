@@ -12,7 +12,13 @@ MEASURED = Figures(
     dense={"w/perplexity": 10.0, "piqa/acc": 0.5, "piqa/acc_norm": 0.8, "boolq/acc": 0.4},
     pruned={"w/perplexity": 15.0, "piqa/acc": 0.1, "piqa/acc_norm": 0.6, "boolq/acc": 0.3},
     speedup=1.2,
-    settings={"evaluation.limit": "20", "bench.input_len": "16", "bench.pairs": "3", "data.w": "abc", "device": "cpu"},
+    settings={
+        "evaluation.limit": "20",
+        "bench.input_len": "16",
+        "bench.pairs": "3",
+        "data.w": "abc",
+        "bench_machine": "cpu",
+    },
 )
 
 
@@ -64,7 +70,7 @@ def test_what_is_asked_for_and_was_not_measured_does_not_pass():
             {"champion_min_speedup"},
             "another bench.input_len (32, here 16)",
         ),
-        (changed(settings={"device": "cuda"}), {"champion_min_speedup"}, "another device"),
+        (changed(settings={"bench_machine": "H100"}), {"champion_min_speedup"}, "another bench_machine"),
         (changed(speedup=None), {"champion_min_speedup"}, "no throughput was measured of it"),
         (
             changed(settings={"evaluation.limit": "4"}),
