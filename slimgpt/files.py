@@ -9,6 +9,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from functools import cache
 from pathlib import Path
 
 from filelock import FileLock, Timeout, lock_descriptor
@@ -156,6 +157,13 @@ def digest_of(sha256_by_name: Mapping[str, str]) -> str:
     """Hex sha256 over names of files and their sha256, in the order of the names."""
     lines = (f"{name} {sha256_by_name[name]}\n" for name in sorted(sha256_by_name))
     return hashlib.sha256("".join(lines).encode()).hexdigest()
+
+
+@cache
+def code_digest() -> str:
+    """sha256 of this package's own source: another version of the method may give another result."""
+    root = Path(__file__).parent
+    return digest_of({str(path.relative_to(root)): file_sha256(path) for path in root.rglob("*.py")})
 
 
 def folder_sha256(folder: Path) -> str:

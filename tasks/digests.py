@@ -2,10 +2,8 @@
 
 import hashlib
 import json
-from functools import cache
 from pathlib import Path
 
-import slimgpt
 from slimgpt.checkpoints.lineage import LINEAGE
 from slimgpt.engine.journal import JOURNAL
 from slimgpt.files import digest_of, file_sha256
@@ -23,10 +21,3 @@ def folder_digest(folder: Path) -> str:
 def facts_digest(facts: dict[str, object]) -> str:
     """sha256 of facts that JSON can hold."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()
-
-
-@cache
-def code_digest() -> str:
-    """sha256 of slimgpt's own source: another version of the method may give another result."""
-    root = Path(slimgpt.__file__).parent
-    return digest_of({str(path.relative_to(root)): file_sha256(path) for path in root.rglob("*.py")})

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -18,7 +19,7 @@ from slimgpt.data.calibration import Calibration
 from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
-from slimgpt.files import commit, digest_of, file_sha256, writing
+from slimgpt.files import code_digest, commit, digest_of, file_sha256, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
 
 FORMAT = 2  # of the journal; a change makes older journals unusable
@@ -72,6 +73,8 @@ class OutputFolder:
             "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,  # sums are split among them,
             "processes": self.ranks,  # and among these
             "torch": torch.__version__,
+            "transformers": transformers.__version__,  # whose layers pass the activations on
+            "code": code_digest(),
             **{f"config.{key}": value for key, value in config.items() if key not in _NAMED_BY_ITS_EFFECT},
         }
 
@@ -186,6 +189,11 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
     if {**old, "threads": 0} == {**new, "threads": 0}:
         return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
+    for package in ("torch", "transformers"):
+        if {**old, package: ""} == {**new, package: ""} and package in old:
+            return f"install {package}=={old[package]} to resume it, or name another OUT"
+    if {**old, "code": ""} == {**new, "code": ""}:
+        return "take the version of slimgpt that began it, or name another OUT"
     return "name another OUT"
 
 

@@ -16,8 +16,8 @@ from slimgpt.config import EvalConfig
 from slimgpt.device import device_name, resolve_device
 from slimgpt.evaluation.harness import EvalResult, evaluate
 from slimgpt.evaluation.harness_tasks import DataUsed
-from slimgpt.files import write_atomically
-from tasks.digests import code_digest, facts_digest, folder_digest
+from slimgpt.files import code_digest, write_atomically
+from tasks.digests import facts_digest, folder_digest
 from tasks.environment import RunFolder
 from tasks.registry.live_run import LiveRun
 

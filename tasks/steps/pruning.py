@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import torch
+import transformers
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -17,8 +18,9 @@ from slimgpt.config import PruneConfig
 from slimgpt.device import device_name
 from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
+from slimgpt.files import code_digest
 from slimgpt.report import LayerReport
-from tasks.digests import code_digest, facts_digest, folder_digest
+from tasks.digests import facts_digest, folder_digest
 from tasks.preflight.chain import Expected, OnLayer
 from tasks.preflight.planning import plan_pruning
 
@@ -84,6 +86,7 @@ class PlannedPruning:
             "dtype": self.plan.dtype,
             "threads": torch.get_num_threads() if device.type == "cpu" else 0,
             "torch": torch.__version__,
+            "transformers": transformers.__version__,
             "code": code_digest(),
         }
 

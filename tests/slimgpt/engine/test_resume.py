@@ -12,6 +12,7 @@ import torch
 
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
+from slimgpt.engine import output_folder
 from slimgpt.engine.journal import Journal
 from slimgpt.engine.pruner import prune
 from slimgpt.report import load_report
@@ -90,8 +91,8 @@ def test_a_finished_run_is_not_repeated(dense, tmp_path, uninterrupted):
     assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")} == before
 
 
-def test_another_config_model_calibration_or_number_of_threads_on_the_same_out_is_refused(
-    dense, dense_mha, tmp_path, tiny_config
+def test_another_config_model_calibration_version_or_number_of_threads_on_the_same_out_is_refused(
+    dense, dense_mha, tmp_path, tiny_config, monkeypatch
 ):
     text = tmp_path / "text.txt"
     text.write_text("the quick brown fox " * 400)
@@ -111,6 +112,16 @@ def test_another_config_model_calibration_or_number_of_threads_on_the_same_out_i
             prune(dense, tmp_path / "out", config)
     finally:
         torch.set_num_threads(threads)
+    with monkeypatch.context() as patch:
+        patch.setattr("transformers.__version__", "1.0")
+        with pytest.raises(
+            FileExistsError, match=r"now 1\.0; install transformers==.* to resume it"
+        ):
+            prune(dense, tmp_path / "out", config)
+    with monkeypatch.context() as patch:
+        patch.setattr(output_folder, "code_digest", lambda: "other")
+        with pytest.raises(FileExistsError, match="code was .*, now other; take the version of slimgpt that began it"):
+            prune(dense, tmp_path / "out", config)
     text.write_text("a lazy dog sleeps here " * 400)
     with pytest.raises(FileExistsError, match="holds another pruning: calibration was"):
         prune(dense, tmp_path / "out", config)
