@@ -202,6 +202,10 @@ class EvalConfig:
         "lm-eval tasks: names, auto (the paper's seven where their data is available, else continuation), or none.",
     )
     limit: float = option(0, "Documents per task, the first ones; below 1 a share of them; 0 is all.", ge=0)
+    num_fewshot: int = option(-1, "Examples before each document of the tasks; -1: each task's own number.", ge=-1)
+    apply_chat_template: bool = option(
+        False, "Put the tasks' prompts through the model's chat template, examples as turns; for instruct models."
+    )
     batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)
     perplexity: str = option(
         "auto", "Text for perplexity: wikitext2, python, a .txt, .raw, .jsonl or .parquet file, auto, or none."

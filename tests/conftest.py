@@ -7,6 +7,7 @@ import contextlib
 import gc
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 
@@ -30,6 +31,9 @@ os.environ |= vllm_environment.QUICK
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 prepare()
 gc.set_threshold(10_000)  # as flows and servers do
+# A shell that starts the tests in the background has Ctrl-C ignored, and processes inherit that: servers that end
+# themselves by it would be waited for.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_unconfigure():

@@ -194,7 +194,8 @@ def _conditions(evaluations: Mapping[str, dict[str, Any]]) -> dict[str, Any] | N
         "documents": documents(pruned["config"].get("limit", 0)),
         "tasks": ",".join(pruned["config"].get("tasks", ())) or "none",
         "lm_eval": pruned["versions"].get("lm_eval", ""),
-        "shots": _shots_text(_shots(pruned)),
+        "shots": _shots_text(_shots(pruned))
+        + (", prompts in the chat template" if pruned["config"].get("apply_chat_template") else ""),
     }
 
 

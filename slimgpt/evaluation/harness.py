@@ -111,8 +111,10 @@ def evaluate(
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
     # Definitions and converted data live here while tasks run (Windows cannot remove files that are still mapped).
     with tempfile.TemporaryDirectory(prefix="slimgpt-eval-", ignore_cleanup_errors=True) as scratch:
-        tasks, used = load_tasks(names, Path(scratch)) if names else ({}, ())
+        tasks, used = load_tasks(names, Path(scratch), config.num_fewshot) if names else ({}, ())
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        if tasks and config.apply_chat_template:
+            check_chat_template(tokenizer, folder)
         if model is None:
             say(f"loading {folder.name}")
             dtype = ("float32" if device.type == "cpu" else "auto") if config.dtype == "auto" else config.dtype
@@ -147,6 +149,12 @@ def evaluate(
             **({"lm_eval": version("lm_eval")} if tasks else {}),
         },
     )
+
+
+def check_chat_template(tokenizer: Any, folder: Path) -> None:
+    """Raise ValueError where the tokenizer has no chat template."""
+    if not tokenizer.chat_template:
+        raise ValueError(f"{folder} has no chat template: leave apply_chat_template out, or add one to its tokenizer")
 
 
 def flatten(results: dict[str, Any]) -> dict[str, float]:
@@ -209,6 +217,9 @@ def _run_tasks(
             model=lm,
             tasks=list(tasks.values()),
             limit=config.limit or None,
+            num_fewshot=None if config.num_fewshot < 0 else config.num_fewshot,
+            apply_chat_template=config.apply_chat_template,
+            fewshot_as_multiturn=config.apply_chat_template,
             batch_size=config.batch_size,
             log_samples=True,
         )

@@ -80,18 +80,21 @@ def choose_tasks(names: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
-def load_tasks(names: tuple[str, ...], folder: Path) -> tuple[dict[str, Any], tuple[DataUsed, ...]]:
+def load_tasks(
+    names: tuple[str, ...], folder: Path, num_fewshot: int = -1
+) -> tuple[dict[str, Any], tuple[DataUsed, ...]]:
     """Find the tasks and their data. Nothing of a model is needed, so this comes before one is loaded.
 
     Args:
         names: task names, "auto" already replaced.
         folder: an empty folder for definitions and data, which must live as long as the tasks are used.
+        num_fewshot: examples that every task is to be given; -1: each its own number.
 
     Returns:
         the tasks by name, as lm-eval's evaluator takes them, and the data they use.
 
     Raises:
-        ValueError: a name that lm-eval does not know.
+        ValueError: a name that lm-eval does not know, or a task that takes no examples and is to be given some.
         FileNotFoundError: a task whose data is neither local nor on a reachable hub.
         ModuleNotFoundError: lm-eval is not installed.
     """
@@ -123,6 +126,11 @@ def load_tasks(names: tuple[str, ...], folder: Path) -> tuple[dict[str, Any], tu
                 f"{expected}; set {DATA_VARIABLE}, or use the task {CONTINUATION!r} (text that ships with Python)"
             ) from error
         used.append(DataUsed(name=name, origin="hub", sha256=""))
+    # lm-eval leaves such a task as it is, and the figures would pass for those with examples.
+    if num_fewshot > 0 and (fixed := [name for name, task in loaded.items() if task.get_config("num_fewshot") == 0]):
+        raise ValueError(
+            f"num_fewshot is {num_fewshot}, but {', '.join(fixed)} fixes it at 0: measure other tasks, or leave it out"
+        )
     return loaded, tuple(used)
 
 

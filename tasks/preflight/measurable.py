@@ -12,8 +12,21 @@ from deploy.engines.availability import model_obstacle
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import perplexity_text
+from slimgpt.evaluation.harness import check_chat_template
 from slimgpt.evaluation.perplexity import check_length, check_text
 from tasks.preflight.request import Preflight
+
+
+def _check_evaluation(model: Path, evaluation: EvalConfig) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    if evaluation.tasks and evaluation.apply_chat_template:
+        check_chat_template(tokenizer, model)
+    if evaluation.perplexity != "none":
+        try:
+            check_length(evaluation.seq_len, read_config(model))
+            check_text(perplexity_text(evaluation.perplexity), tokenizer, evaluation.seq_len)
+        except ValueError as error:
+            raise ValueError(f"evaluation: {error} (evaluation.seq_len)") from None
 
 
 @task(name="check what is measured", cache_policy=NO_CACHE, persist_result=False)
@@ -26,13 +39,8 @@ def check_measurable(model: Path, evaluation: EvalConfig, bench: BenchConfig, re
     Raises:
         ValueError: one line with the section, both lengths and the remedy.
     """
-    if evaluation.perplexity != "none" and "evaluate" not in ready.skip:
-        try:
-            check_length(evaluation.seq_len, read_config(model))
-            tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-            check_text(perplexity_text(evaluation.perplexity), tokenizer, evaluation.seq_len)
-        except ValueError as error:
-            raise ValueError(f"evaluation: {error} (evaluation.seq_len)") from None
+    if "evaluate" not in ready.skip:
+        _check_evaluation(model, evaluation)
     if ready.serving_obstacle:
         return ready
     if obstacle := model_obstacle(model):

@@ -63,7 +63,7 @@ def _data(evaluation: EvalConfig) -> tuple[DataUsed, ...]:
     data: tuple[DataUsed, ...] = ()
     with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
         if names := choose_tasks(evaluation.tasks):
-            data += load_tasks(names, Path(scratch))[1]
+            data += load_tasks(names, Path(scratch), evaluation.num_fewshot)[1]
     if evaluation.perplexity != "none":
         text = perplexity_text(evaluation.perplexity)
         data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)

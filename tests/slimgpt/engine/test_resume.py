@@ -114,9 +114,7 @@ def test_another_config_model_calibration_version_or_number_of_threads_on_the_sa
         torch.set_num_threads(threads)
     with monkeypatch.context() as patch:
         patch.setattr("transformers.__version__", "1.0")
-        with pytest.raises(
-            FileExistsError, match=r"now 1\.0; install transformers==.* to resume it"
-        ):
+        with pytest.raises(FileExistsError, match=r"now 1\.0; install transformers==.* to resume it"):
             prune(dense, tmp_path / "out", config)
     with monkeypatch.context() as patch:
         patch.setattr(output_folder, "code_digest", lambda: "other")

@@ -12,6 +12,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimgpt.data import python_text
+from slimgpt.evaluation import harness_tasks
 from slimgpt.evaluation.harness import EvalConfig, EvalResult, evaluate, flatten
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, PAPER_TASKS, choose_tasks, continuation_rows, load_tasks
 from tests.tiny_models import write_dense
@@ -156,6 +157,36 @@ def test_a_loaded_model_and_its_folder_give_equal_figures(tiny: Path, without_da
     assert by_path.results["task_hashes"] == by_object.results["task_hashes"]
     assert (by_path.model, by_object.model, by_object.dtype) == ("tiny", "in memory", "float32")
     assert by_path.results["n-samples"]["continuation"]["effective"] == 12
+
+
+def test_examples_and_chat_template_are_in_the_prompts(tiny: Path, without_data: None) -> None:
+    """lm-eval's hashes of documents, prompts and targets differ: no example, one, one as turns of a chat."""
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
+    model = AutoModelForCausalLM.from_pretrained(tiny)
+    given = {"tasks": ("continuation",), "perplexity": "none", "limit": 2}
+    plain = evaluate(tiny, EvalConfig(**given), model=model, tokenizer=tokenizer)
+    shot = evaluate(tiny, EvalConfig(**given, num_fewshot=1), model=model, tokenizer=tokenizer)
+    chat = evaluate(
+        tiny, EvalConfig(**given, num_fewshot=1, apply_chat_template=True), model=model, tokenizer=tokenizer
+    )
+    assert [result.results["n-shot"]["continuation"] for result in (plain, shot, chat)] == [0, 1, 1]
+    assert len({result.results["task_hashes"]["continuation"] for result in (plain, shot, chat)}) == 3
+    assert chat.config["apply_chat_template"] is True
+
+
+def test_examples_for_a_task_that_takes_none_and_a_template_that_is_not_there_are_refused(
+    tiny: Path, tmp_path: Path, without_data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """lm-eval would measure without examples, and say so in a log that nobody sees."""
+    fixed = {**harness_tasks.continuation_definition(), "num_fewshot": 0}
+    monkeypatch.setattr(harness_tasks, "continuation_definition", lambda: fixed)
+    with pytest.raises(ValueError, match="num_fewshot is 5, but continuation fixes it at 0: measure other tasks"):
+        load_tasks(("continuation",), tmp_path, num_fewshot=5)
+    tokenizer = AutoTokenizer.from_pretrained(tiny)
+    tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="has no chat template: leave apply_chat_template out"):
+        evaluate(tiny, EvalConfig(perplexity="none", apply_chat_template=True), tokenizer=tokenizer)
 
 
 def test_perplexity_runs_without_tasks(tiny: Path) -> None:
