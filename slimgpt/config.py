@@ -115,7 +115,8 @@ class PruneConfig:
     percdamp: float = option(0.01, "Damping of H, as a share of its mean diagonal.", ge=0)
     calibration: str = option(
         "auto",
-        "Calibration text: a .jsonl, .txt or .parquet file, c4, python (the text that ships with CPython), or auto.",
+        "Calibration text: a .jsonl or .parquet file of texts or conversations, a .txt file, c4, python (the text that "
+        "ships with CPython), or auto.",
     )
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)

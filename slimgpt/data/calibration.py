@@ -11,6 +11,7 @@ from torch import Tensor
 
 from slimgpt.checkpoints.families import positions
 from slimgpt.checkpoints.origins import read_config
+from slimgpt.data.chats import Chat
 from slimgpt.data.text import TextSource, calibration_text
 
 PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
@@ -34,7 +35,8 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
 
     Documents much longer than a block are drawn in passages, so that the seed picks what is seen of a long text file,
     too. Text is text: ``<|endoftext|>``, ``<s>`` or ``<filename>`` in a document are read as the characters they are,
-    never as the tokenizer's special tokens. Only EOS is added, and nothing where the tokenizer has none.
+    never as the tokenizer's special tokens. Only EOS is added, and nothing where the tokenizer has none. Conversations
+    are written by its chat template, special tokens and end included.
 
     Args:
         tokenizer: of transformers.
@@ -44,25 +46,23 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
         seed: of the order.
 
     Raises:
-        ValueError: when the text has fewer tokens than requested.
+        ValueError: when the text has fewer tokens than requested, or a conversation does not fit the chat template.
     """
     length = PASSAGE_BLOCKS * seq_len
-    passages = [
-        (document[start : start + length], start + length >= len(document))
-        for document in text.documents
-        for start in range(0, len(document), length)
-    ]
+    passages = [passage for document in text.documents for passage in _passages(document, length)]
     random.Random(seed).shuffle(passages)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     wanted = num_samples * seq_len
     ids: list[int] = []
     for start in range(0, len(passages), 64):  # in batches: tokenizers run them in parallel
         batch = passages[start : start + 64]
-        encoded = tokenizer(
-            [passage for passage, _ in batch], add_special_tokens=False, split_special_tokens=True, verbose=False
-        )
-        for passage_ids, (_, last) in zip(encoded["input_ids"], batch, strict=True):
-            ids += passage_ids + (end if last else [])
+        plain = [passage for passage, _ in batch if not isinstance(passage, Chat)]
+        encoded = iter(_encoded(tokenizer, plain, split_special_tokens=True))
+        for passage, last in batch:
+            if isinstance(passage, Chat):
+                ids += _encoded(tokenizer, [passage.render(tokenizer)], split_special_tokens=False)[0]
+            else:
+                ids += next(encoded) + (end if last else [])
         if len(ids) >= wanted:
             break
     if len(ids) < wanted:
@@ -82,6 +82,22 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
         "ids_sha256": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),
     }
     return Calibration(ids_NT, facts)
+
+
+def _passages(document: str, length: int) -> list[tuple[str, bool]]:
+    """Parts of a document, each with whether it is the last one; a conversation stays as it is."""
+    if isinstance(document, Chat):
+        return [(document, True)]
+    return [
+        (document[start : start + length], start + length >= len(document)) for start in range(0, len(document), length)
+    ]
+
+
+def _encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool) -> list[list[int]]:
+    if not texts:
+        return []
+    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)
+    return encoded["input_ids"]  # type: ignore[no-any-return]
 
 
 def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed: int) -> Calibration:

@@ -11,10 +11,11 @@ import os
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import IO, Literal
+from typing import IO, Any, Literal
 
 from slimgpt.checkpoints.hub import asking, hub_obstacle
 from slimgpt.data import python_text
+from slimgpt.data.chats import CHAT_FIELDS, Chat, chat_of
 
 DATA_VARIABLE = "SLIMGPT_DATA"
 Origin = Literal["file", "local data", "hub", "python"]
@@ -61,7 +62,8 @@ class TextSource:
 
     Args:
         name: short name, part of metric names: "c4", "wikitext2", "python", or the file's name.
-        documents: the text; one string holds an entire document, or an entire file that is one stream.
+        documents: the text; one string holds an entire document, or an entire file that is one stream. Of a file that
+            the user named it can be a ``Chat``.
         sha256: over the documents, joined by a NUL character; of one document that is its file's own sum.
         origin: "file" (named by the user), "local data" (SLIMGPT_DATA), "hub" or "python".
     """
@@ -79,12 +81,13 @@ def calibration_text(source: str = "auto") -> TextSource:
     """The text that calibration sequences are drawn from.
 
     Args:
-        source: a .jsonl (also .gz, .zst), .parquet (field ``text``), .txt or .raw file, or a folder of such files;
+        source: a .jsonl (also .gz, .zst) or .parquet file (field ``text``, else ``messages`` or ``conversations``), a
+            .txt or .raw file, or a folder of such files;
             "c4" or "wikitext" (local data, else the hub); "python"; or "auto": C4 where it can be had, else "python".
 
     Raises:
         FileNotFoundError: there is no such file, or a data set that is neither local nor on a reachable hub.
-        ValueError: a file of another kind, an empty or damaged one, or rows without a ``text`` field.
+        ValueError: a file of another kind, an empty or damaged one, or rows without such a field.
     """
     if source == "python" or (source == "auto" and not _at_hand(_C4)):
         return _source("python", python_text.calibration_documents(), "python")
@@ -107,13 +110,15 @@ def perplexity_text(name: str = "auto") -> TextSource:
         a TextSource with exactly one document.
 
     Raises:
-        FileNotFoundError, ValueError: as for ``calibration_text``.
+        FileNotFoundError, ValueError: as for ``calibration_text``; conversations are refused, too.
     """
     if name == "python" or (name == "auto" and not _at_hand(_WIKITEXT_TEST)):
         return _source("python", ["\n\n".join(python_text.held_out_documents())], "python")
     if name in ("auto", "wikitext2"):
         return _data_set(_WIKITEXT_TEST)
     named = _named(name, "perplexity", "wikitext2, python or auto")
+    if any(isinstance(document, Chat) for document in named.documents):
+        raise ValueError(f"{name!r} holds conversations; perplexity takes plain text: a field 'text'")
     return _source(named.name, ["\n\n".join(named.documents)], "file")
 
 
@@ -207,7 +212,7 @@ def _decoded(data: bytes, place: str) -> str:
 
 
 def _read_jsonl(path: Path, limit: int | None = None) -> list[str]:
-    """The ``text`` of every line, of the first ``limit`` ones where it is given."""
+    """The text or conversation of every line, of the first ``limit`` ones where it is given."""
     try:
         with _opened(path) as lines:
             return [
@@ -233,9 +238,14 @@ def _text_of(line: bytes, place: str) -> str:
     except json.JSONDecodeError as error:
         raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
     text = row.get("text") if isinstance(row, dict) else None
+    if text is None and isinstance(row, dict):
+        text = chat_of(row, place)
     if not isinstance(text, str):
         has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(f"{place} has no field 'text' that is a string (it has: {has}); rename the field")
+        raise ValueError(
+            f"{place} has no field 'text' that is a string, nor {' or '.join(CHAT_FIELDS)} (it has: {has}); "
+            "rename the field"
+        )
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -251,9 +261,7 @@ def _read_parquet(path: Path) -> list[str]:
         with parquet.ParquetFile(path) as table:
             columns = table.schema_arrow.names
             if "text" not in columns:
-                raise ValueError(
-                    f"{str(path)!r} has no column 'text' (it has: {', '.join(columns)}); rename the column"
-                )
+                return _chats(path, table)
             rows = table.read(columns=["text"]).column("text").to_pylist()
     except (pa.ArrowInvalid, OSError) as error:
         raise ValueError(f"{str(path)!r} cannot be read as parquet: {str(error).splitlines()[0]}") from error
@@ -261,6 +269,19 @@ def _read_parquet(path: Path) -> list[str]:
     if wrong is not None:
         raise ValueError(f"{str(path)!r} has a column 'text' of {type(wrong).__name__}; it must hold strings")
     return [row for row in rows if row is not None]
+
+
+def _chats(path: Path, table: Any) -> list[str]:
+    """The conversations of a parquet file without a column ``text``."""
+    columns = table.schema_arrow.names
+    if not set(CHAT_FIELDS) & set(columns):
+        raise ValueError(
+            f"{str(path)!r} has no column 'text', nor {' or '.join(CHAT_FIELDS)} (it has: {', '.join(columns)}); "
+            "rename the column"
+        )
+    field = next(name for name in CHAT_FIELDS if name in columns)
+    rows = enumerate(table.read(columns=[field]).to_pylist(), 1)
+    return [chat for number, row in rows if (chat := chat_of(row, f"{str(path)!r} row {number}"))]
 
 
 def join_wikitext_rows(rows: list[str]) -> str:

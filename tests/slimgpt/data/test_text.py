@@ -159,19 +159,29 @@ def test_the_local_wikitext_equals_the_published_file() -> None:
         (
             "a.jsonl",
             b'{"text": "a"}\n{"content": "b", "id": 1}\n',
-            r"line 2 has no field 'text' that is a string \(it has: content, id\)",
+            r"line 2 has no field 'text' that is a string, nor messages or conversations \(it has: content, id\)",
         ),
         ("b.jsonl", b'{"text": ["a"]}\n', "line 1 has no field 'text'"),
-        ("c.jsonl", b'"only a string"\n', r"line 1 has no field 'text' that is a string \(it has: str\)"),
+        ("c.jsonl", b'"only a string"\n', r"line 1 has no field 'text' that is a string, nor .* \(it has: str\)"),
         ("d.jsonl", b'{"text": "a"}\n{"text": ', "line 2 is not JSON"),
         ("e.jsonl", b"\x1f\x8b\x08\x00", "line 1 is not UTF-8"),
         ("g.jsonl", b'{"text": "a"}\n{"text": "\xff"}\n', r"line 2 is not UTF-8 text \(byte 10\)"),
         ("h.jsonl", '{"text": "wide"}'.encode("utf-16"), "line 1 is not UTF-8"),
         ("i.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}\n', "line 2 holds half of a surrogate pair"),
-        ("j.jsonl", b'[{"text": "a"}]', r"line 1 has no field 'text' that is a string \(it has: list\)"),
+        ("j.jsonl", b'[{"text": "a"}]', r"line 1 has no field 'text' that is a string, nor .* \(it has: list\)"),
         ("k.jsonl", b'{"text": NULL}', "line 1 is not JSON"),
         ("l.jsonl", b'{"text": null, "lang": "en"}', r"line 1 has no field 'text' that is a string"),
-        ("m.jsonl", b'{"messages": [{"role": "user", "content": "a"}]}', r"no field 'text'.*\(it has: messages\)"),
+        (
+            "m.jsonl",
+            b'{"messages": [{"role": "user"}]}',
+            "line 1: messages must be a list of turns with 'role' and 'cont",
+        ),
+        (
+            "n.jsonl",
+            b'{"conversations": "hello"}',
+            "line 1: conversations must be a list of turns with 'from' and 'value'",
+        ),
+        ("o.jsonl", b'{"messages": []}', "line 1: messages must be a list of turns"),
         ("a.jsonl.gz", b'{"text": "not compressed"}\n', "cannot be read: .*; copy or download it again"),
         ("b.jsonl.gz", compressed("gzip", b'{"text": "a"}\n' * 999)[:-9], "cannot be read: Truncated"),
         ("c.jsonl.gz", compressed("gzip", b'{"text": "a"}\n{"body": "b"}\n'), r"line 2 has no field 'text'"),
@@ -192,7 +202,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: b
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [({"body": ["a"], "id": [1]}, r"no column 'text' \(it has: body, id\)"), ({"text": [1]}, "strings")],
+    [({"body": ["a"], "id": [1]}, r"no column 'text', nor .* \(it has: body, id\)"), ({"text": [1]}, "strings")],
 )
 def test_parquet_without_text_is_refused(tmp_path: Path, column: dict[str, list[object]], message: str) -> None:
     parquet.write_table(pa.table(column), tmp_path / "a.parquet")
