@@ -66,6 +66,13 @@ def _is_number(text: str) -> bool:
         return False
 
 
+BosPolicy = Literal["auto", "none", "stream", "block"]
+_BOS = (
+    "BOS before the text: block (before every block, as one of its tokens), stream (once), none, or auto: block where "
+    "the model's tokenizer or family has it, else none."
+)
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """How a model is pruned. Every field but ``ratio`` has a default that suits most models.
@@ -121,6 +128,7 @@ class PruneConfig:
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
     seed: int = option(0, "Which passages are drawn.", ge=0)
+    bos: Literal["auto", "none", "stream", "block"] = option("auto", _BOS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Dtype of the forward passes; auto is float32 on CPU and the checkpoint's own on a GPU."
@@ -183,6 +191,7 @@ def paper_preset(ratio: float) -> dict[str, Any]:
         "calibration": "c4",
         "num_samples": 256,
         "seq_len": 2048,
+        "bos": "none",
     }
 
 
@@ -213,6 +222,7 @@ class EvalConfig:
     )
     seq_len: int = option(1024, "Tokens per perplexity block.", ge=2)
     max_blocks: int = option(12, "Perplexity blocks, the first ones; 0 is all.", ge=0)
+    bos: Literal["auto", "none", "stream", "block"] = option("auto", _BOS + " Tasks: before every prompt, unless none.")
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Dtype of the model; auto is float32 on CPU and the checkpoint's own on a GPU."

@@ -51,6 +51,7 @@ class Comparison:
         parameters: the flow's parameters as a YAML file, with which the run can be repeated; "" where unknown.
         bench_failure: why the benchmark failed; empty where it did not.
         dense_digest: of the checkpoint that is compared with; "" for the one that the lineage begins from.
+        bos: where BOS stood in the evaluation; "" where there was none.
     """
 
     title: str
@@ -65,6 +66,7 @@ class Comparison:
     parameters: str = ""
     bench_failure: str = ""
     dense_digest: str = ""
+    bos: str = ""
 
     @property
     def steps(self) -> Lineage:

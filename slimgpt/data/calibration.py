@@ -11,6 +11,8 @@ from torch import Tensor
 
 from slimgpt.checkpoints.families import positions
 from slimgpt.checkpoints.origins import read_config
+from slimgpt.config import BosPolicy
+from slimgpt.data.bos import Bos, blocks_of, resolve_bos, text_tokens
 from slimgpt.data.chats import Chat
 from slimgpt.data.text import TextSource, calibration_text
 
@@ -30,13 +32,15 @@ class Calibration:
     facts: dict[str, Any]
 
 
-def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len: int, seed: int) -> Calibration:
+def token_blocks(
+    tokenizer: Any, text: TextSource, *, num_samples: int, seq_len: int, seed: int, bos: Bos = "none"
+) -> Calibration:
     """Draw ``num_samples`` blocks of ``seq_len`` tokens: documents in random order, each closed by EOS, no overlap.
 
     Documents much longer than a block are drawn in passages, so that the seed picks what is seen of a long text file,
     too. Text is text: ``<|endoftext|>``, ``<s>`` or ``<filename>`` in a document are read as the characters they are,
-    never as the tokenizer's special tokens. Only EOS is added, and nothing where the tokenizer has none. Conversations
-    are written by its chat template, special tokens and end included.
+    never as the tokenizer's special tokens. Only EOS is added, where the tokenizer has one, and BOS where ``bos`` says
+    so. Conversations are written by its chat template, special tokens and end included.
 
     Args:
         tokenizer: of transformers.
@@ -44,6 +48,7 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
         num_samples: blocks wanted.
         seq_len: tokens in a block.
         seed: of the order.
+        bos: where BOS stands; it counts among the ``seq_len`` tokens.
 
     Raises:
         ValueError: when the text has fewer tokens than requested, or a conversation does not fit the chat template.
@@ -52,7 +57,7 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
     passages = [passage for document in text.documents for passage in _passages(document, length)]
     random.Random(seed).shuffle(passages)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    wanted = num_samples * seq_len
+    wanted = text_tokens(bos, num_samples, seq_len)
     ids: list[int] = []
     for start in range(0, len(passages), 64):  # in batches: tokenizers run them in parallel
         batch = passages[start : start + 64]
@@ -70,15 +75,16 @@ def token_blocks(tokenizer: Any, text: TextSource, *, num_samples: int, seq_len:
             f"{text.name} has {len(ids)} tokens; {num_samples} samples of {seq_len} need {wanted}: "
             f"ask for at most {len(ids) // seq_len} samples, or name a larger text"
         )
-    ids_NT = torch.tensor(ids[:wanted], dtype=torch.long).view(num_samples, seq_len)
+    ids_NT = torch.tensor(blocks_of(ids[:wanted], bos, tokenizer.bos_token_id, seq_len), dtype=torch.long)
     facts = {
         "name": text.name,
         "origin": text.origin,
         "sha256": text.sha256,
         "num_samples": num_samples,
         "seq_len": seq_len,
-        "tokens": wanted,
+        "tokens": num_samples * seq_len,
         "seed": seed,
+        "bos": bos,
         "ids_sha256": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),
     }
     return Calibration(ids_NT, facts)
@@ -100,12 +106,14 @@ def _encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool) ->
     return encoded["input_ids"]  # type: ignore[no-any-return]
 
 
-def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed: int) -> Calibration:
+def calibrate(
+    model: Path, source: str, *, num_samples: int, seq_len: int, seed: int, bos: BosPolicy = "auto"
+) -> Calibration:
     """The token blocks of ``source`` for the model in folder ``model``.
 
     Raises:
         ValueError: when the source is empty or too short, the sequences are longer than the model reads, or its
-            tokenizer is missing, damaged or another model's.
+            tokenizer is missing, damaged, another model's, or without the BOS that ``bos`` requests.
         FileNotFoundError: when the source does not exist.
     """
     from transformers import AutoTokenizer
@@ -119,7 +127,9 @@ def calibrate(model: Path, source: str, *, num_samples: int, seq_len: int, seed:
             f"{model} has no tokenizer that loads without its own code ({reason}); "
             "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the original model"
         ) from None
-    blocks = token_blocks(tokenizer, calibration_text(source), num_samples=num_samples, seq_len=seq_len, seed=seed)
+    resolved = resolve_bos(bos, tokenizer, config.model_type)
+    wanted = {"num_samples": num_samples, "seq_len": seq_len, "seed": seed}
+    blocks = token_blocks(tokenizer, calibration_text(source), **wanted, bos=resolved)
     if seq_len > (limit := positions(config)):
         raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
     largest = int(blocks.ids_NT.max())

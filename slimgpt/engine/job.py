@@ -91,7 +91,9 @@ class Job:
             ValueError, FileNotFoundError: when it is missing, empty or too short.
         """
         c = self.config
-        return calibrate(self.model, c.calibration, num_samples=c.num_samples, seq_len=c.seq_len, seed=c.seed)
+        return calibrate(
+            self.model, c.calibration, num_samples=c.num_samples, seq_len=c.seq_len, seed=c.seed, bos=c.bos
+        )
 
     def layer_tensors(self, i: int) -> dict[str, torch.Tensor]:
         """The weights of decoder layer ``i`` on CPU, in the stored dtype, names relative to the layer."""

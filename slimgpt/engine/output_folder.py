@@ -174,9 +174,9 @@ class OutputFolder:
             pruned_form.publish(self.out, config, self.job.family, weight_map, total, report, lineage)
 
 
-# Not compared by its setting: activations change no bit wherever they are, and of these three the header has what came
+# Not compared by its setting: activations change no bit wherever they are, and of the others the header has what came
 # of them (auto may be what was said by name before).
-_NAMED_BY_ITS_EFFECT = ("activations", "calibration", "device", "dtype")
+_NAMED_BY_ITS_EFFECT = ("activations", "bos", "calibration", "device", "dtype")
 
 
 def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:

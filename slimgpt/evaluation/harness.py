@@ -25,6 +25,7 @@ from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import attention_kernel
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.config import EvalConfig
+from slimgpt.data.bos import Bos, resolve_bos
 from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import resolve_device
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
@@ -44,7 +45,7 @@ class EvalResult:
         perplexity: in full, or None where it was not requested.
         results: lm-eval's own JSON without facts about the machine; {} where no task was requested.
         texts: the data behind the figures.
-        config: the EvalConfig's fields, with the tasks that "auto" became.
+        config: the EvalConfig's fields, with the tasks and the place of BOS that "auto" became.
         device: the kind of device, e.g. "cpu" or "cuda".
         dtype: the model's dtype, e.g. "float32".
         seconds: the entire evaluation, loading included.
@@ -127,8 +128,9 @@ def evaluate(
                     folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
                 )
             model = model.to(device)
-        measured = _perplexity(model, tokenizer, text, config, say) if text else None
-        results = _run_tasks(model, tokenizer, tasks, config, folder.name, Path(scratch), say) if tasks else {}
+        bos = resolve_bos(config.bos, tokenizer, model.config.model_type)
+        measured = _perplexity(model, tokenizer, text, config, bos, say) if text else None
+        results = _run_tasks(model, tokenizer, tasks, config, bos, folder.name, Path(scratch), say) if tasks else {}
     metrics = {_name(f"{measured.text}/perplexity"): measured.perplexity} if measured else {}
     if measured and measured.stderr is not None:
         metrics[_name(f"{measured.text}/perplexity_stderr")] = measured.stderr
@@ -139,7 +141,7 @@ def evaluate(
         perplexity=measured,
         results=results,
         texts=(*texts, *used),
-        config=asdict(config) | {"tasks": list(names)},
+        config=asdict(config) | {"tasks": list(names), "bos": bos},
         device=model.device.type,
         dtype=str(model.dtype).removeprefix("torch."),
         seconds=time.perf_counter() - start,
@@ -175,7 +177,7 @@ def _name(metric: str) -> str:
 
 
 def _perplexity(
-    model: Any, tokenizer: Any, text: TextSource, config: EvalConfig, say: Callable[[str], None]
+    model: Any, tokenizer: Any, text: TextSource, config: EvalConfig, bos: Bos, say: Callable[[str], None]
 ) -> PerplexityResult:
     return perplexity(
         model,
@@ -184,6 +186,7 @@ def _perplexity(
         seq_len=config.seq_len,
         max_blocks=config.max_blocks or None,
         batch_size=1,  # a block's logits alone are seq_len * vocabulary floats
+        bos=bos,
         on_progress=lambda done, blocks: say(f"perplexity on {text.name}: block {done} of {blocks}"),
     )
 
@@ -193,6 +196,7 @@ def _run_tasks(
     tokenizer: Any,
     tasks: dict[str, Any],
     config: EvalConfig,
+    bos: Bos,
     name: str,
     scratch: Path,
     say: Callable[[str], None],
@@ -202,14 +206,12 @@ def _run_tasks(
     from lm_eval.utils import handle_non_serializable, hash_string
 
     say(f"tasks: {', '.join(tasks)}")
-    # Said explicitly and recorded: a tokenizer that lost its BOS when it was saved again shifts every figure.
-    add_bos = tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
     lm = HFLM(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=config.batch_size,
         device=str(model.device),
-        add_bos_token=add_bos,
+        add_bos_token=bos != "none",  # said explicitly: a tokenizer that was saved again may have lost its own flag
     )
     # Samples are requested to make lm-eval's task hashes, which prove that two runs saw the same documents and prompts.
     with _no_git_hash():
@@ -229,7 +231,7 @@ def _run_tasks(
     }
     for private in PRIVATE:
         raw.pop(private, None)
-    raw["config"] |= {"model": name, "add_bos_token": add_bos}
+    raw["config"] |= {"model": name, "add_bos_token": bos != "none"}
     raw["model_name"] = raw["model_name_sanitized"] = name
     for task, definition in raw["configs"].items():
         if definition.get("dataset_path") == "json" and task in LOCAL_TASKS:

@@ -1,7 +1,8 @@
 """Perplexity: exp of the mean negative log-likelihood over text read as one stream.
 
 The stream is cut into consecutive blocks of ``seq_len`` tokens that do not overlap; the first token of a block is not
-scored, and what is left over at the end is dropped. No special tokens are added, to dense and pruned models alike.
+scored, and what is left over at the end is dropped. BOS stands before the stream or before every block (and is then the
+token that is not scored) where the policy says so, for dense and pruned models alike; no other special token is added.
 """
 
 # Shapes: B = blocks in a batch, T = seq_len, V = vocabulary.
@@ -17,6 +18,7 @@ from torch.nn import functional
 from transformers import PretrainedConfig
 
 from slimgpt.checkpoints.families import positions
+from slimgpt.data.bos import Bos, blocks_of, text_tokens
 from slimgpt.data.text import TextSource
 
 _CHARS_PER_TOKEN = 8  # of English about 4
@@ -36,6 +38,7 @@ class PerplexityResult:
         origin: where the text was from.
         sha256: of the entire text, the part that ``blocks`` leaves out included.
         block_nats: each block's mean negative log-likelihood per token.
+        bos: where BOS stood.
     """
 
     perplexity: float
@@ -46,6 +49,7 @@ class PerplexityResult:
     origin: str
     sha256: str
     block_nats: list[float]
+    bos: Bos = "none"  # as before there was a policy
 
     @property
     def stderr(self) -> float | None:
@@ -69,13 +73,14 @@ def check_length(seq_len: int, config: PretrainedConfig) -> None:
         raise ValueError(f"seq_len is {seq_len}, but the model has {longest} positions; lower seq_len to {longest}")
 
 
-def check_text(text: TextSource, tokenizer: Any, seq_len: int) -> None:
+def check_text(text: TextSource, tokenizer: Any, seq_len: int, bos: Bos = "none") -> None:
     """Refuse a text of less than one block.
 
     Raises:
         ValueError: with both lengths and the remedy.
     """
-    if (tokens := len(first_tokens(tokenizer, "\n\n".join(text.documents), seq_len))) < seq_len:
+    needed = text_tokens(bos, 1, seq_len)
+    if (tokens := len(first_tokens(tokenizer, "\n\n".join(text.documents), needed))) < needed:
         raise _too_short(text, tokens, seq_len)
 
 
@@ -106,7 +111,7 @@ def ratio_interval(dense: PerplexityResult, pruned: PerplexityResult) -> tuple[f
 
     None where there is one block, or the two were not measured on the same blocks (two tokenizers).
     """
-    measured = [(result.sha256, result.blocks, result.seq_len) for result in (dense, pruned)]
+    measured = [(result.sha256, result.blocks, result.seq_len, result.bos) for result in (dense, pruned)]
     if dense.blocks < 2 or measured[0] != measured[1]:
         return None
     differences = [p - d for d, p in zip(dense.block_nats, pruned.block_nats, strict=True)]
@@ -122,6 +127,7 @@ def perplexity(
     seq_len: int = 1024,
     max_blocks: int | None = 12,
     batch_size: int = 1,
+    bos: Bos = "none",
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityResult:
     """Measure a causal language model's perplexity on a text, on the model's own device and in its own dtype.
@@ -133,6 +139,7 @@ def perplexity(
         seq_len: tokens per block, at least 2 and at most what the model has positions for.
         max_blocks: use the first so many blocks; None uses all.
         batch_size: blocks that pass the model at once. The logits need batch_size * seq_len * V * 4 bytes.
+        bos: where BOS stands; it counts among the ``seq_len`` tokens.
         on_progress: called with (blocks done, blocks in all).
 
     Raises:
@@ -144,13 +151,12 @@ def perplexity(
             "they must be at least 2, 1 and 1 (None for all blocks)"
         )
     check_length(seq_len, model.config)
-    ids = first_tokens(tokenizer, "\n\n".join(text.documents), max_blocks * seq_len if max_blocks else None)
-    blocks = len(ids) // seq_len
-    if blocks == 0:
+    needed = text_tokens(bos, max_blocks, seq_len) if max_blocks else None
+    ids = first_tokens(tokenizer, "\n\n".join(text.documents), needed)
+    cut = blocks_of(ids, bos, tokenizer.bos_token_id, seq_len)[:max_blocks]
+    if not cut:
         raise _too_short(text, len(ids), seq_len)
-    if max_blocks is not None:
-        blocks = min(blocks, max_blocks)
-    ids_BT = torch.tensor(ids[: blocks * seq_len]).view(blocks, seq_len)
+    blocks, ids_BT = len(cut), torch.tensor(cut)
 
     was_training = model.training
     model.eval()
@@ -178,4 +184,5 @@ def perplexity(
         origin=text.origin,
         sha256=text.sha256,
         block_nats=block_nats,
+        bos=bos,
     )

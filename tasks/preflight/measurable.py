@@ -11,6 +11,7 @@ from deploy.bench.config import BenchConfig, check_model
 from deploy.engines.availability import model_obstacle
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
+from slimgpt.data.bos import resolve_bos
 from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness import check_chat_template
 from slimgpt.evaluation.perplexity import check_length, check_text
@@ -19,12 +20,14 @@ from tasks.preflight.request import Preflight
 
 def _check_evaluation(model: Path, evaluation: EvalConfig) -> None:
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    config = read_config(model)
+    bos = resolve_bos(evaluation.bos, tokenizer, config.model_type)
     if evaluation.tasks and evaluation.apply_chat_template:
         check_chat_template(tokenizer, model)
     if evaluation.perplexity != "none":
         try:
-            check_length(evaluation.seq_len, read_config(model))
-            check_text(perplexity_text(evaluation.perplexity), tokenizer, evaluation.seq_len)
+            check_length(evaluation.seq_len, config)
+            check_text(perplexity_text(evaluation.perplexity), tokenizer, evaluation.seq_len, bos)
         except ValueError as error:
             raise ValueError(f"evaluation: {error} (evaluation.seq_len)") from None
 

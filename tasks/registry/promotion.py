@@ -217,6 +217,8 @@ def _figures(client: MlflowClient, version: ModelVersion) -> Figures:
         if any(tag.value == "evaluation" for tag in item.tags):
             settings[f"data.{item.dataset.name}"] = item.dataset.digest
     settings |= {name: value for name, value in version.tags.items() if name.startswith(SETTING)}  # measured later
+    # What auto became; older versions were measured without BOS.
+    settings["evaluation.bos"] = version.tags.get("bos", "none")
     # Older versions have the pruning's device alone: it never equals a machine, so their speeds are not compared.
     settings["bench_machine"] = version.tags.get("bench_machine") or version.tags.get("device", "")
     return Figures(base, **sides, speedup=run.data.metrics.get("bench/ratio/output_throughput"), settings=settings)

@@ -45,6 +45,8 @@ def tags_of(comparison: Comparison) -> dict[str, str]:
     tags |= {"steps": lineage.names, "dense_model": comparison.steps.base_model}
     if name := comparison.perplexity_name:
         tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
+    if comparison.bos:
+        tags["bos"] = comparison.bos
     if not comparison.pruned:
         tags["evaluation"] = "skipped"
     if comparison.bench is None:

@@ -69,6 +69,7 @@ def write_report(
         else ["slimgpt serve model  # in the folder of this run"],
         bench_failure=bench.failed,
         dense_digest=dense_digest,
+        bos=pruned.config.get("bos", "none") if pruned else "",
         parameters=run_file(({"name": name} if registered else {}) | parameters),
     )
     return write_report_files(comparison, folder.report)
@@ -100,5 +101,7 @@ def _evaluation(dense: EvalResult) -> str:
     blocks = ""
     if dense.perplexity is not None:
         blocks = f"; perplexity on {dense.perplexity.blocks} blocks of {dense.perplexity.seq_len} tokens"
+    if (bos := dense.config.get("bos", "none")) != "none":
+        blocks += f"; BOS before the {bos}"
     used = ", ".join(f"{text.name} ({text.origin})" for text in dense.texts)
     return f"Evaluation, {dense.dtype} on {dense.device}: {used}{read}{blocks}."

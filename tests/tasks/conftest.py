@@ -1,5 +1,6 @@
 """Real registries: SQLite in a folder, and an MLflow server that hands out artifacts itself."""
 
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 
 from deploy.serving.server import check_port, stop_session
 from tasks.environment import Workspace
+from tasks.registry.client import make_database
 
 
 @dataclass
@@ -53,9 +55,18 @@ def mlflow_server(tmp_path_factory):
     server.stop()
 
 
+@pytest.fixture(scope="session")
+def empty_registry(tmp_path_factory):
+    """MLflow's database as it begins; to make it takes MLflow a second."""
+    file = tmp_path_factory.mktemp("registry") / "mlflow.db"
+    make_database(f"sqlite:///{file}")
+    return file
+
+
 @pytest.fixture
-def workspace(tmp_path, monkeypatch):
+def workspace(tmp_path, monkeypatch, empty_registry):
     """A workspace whose registry is an SQLite file."""
+    shutil.copyfile(empty_registry, tmp_path / "mlflow.db")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/mlflow.db")
     return Workspace.at(tmp_path)
 

@@ -45,17 +45,30 @@ def test_sizes_divide_every_layer_or_copy_its_kv_heads():
 
 
 @needs_vllm
-def test_two_ranks_give_the_tokens_of_transformers(tmp_path):
-    """Tensor parallel: pruned with --head-multiple 2; a single kv head is copied. Pipeline parallel: any widths."""
-    copied = write_slim(tmp_path / "copied", widths=[(6, 2, 96), (4, 4, 128), (2, 1, 64), (8, 4, 256)])
+@pytest.mark.all
+def test_two_ranks_of_a_family_on_vllms_transformers_backend(tmp_path):
+    """Pruned with --head-multiple 2. The backend divides layers as the native class does below."""
     settings = PruneConfig(
         ratio=0.3, head_multiple=2, ffn_multiple=2, head_budget="ratio", calibration="python", num_samples=8, seq_len=48
     )
     prune(write_family(tmp_path / "dense", "qwen3"), tmp_path / "pruned", settings)
+    (of_pruned,), log = run_engines([{"model": str(tmp_path / "pruned"), "tensor_parallel_size": 2}], tmp_path)
+    _check(of_pruned, tmp_path / "pruned", log)
+
+
+def _check(answer, model, log):
+    assert "error" not in answer, answer["error"] + log[-3000:]
+    want = greedy_steps(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
+    assert_same_steps(answer["steps"], want, model.name)
+
+
+@needs_vllm
+def test_two_ranks_give_the_tokens_of_transformers(tmp_path):
+    """Tensor parallel: widths as --head-multiple 2 leaves them; a kv head is copied. Pipeline parallel: any widths."""
+    copied = write_slim(tmp_path / "copied", widths=[(6, 2, 96), (4, 4, 128), (2, 1, 64), (8, 4, 256)])
     odd = write_slim(tmp_path / "odd")  # layer 2 has 3 heads
     engines = [
         {"model": str(copied), "tensor_parallel_size": 2},
-        {"model": str(tmp_path / "pruned"), "tensor_parallel_size": 2},
         {"model": str(odd), "tensor_parallel_size": 2},
         # Eager, vLLM's CPU workers skip the warm-up that makes the buffers between stages, whatever the model.
         {
@@ -65,11 +78,9 @@ def test_two_ranks_give_the_tokens_of_transformers(tmp_path):
             "compilation_config": {"mode": 2, "backend": "eager"},  # traced, not compiled
         },
     ]
-    (of_copied, of_pruned, refused, of_stages), log = run_engines(engines, tmp_path)
-    for model, got in ((copied, of_copied), (tmp_path / "pruned", of_pruned), (odd, of_stages)):
-        assert "error" not in got, got["error"] + log[-3000:]
-        want = greedy_steps(AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32))
-        assert_same_steps(got["steps"], want, model.name)
+    (of_copied, refused, of_stages), log = run_engines(engines, tmp_path)
+    _check(of_copied, copied, log)
+    _check(of_stages, odd, log)
     assert "layer 2 has 3 heads, which tensor parallel size 2 does not divide" in refused["error"]
     assert "--head-multiple 2" in refused["error"]
     # Every rank holds its part: half of each layer's kv heads, or half of the layers.

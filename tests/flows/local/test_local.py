@@ -119,7 +119,9 @@ class Servers:
         return "\n".join(line["message"] for line in self.ask("logs/filter", query))
 
     def tasks(self, run):
-        found = self.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
+        found = [{"state": None}]
+        while not all(task["state"] for task in found):  # Prefect writes a task and its states one after the other
+            found = self.ask("task_runs/filter", {"flow_runs": {"id": {"any_": [run]}}})
         return {task["name"].rsplit("-", 1)[0]: task["state"]["name"] for task in found}
 
     def artifacts(self, run):
