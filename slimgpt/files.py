@@ -88,6 +88,22 @@ def writing(what: str, folder: Path, kept: str = "") -> Iterator[None]:
 
 
 @contextmanager
+def scratch(prefix: str) -> Iterator[Path]:
+    """A temporary folder, gone with the block.
+
+    Raises:
+        OSError: where it has no room; the message names it and TMPDIR.
+    """
+    place = Path(tempfile.gettempdir())
+    with (
+        writing("temporary files", place, "TMPDIR can name another folder"),
+        # Windows cannot remove files that are still mapped.
+        tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as folder,
+    ):
+        yield Path(folder)
+
+
+@contextmanager
 def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
     """Hold the folder for this process; the system releases the lock when the process ends, however it ends.
 

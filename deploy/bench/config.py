@@ -19,7 +19,13 @@ class BenchConfig:
     """
 
     num_prompts: int = option(32, "Requests per run.", ge=1)
-    input_len: int = option(128, "Prompt tokens per request.", ge=1)
+    dataset_name: Literal["random", "sharegpt", "custom"] = option(
+        "random",
+        "Prompts: random tokens; sharegpt: the first turns of a file as ShareGPT's; custom: the field prompt of a "
+        ".jsonl file. Offline runs take random ones.",
+    )
+    dataset_path: str = option("", "The file of sharegpt or custom.")
+    input_len: int = option(128, "Prompt tokens per request; of random prompts.", ge=1)
     output_len: int = option(64, "Answer tokens per request, exactly.", ge=2)
     pairs: int = option(3, "Dense-pruned pairs; ratios are their median, low and high.", ge=1)
     load_shares: tuple[float, ...] = option(
@@ -47,6 +53,15 @@ class BenchConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
+        if (self.dataset_name == "random") != (not self.dataset_path):
+            need = "must name its file" if self.dataset_path == "" else "must be empty, or dataset_name another one"
+            raise ValueError(
+                f"dataset_name is {self.dataset_name!r} and dataset_path {self.dataset_path!r}: the latter {need}"
+            )
+        if self.dataset_name == "custom" and not self.dataset_path.endswith(".jsonl"):
+            raise ValueError(
+                f"dataset_path is {self.dataset_path!r}; vLLM takes custom prompts from a .jsonl file alone"
+            )
         for name, unit in (
             ("load_shares", "a share, such as 0.5"),
             ("request_rates", "requests per second, such as 2"),

@@ -13,12 +13,13 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from deploy.bench.client import bench_client
-from deploy.bench.config import BenchConfig, check_model
+from deploy.bench.config import BenchConfig, check_model, longest_of
+from deploy.bench.dataset import check_dataset
 from deploy.bench.footprint import footprint
 from deploy.bench.results import (
     LATENCY_METRICS,
@@ -61,6 +62,7 @@ def compare(
     for model in (dense, pruned):
         check_servable(model)
         check_model(model, config)
+        check_dataset(model, config, longest_of(model))
     models = {"dense": dense, "pruned": pruned}
     works = _works(models, config)
     workdir.mkdir(parents=True, exist_ok=True)
@@ -68,9 +70,15 @@ def compare(
     loads, footprints = measuring.served()
     throughput = measuring.offline("throughput", bench_throughput) if config.offline else None
     latency = measuring.offline("latency", bench_latency) if config.offline else None
+    if config.dataset_name != "random":  # how long prompts are is known by now
+        tokens = round(loads[0].runs.median("dense", "total_input_tokens") / config.num_prompts)
+        works["serving"] = _works(models, replace(config, dataset_name="random", dataset_path="", input_len=tokens))[
+            "serving"
+        ]
+    shown = replace(config, dataset_path=Path(config.dataset_path).name)  # no folder of this machine
     report = BenchReport(
         schema=SCHEMA,
-        config=json.loads(json.dumps(asdict(config))),  # lists, as JSON has them
+        config=json.loads(json.dumps(asdict(shown))),  # lists, as JSON has them
         environment=_environment(),
         loads=loads,
         throughput=throughput,

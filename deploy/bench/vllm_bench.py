@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from deploy.bench.client import BenchClient
 from deploy.bench.config import BenchConfig, longest_of
+from deploy.bench.dataset import SHAREGPT_TOTAL, serve_arguments
 from deploy.bench.results import COUNTS, METRICS
 from deploy.engines.availability import serves_on_cpu
 from deploy.serving.server import (
@@ -28,9 +29,11 @@ from deploy.serving.server import (
 
 def server_config(model: Path, config: BenchConfig) -> ServeConfig:
     """How ``model`` is served while it is measured."""
+    # Of a user's prompts, the model reads what it can.
+    room = {"random": config.max_model_len, "sharegpt": SHAREGPT_TOTAL, "custom": 0}[config.dataset_name]
     return ServeConfig(
         dtype=config.dtype,
-        max_model_len=min(config.max_model_len, longest_of(model) or config.max_model_len),
+        max_model_len=min(room, longest_of(model) or room),
         enforce_eager=config.enforce_eager,
         kvcache_gib=config.kvcache_gib,
         gpu_memory_utilization=0.0 if serves_on_cpu() else 0.45,  # two servers share the GPU
@@ -65,8 +68,7 @@ def bench_serve(
         ServerError: the command failed, a request failed, or an answer has another length.
     """
     arguments = ["--base-url", server.url, "--model", server.model_name, "--tokenizer", str(tokenizer.resolve())]
-    arguments += ["--dataset-name", "random", "--random-range-ratio", "0", "--seed", str(seed)]
-    arguments += ["--random-input-len", str(config.input_len), "--random-output-len", str(config.output_len)]
+    arguments += [*serve_arguments(config), "--seed", str(seed)]
     arguments += ["--num-prompts", str(config.num_prompts), "--num-warmups", str(config.num_warmups)]
     arguments += ["--request-rate", str(request_rate or "inf"), "--ignore-eos", "--temperature", "0"]
     arguments += ["--percentile-metrics", "ttft,tpot,itl,e2el", "--metric-percentiles", "50,95,99", "--disable-tqdm"]

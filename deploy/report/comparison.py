@@ -238,10 +238,18 @@ def bench_note(bench: BenchReport) -> str:
     drift = ", ".join(f"{_SAVED[name]} x {value:.2f}" for name, value in bench.drift.items())
     return (
         f"Benchmark: vLLM {machine['vllm']} on {bench.machine}, {config['dtype']}; "
-        f"{config['num_prompts']} requests of {config['input_len']} + {config['output_len']} tokens, "
+        f"{config['num_prompts']} requests of {_prompts(bench)} + {config['output_len']} tokens, "
         f"medians of {len(bench.full.dense)} runs, ratio (lowest to highest) of dense-pruned pairs"
         + (f"; speed of the dense model measured again at the end: {drift}." if drift else ".")
     )
+
+
+def _prompts(bench: BenchReport) -> str:
+    config = bench.config
+    if config.get("dataset_name", "random") == "random":
+        return str(config["input_len"])
+    mean = bench.full.median("dense", "total_input_tokens") / config["num_prompts"]
+    return f"{mean:.0f} (mean; {config['dataset_name']}, {config['dataset_path']})"
 
 
 def to_markdown(comparison: Comparison) -> str:

@@ -1,5 +1,6 @@
 """What several commands need: the folder of a model, the settings of a preset, a flow's parameters."""
 
+import importlib.util
 import typing
 from collections.abc import Callable
 from pathlib import Path
@@ -63,6 +64,8 @@ def find(model: str, revision: str, runs: str = "") -> Path:
 
     workspace = prepare(runs)
     if model.startswith(("models:", "runs:")):
+        if importlib.util.find_spec("mlflow") is None:
+            raise ValueError(f"{model} is in a registry, and mlflow is not installed; pip install 'slimgpt[flows]'")
         from tasks.registry.fetching import fetch_model
 
         return fetch_model(model, workspace)

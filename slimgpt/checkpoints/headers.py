@@ -15,7 +15,7 @@ def raw_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: when there is no such folder.
-        ValueError: when the folder holds no config.json, or a damaged one.
+        ValueError: when the folder holds no config.json, or a damaged one, or pointers of git-lfs.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; name the folder of a model")
@@ -24,6 +24,7 @@ def raw_config(folder: Path) -> dict[str, Any]:
         raise ValueError(
             f"{folder} has no {CONFIG}: it is not a model folder, or its download or pruning is unfinished"
         )
+    refuse_pointers(folder)
     return read_json(folder / CONFIG)
 
 
@@ -75,6 +76,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def refuse_pointers(folder: Path) -> None:
+    """Without git-lfs, a clone holds pointers in place of large files, such as a tokenizer.
+
+    Raises:
+        ValueError: when one of the small files is a pointer; those of the weights are read anyway.
+    """
+    for path in sorted(folder.iterdir()):
+        if path.suffix in (".json", ".jinja", ".model", ".py", ".txt") and path.is_file() and _is_pointer(path):
+            raise _damaged(path, "")
+
+
 def refuse_adapter(folder: Path) -> None:
     """A LoRA adapter is not a model, and transformers would add it to the weights beside it.
 
@@ -93,7 +105,11 @@ def _damaged(path: Path, reason: str) -> ValueError:
 
 
 def _remedy(path: Path, reason: str) -> str:
-    with path.open("rb") as raw:
-        if raw.read(19) == b"version https://git":
-            return "it is a pointer of git-lfs; run git lfs pull"
+    if _is_pointer(path):
+        return "it is a pointer of git-lfs; run git lfs pull"
     return f"{reason}; download or copy it again"
+
+
+def _is_pointer(path: Path) -> bool:
+    with path.open("rb") as raw:
+        return raw.read(19) == b"version https://git"

@@ -3,6 +3,7 @@
 slimgpt prune smollm2 out --ratio 0.25 --num-samples 32 --seq-len 1024        (about 2 minutes on 2 CPU cores)
 """
 
+import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -21,8 +22,11 @@ from slimgpt.engine.output_folder import OutputFolder
 from slimgpt.engine.ranks import Ranks
 from slimgpt.engine.walk import Walk
 from slimgpt.files import locked
+from slimgpt.method.allocation import TOLERANCE
 from slimgpt.report import LayerReport, PruneReport
 from slimgpt.usage import peak_memory
+
+logger = logging.getLogger(__name__)
 
 
 def prune(
@@ -129,6 +133,14 @@ def _publish(
         seconds_by_phase=phases,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
+    if abs(report.ratio - job.config.ratio) > TOLERANCE:
+        logger.warning(
+            "%.2f%% of the projections' parameters were removed, %.2f%% were requested: widths are whole heads and "
+            "multiples of ffn_multiple, which is %d; a lower one comes closer",
+            100 * report.ratio,
+            100 * job.config.ratio,
+            job.config.ffn_multiple,
+        )
     step = prune_step(report, projections, folder.source.digest)
     folder.publish(pruned_config(job.model_config, job.family, shapes), report, step)
     return report

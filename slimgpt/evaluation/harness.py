@@ -7,7 +7,6 @@ import json
 import math
 import os
 import re
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,6 +29,7 @@ from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import resolve_device
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
 from slimgpt.evaluation.perplexity import PerplexityResult, check_length, perplexity
+from slimgpt.files import scratch
 
 # Facts about the machine and its folders that lm-eval puts beside the figures.
 PRIVATE = ("pretty_env_info", "git_hash", "upper_git_hash", "model_source", "samples", "eval_time")
@@ -110,9 +110,8 @@ def evaluate(
     device = resolve_device(config.device)
     names = choose_tasks(config.tasks)
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
-    # Definitions and converted data live here while tasks run (Windows cannot remove files that are still mapped).
-    with tempfile.TemporaryDirectory(prefix="slimgpt-eval-", ignore_cleanup_errors=True) as scratch:
-        tasks, used = load_tasks(names, Path(scratch), config.num_fewshot) if names else ({}, ())
+    with scratch("slimgpt-eval-") as place:  # definitions and converted data while tasks run
+        tasks, used = load_tasks(names, place, config.num_fewshot) if names else ({}, ())
         tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
         if tasks and config.apply_chat_template:
             check_chat_template(tokenizer, folder)
@@ -130,7 +129,7 @@ def evaluate(
             model = model.to(device)
         bos = resolve_bos(config.bos, tokenizer, model.config.model_type)
         measured = _perplexity(model, tokenizer, text, config, bos, say) if text else None
-        results = _run_tasks(model, tokenizer, tasks, config, bos, folder.name, Path(scratch), say) if tasks else {}
+        results = _run_tasks(model, tokenizer, tasks, config, bos, folder.name, place, say) if tasks else {}
     metrics = {_name(f"{measured.text}/perplexity"): measured.perplexity} if measured else {}
     if measured and measured.stderr is not None:
         metrics[_name(f"{measured.text}/perplexity_stderr")] = measured.stderr
@@ -198,7 +197,7 @@ def _run_tasks(
     config: EvalConfig,
     bos: Bos,
     name: str,
-    scratch: Path,
+    place: Path,
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     import lm_eval  # seconds to import, and optional
@@ -237,7 +236,7 @@ def _run_tasks(
         if definition.get("dataset_path") == "json" and task in LOCAL_TASKS:
             definition["dataset_kwargs"].pop("cache_dir")
             definition["metadata"]["config_source"] = f"lm_eval/tasks/{LOCAL_TASKS[task].definition}"
-    folders = [str(scratch), str(Path(lm_eval.__file__).parents[1]), *([str(data)] if (data := local_data()) else [])]
+    folders = [str(place), str(Path(lm_eval.__file__).parents[1]), *([str(data)] if (data := local_data()) else [])]
     return _without_folders(json.loads(json.dumps(raw, default=handle_non_serializable)), folders)  # type: ignore[no-any-return]
 
 

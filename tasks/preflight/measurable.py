@@ -7,7 +7,8 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 from transformers import AutoTokenizer
 
-from deploy.bench.config import BenchConfig, check_model
+from deploy.bench.config import BenchConfig, check_model, longest_of
+from deploy.bench.dataset import check_dataset
 from deploy.engines.availability import model_obstacle
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
@@ -51,6 +52,7 @@ def check_measurable(model: Path, evaluation: EvalConfig, bench: BenchConfig, re
         return replace(ready, serving_obstacle=obstacle)
     try:
         check_model(model, bench)
-    except ValueError as error:
+        check_dataset(model, bench, longest_of(model))
+    except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"bench: {error}") from None
     return ready

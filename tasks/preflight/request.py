@@ -12,6 +12,7 @@ from deploy.engines.availability import vllm_obstacle
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness_tasks import DataUsed, choose_tasks, load_tasks
+from slimgpt.files import scratch
 from tasks.environment import Workspace
 from tasks.registry.client import open_client
 from tasks.registry.names import check_name
@@ -61,9 +62,9 @@ def check_request(
 def _data(evaluation: EvalConfig) -> tuple[DataUsed, ...]:
     """What the evaluation reads, loaded once: what is wrong with it would else be found after the pruning."""
     data: tuple[DataUsed, ...] = ()
-    with tempfile.TemporaryDirectory(prefix="slimgpt-check-", ignore_cleanup_errors=True) as scratch:
+    with scratch("slimgpt-check-") as place:
         if names := choose_tasks(evaluation.tasks):
-            data += load_tasks(names, Path(scratch), evaluation.num_fewshot)[1]
+            data += load_tasks(names, place, evaluation.num_fewshot)[1]
     if evaluation.perplexity != "none":
         text = perplexity_text(evaluation.perplexity)
         data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)

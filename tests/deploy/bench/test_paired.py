@@ -1,6 +1,7 @@
 """One real benchmark of two tiny models, and the refusals that come before one."""
 
 import contextlib
+import dataclasses
 import io
 import json
 import re
@@ -12,7 +13,7 @@ import pytest
 import torch
 from mlflow import MlflowClient
 from pydantic import TypeAdapter
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from deploy.bench import paired
 from deploy.bench.client import bench_client
@@ -178,21 +179,44 @@ def test_offline_runs_do_the_work_that_was_asked_for(models, tmp_path):
     assert run["mean_latency_ms"] > 0 and run["p50_latency_ms"] > 0
 
 
-@needs_vllm
-def test_requests_that_fail_end_the_benchmark(models, tmp_path):
-    """The server takes 40 tokens, the requests have 64: vLLM's command exits 0 with nothing but failures."""
-    import dataclasses
-
+@pytest.fixture(scope="module")
+def small(models, tmp_path_factory):
+    """A client, a server that takes 40 tokens, and the config of four answer tokens each."""
+    place = tmp_path_factory.mktemp("small")
     config = BenchConfig(num_prompts=2, input_len=60, output_len=4, num_warmups=1, enforce_eager=True, kvcache_gib=1)
-    small = dataclasses.replace(server_config(models[0], config), max_model_len=40)
+    narrow = dataclasses.replace(server_config(models[0], config), max_model_len=40)
     with (
-        serving(models[0], small, log=tmp_path / "vllm.log", served_name="dense") as server,
-        bench_client(tmp_path / "client.log") as client,
-        pytest.raises(
-            ServerError, match=r"0 of 2 requests to the dense model completed, 2 failed|vllm bench serve ended"
-        ),
+        serving(models[0], narrow, log=place / "vllm.log", served_name="dense") as server,
+        bench_client(place / "client.log") as client,
     ):
+        yield client, server, config
+
+
+@needs_vllm
+def test_requests_that_fail_end_the_benchmark(models, small, tmp_path):
+    """The server takes 40 tokens, the requests have 64: vLLM's command exits 0 with nothing but failures."""
+    client, server, config = small
+    failed = r"0 of 2 requests to the dense model completed, 2 failed|vllm bench serve ended"
+    with pytest.raises(ServerError, match=failed):
         bench_serve(client, server, models[0], config, request_rate=0, seed=0, result=tmp_path / "run.json")
+
+
+@needs_vllm
+@pytest.mark.parametrize("name", ["custom", "sharegpt"])
+def test_prompts_of_a_file_are_sent(models, small, tmp_path, name):
+    client, server, config = small
+    prompts = ["Why is the sky blue?", "What does the if statement do, and where?"]
+    if name == "custom":
+        path = tmp_path / "prompts.jsonl"
+        path.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in prompts))
+    else:
+        path = tmp_path / "shared.json"
+        path.write_text(json.dumps([{"conversations": [{"value": text}, {"value": "So."}]} for text in prompts]))
+    config = dataclasses.replace(config, dataset_name=name, dataset_path=str(path))
+    run = bench_serve(client, server, models[0], config, request_rate=0, seed=0, result=tmp_path / "run.json")
+    tokenizer = AutoTokenizer.from_pretrained(models[0])
+    assert run["total_input_tokens"] == sum(len(tokenizer(prompt)["input_ids"]) for prompt in prompts)
+    assert run["total_output_tokens"] == 2 * 4
 
 
 @needs_vllm

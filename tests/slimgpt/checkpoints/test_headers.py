@@ -49,6 +49,15 @@ def test_every_reader_names_a_folder_without_a_config(copy, tiny_config, read):
         read(copy, tiny_config)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json", "generation_config.json"])
+@pytest.mark.parametrize("read", READERS.values(), ids=READERS)
+def test_every_reader_names_a_pointer_of_git_lfs(copy, tiny_config, read, name):
+    """Above all a bundle, which would carry it as the tokenizer."""
+    (copy / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
+    with pytest.raises(ValueError, match=f"{name} is damaged: it is a pointer of git-lfs; run git lfs pull"):
+        read(copy, tiny_config)
+
+
 @pytest.mark.parametrize("read", [READERS[name] for name in ("plan", "inspect", "package")])
 def test_readers_of_weights_name_a_damaged_index(copy, tiny_config, read):
     (copy / "model.safetensors.index.json").write_text('{"weight_map": {"x": 1}}')

@@ -145,7 +145,10 @@ def test_a_missing_or_damaged_tokenizer_gives_a_one_line_error(dense, tmp_path, 
     (folder / "tokenizer.json").unlink()
     if content:
         (folder / "tokenizer.json").write_text(content)
-    refused(folder, text_file, r"has no tokenizer that loads without its own code .*; copy tokenizer.json")
+    reason = r"has no tokenizer that loads without its own code .*; copy tokenizer.json"
+    if content and content.startswith("version"):
+        reason = "tokenizer.json is damaged: it is a pointer of git-lfs; run git lfs pull"
+    refused(folder, text_file, reason)
 
 
 def test_a_tokenizer_that_needs_its_own_code_is_refused_without_a_prompt(dense, tmp_path, text_file, monkeypatch):

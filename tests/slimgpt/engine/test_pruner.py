@@ -13,6 +13,7 @@ from slimgpt.data.calibration import calibrate
 from slimgpt.engine.pruner import prune
 from slimgpt.method.shapes import HeadLayout
 from slimgpt.report import load_report
+from tests.tiny_models import write_dense
 
 from .test_resume import model_files
 
@@ -102,8 +103,6 @@ def test_ratio_zero_changes_no_weight(dense, tmp_path, tiny_config):
 
 
 def test_the_stored_dtype_is_kept(tmp_path, tiny_config):
-    from tests.tiny_models import write_dense
-
     source = write_dense(tmp_path / "bf16", dtype=torch.bfloat16)
     prune(source, tmp_path / "out", tiny_config())
     assert load_file(next((tmp_path / "out").glob("model-00002*")))["model.layers.0.mlp.down_proj.weight"].dtype == (
@@ -235,3 +234,16 @@ def test_impossible_requests_are_refused_before_anything_is_written(dense, tmp_p
     with pytest.raises(ValueError, match=message):
         prune(dense, tmp_path / "out", tiny_config(**fields))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_ratio_that_is_missed_by_more_than_half_a_point_is_warned_of(tmp_path, tiny_config, caplog):
+    """A second pruning of three layers, whose head units are a large share of what is left."""
+    dense = write_dense(tmp_path / "dense")
+    given = {"num_samples": 8, "seq_len": 64, "calibration": "python", "ffn_multiple": 8}
+    prune(dense, tmp_path / "first", tiny_config(**given, ratio=0.25))
+    assert "were requested" not in caplog.text
+    with caplog.at_level("WARNING", logger="slimgpt"):
+        report = prune(tmp_path / "first", tmp_path / "second", tiny_config(**given, ratio=0.4))
+    assert abs(report.ratio - 0.4) > 0.005
+    reached = f"{100 * report.ratio:.2f}% of the projections' parameters were removed, 40.00% were requested"
+    assert reached in caplog.text and "ffn_multiple, which is 8; a lower one comes closer" in caplog.text

@@ -4,8 +4,10 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from lm_eval.tasks import TaskManager
@@ -284,3 +286,13 @@ def test_without_data_or_hub_auto_is_continuation_and_named_tasks_are_errors(tmp
     assert auto == "('continuation',)"
     assert error.startswith("the data of task piqa is not available: HF_HUB_OFFLINE is set")
     assert "piqa/validation.jsonl" in error
+
+
+def test_a_temporary_folder_without_room_is_named(
+    tiny: Path, small_disk: Callable[..., Any], without_data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with small_disk("16k") as disk:
+        monkeypatch.setattr(tempfile, "tempdir", str(disk))  # as TMPDIR sets it
+        message = f"temporary files could not be written to {disk}: No space left on device .*TMPDIR can name another"
+        with pytest.raises(OSError, match=message):
+            evaluate(tiny, EvalConfig(tasks=("continuation",), perplexity="none"))

@@ -1,0 +1,80 @@
+"""The prompts of a benchmark: vLLM's random ones, ShareGPT's, or a file of the user's; what of them vLLM is told."""
+
+import json
+from pathlib import Path
+
+from deploy.bench.config import BenchConfig
+
+SHAREGPT_PROMPT, SHAREGPT_TOTAL = 1024, 2048  # tokens of the longest prompt, and with its answer, that vLLM takes of it
+
+
+def check_dataset(model: Path, config: BenchConfig, longest: int) -> None:
+    """Refuse a file that vLLM's command would fail on, and prompts that the model cannot read.
+
+    Args:
+        model: whose tokenizer counts them.
+        config: names the file.
+        longest: the most tokens that the model reads; 0 where that is unknown.
+
+    Raises:
+        ValueError, FileNotFoundError: one line with the remedy.
+    """
+    if config.dataset_name == "random":
+        return
+    path = Path(config.dataset_path)
+    if not path.is_file():
+        raise FileNotFoundError(f"dataset_path {config.dataset_path!r} does not exist; name a file that does")
+    if config.dataset_name == "sharegpt":
+        _conversations(path)
+        tokens = SHAREGPT_PROMPT
+    else:
+        tokens = longest_prompt(model, path)
+    if longest and tokens + config.output_len > longest:
+        raise ValueError(
+            f"prompts of {path.name} have up to {tokens} tokens, with output_len {config.output_len} more than the "
+            f"{longest} that {model} allows: lower output_len, or take shorter prompts"
+        )
+
+
+def longest_prompt(model: Path, path: Path) -> int:
+    """Tokens of the longest prompt in a file with a JSON object per line, whose field ``prompt`` is a string."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    longest = 0
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            try:
+                row = json.loads(line)
+            except ValueError as error:
+                raise ValueError(f"{path} line {number} is not JSON ({error}); it holds an object per line") from None
+            if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+                raise ValueError(f"{path} line {number} has no field 'prompt' that is a string")
+            longest = max(longest, len(tokenizer(row["prompt"])["input_ids"]))
+    if not longest:
+        raise ValueError(f"{path} holds no prompt")
+    return longest
+
+
+def _conversations(path: Path) -> None:
+    """Check that ``path`` is a file as ShareGPT's: a list of objects with a list ``conversations``."""
+    try:
+        rows = json.loads(path.read_bytes())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); ShareGPT's file is one list of conversations") from None
+    rows = rows if isinstance(rows, list) else []
+    talks = [row["conversations"] for row in rows if isinstance(row, dict) and "conversations" in row]
+    if not any(isinstance(talk, list) and len(talk) >= 2 for talk in talks):
+        raise ValueError(f"{path} holds no conversations of two turns; name a file as ShareGPT's")
+
+
+def serve_arguments(config: BenchConfig) -> list[str]:
+    """What ``vllm bench serve`` is told of the prompts, and how long the answers are."""
+    name = ["--dataset-name", config.dataset_name]
+    if config.dataset_name == "random":
+        lengths = ["--random-input-len", str(config.input_len), "--random-output-len", str(config.output_len)]
+        return [*name, "--random-range-ratio", "0", *lengths]
+    name += ["--dataset-path", str(Path(config.dataset_path).absolute())]
+    if config.dataset_name == "sharegpt":
+        return [*name, "--sharegpt-output-len", str(config.output_len)]
+    return [*name, "--custom-output-len", str(config.output_len), "--skip-chat-template"]
