@@ -4,7 +4,6 @@
 """
 
 import contextlib
-import gc
 import os
 import shutil
 import signal
@@ -23,6 +22,7 @@ os.environ.pop("MLFLOW_TRACKING_URI", None)
 if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
 
+from deploy.engines.vllm_entry import collect_seldom  # noqa: E402
 from tasks.environment import prepare  # noqa: E402
 from tests import vllm_environment  # noqa: E402
 
@@ -30,7 +30,7 @@ os.environ |= vllm_environment.QUICK
 # As in flows/local: seven processes for LLM judges, each of which imports MLflow for seconds, and which nothing uses.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 prepare()
-gc.set_threshold(10_000)  # as flows and servers do
+collect_seldom()  # as flows and servers do
 # A shell that starts the tests in the background has Ctrl-C ignored, and processes inherit that: servers that end
 # themselves by it would be waited for.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -108,6 +108,7 @@ def _run(command: Callable[[list[str]], object], arguments: list[str], log: str)
 
 
 if __name__ == "__main__":
+    vllm_entry.collect_seldom()
     vllm_entry.answer_vllm_version()
     vllm_entry.die_with_parent()
     serve_runs()
