@@ -33,7 +33,7 @@ def resolve_bos(policy: BosPolicy, tokenizer: Any, model_type: str) -> Bos:
 
 def adds_bos(tokenizer: Any) -> bool:
     """Whether the tokenizer puts BOS before a text by itself."""
-    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id
+    return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
 def _family_needs_it(tokenizer: Any, model_type: str) -> bool:
