@@ -64,7 +64,7 @@ def compare(
         check_model(model, config)
         check_dataset(model, config, longest_of(model))
     models = {"dense": dense, "pruned": pruned}
-    works = _works(models, config)
+    works = _works(models, config, config.input_len)
     workdir.mkdir(parents=True, exist_ok=True)
     measuring = _Measuring(models, config, workdir, on_progress or (lambda _: None), {})
     loads, footprints = measuring.served()
@@ -72,9 +72,7 @@ def compare(
     latency = measuring.offline("latency", bench_latency) if config.offline else None
     if config.dataset_name != "random":  # how long prompts are is known by now
         tokens = round(loads[0].runs.median("dense", "total_input_tokens") / config.num_prompts)
-        works["serving"] = _works(models, replace(config, dataset_name="random", dataset_path="", input_len=tokens))[
-            "serving"
-        ]
+        works["serving"] = _works(models, config, tokens)["serving"]
     shown = replace(config, dataset_path=Path(config.dataset_path).name)  # no folder of this machine
     report = BenchReport(
         schema=SCHEMA,
@@ -178,12 +176,12 @@ def _told(run: Figures) -> str:
     return f"{run['output_throughput']:.0f} tokens/s{first}"
 
 
-def _works(models: dict[str, Path], config: BenchConfig) -> dict[str, tuple[Any, Any]]:
+def _works(models: dict[str, Path], config: BenchConfig, input_len: int) -> dict[str, tuple[Any, Any]]:
     """The counted work of dense and pruned, by measurement. First of all: a model that cannot be read ends it here."""
     from deploy.bench.efficiency import work_of  # with transformers, seconds that --help must not cost
 
     def both(batch: int) -> tuple[Any, Any]:
-        lengths = {"input_len": config.input_len, "output_len": config.output_len}
+        lengths = {"input_len": input_len, "output_len": config.output_len}
         return work_of(models["dense"], **lengths, batch=batch), work_of(models["pruned"], **lengths, batch=batch)
 
     together = min(config.num_prompts, config.max_concurrency or config.num_prompts)

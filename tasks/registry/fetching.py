@@ -9,6 +9,7 @@ from pathlib import Path
 from mlflow import MlflowClient
 from mlflow.artifacts import download_artifacts
 from mlflow.entities import LoggedModel, LoggedModelStatus
+from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from slimgpt.files import folder_sha256
@@ -82,14 +83,22 @@ def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
                 f"runs:/{rest} has {len(models)} logged models; name one as runs:/RUN_ID/MODEL_NAME"
             )
         return models[0]
-    if "@" in rest:
-        version = client.get_model_version_by_alias(*rest.rsplit("@", 1))
-    elif "/" in rest:
-        version = client.get_model_version(*rest.rsplit("/", 1))
-    else:
+    version = named_version(client, rest)
+    if version is None:
         return client.get_logged_model(rest)
     model_id = version.model_id or version.source.removeprefix("models:/")
     return client.get_logged_model(model_id)
+
+
+def named_version(client: MlflowClient, rest: str) -> ModelVersion | None:
+    """The version that ``NAME@alias`` or ``NAME/3``, the rest of a URI, names; None where it names none.
+
+    Raises:
+        MlflowException: when there is no such version.
+    """
+    if "@" in rest:
+        return client.get_model_version_by_alias(*rest.rsplit("@", 1))
+    return client.get_model_version(*rest.rsplit("/", 1)) if "/" in rest else None
 
 
 def _download(client: MlflowClient, model: LoggedModel, folder: Path) -> None:

@@ -11,6 +11,7 @@ from deploy.bench.results import BenchReport
 from slimgpt.checkpoints.lineage import checkpoint_digest, load_lineage
 from tasks.environment import Workspace
 from tasks.registry.client import explained, open_client
+from tasks.registry.fetching import named_version
 from tasks.registry.live_run import PARENT
 from tasks.registry.names import MODEL_URI
 from tasks.registry.run_content import FAILURE, SETTING, bench_metrics, bench_metrics_of_side, bench_tags, flat, log
@@ -31,20 +32,13 @@ def find_version(uri: str, dense: Path, pruned: Path, workspace: Workspace) -> M
         ConnectionError: when the server does not answer.
     """
     named = MODEL_URI.fullmatch(uri)
-    rest = named["rest"] if named and named["scheme"] == "models" else ""
-    name, at, alias = rest.partition("@")
-    number = "" if at else rest.partition("/")[2]
-    if not (alias or number):
-        raise ValueError(f"the benchmark of {uri} cannot be recorded: name a version, such as models:/NAME/3")
     client = open_client(workspace)
     try:
-        version = (
-            client.get_model_version_by_alias(name, alias)
-            if alias
-            else client.get_model_version(name.partition("/")[0], number)
-        )
+        version = named_version(client, named["rest"]) if named and named["scheme"] == "models" else None
     except MlflowException as error:
         raise FileNotFoundError(f"{uri}: {str(error).splitlines()[0]}") from None
+    if version is None:
+        raise ValueError(f"the benchmark of {uri} cannot be recorded: name a version, such as models:/NAME/3")
     if not version.run_id:
         raise ValueError(f"the benchmark of {uri} cannot be recorded: no run stands behind that version")
     _check_compared_with(version, dense, pruned)
