@@ -87,6 +87,9 @@ def writing(what: str, folder: Path, kept: str = "") -> Iterator[None]:
         ) from error
 
 
+TEMPORARY = "TMPDIR can name another folder"
+
+
 @contextmanager
 def scratch(prefix: str) -> Iterator[Path]:
     """A temporary folder, gone with the block.
@@ -96,7 +99,7 @@ def scratch(prefix: str) -> Iterator[Path]:
     """
     place = Path(tempfile.gettempdir())
     with (
-        writing("temporary files", place, "TMPDIR can name another folder"),
+        writing("temporary files", place, TEMPORARY),
         # Windows cannot remove files that are still mapped.
         tempfile.TemporaryDirectory(dir=place, prefix=prefix, ignore_cleanup_errors=True) as folder,
     ):

@@ -2,6 +2,7 @@
 
 import hashlib
 import random
+from array import array
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import BosPolicy
 from slimgpt.data.bos import Bos, blocks_of, resolve_bos, text_tokens
 from slimgpt.data.chats import Chat
+from slimgpt.data.documents import Documents
 from slimgpt.data.text import TextSource, calibration_text
 
 PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
+PART_BITS = 32
 
 
 @dataclass(frozen=True)
@@ -53,14 +56,14 @@ def token_blocks(
     Raises:
         ValueError: when the text has fewer tokens than requested, or a conversation does not fit the chat template.
     """
-    length = PASSAGE_BLOCKS * seq_len
-    passages = [passage for document in text.documents for passage in _passages(document, length)]
+    documents, length = text.documents, PASSAGE_BLOCKS * seq_len
+    passages = _passages(documents, length)
     random.Random(seed).shuffle(passages)
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
     wanted = text_tokens(bos, num_samples, seq_len)
     ids: list[int] = []
     for start in range(0, len(passages), 64):  # in batches: tokenizers run them in parallel
-        batch = passages[start : start + 64]
+        batch = [_passage(documents, *divmod(code, 1 << PART_BITS), length) for code in passages[start : start + 64]]
         plain = [passage for passage, _ in batch if not isinstance(passage, Chat)]
         encoded = iter(_encoded(tokenizer, plain, split_special_tokens=True))
         for passage, last in batch:
@@ -90,13 +93,22 @@ def token_blocks(
     return Calibration(ids_NT, facts)
 
 
-def _passages(document: str, length: int) -> list[tuple[str, bool]]:
-    """Parts of a document, each with whether it is the last one; a conversation stays as it is."""
+def _passages(documents: Documents, length: int) -> "array[int]":
+    """Where the passages of all documents begin: the document's number, and in the low bits the part of it."""
+    passages = array("Q")
+    for i, characters in enumerate(documents.lengths):
+        parts = 1 if documents.is_chat(i) else -(-characters // length)
+        passages.extend(range(i << PART_BITS, (i << PART_BITS) + parts))
+    return passages
+
+
+def _passage(documents: Documents, i: int, part: int, length: int) -> tuple[str, bool]:
+    """A part of a document, and whether it is the last one; a conversation stays as it is."""
+    document = documents[i]
     if isinstance(document, Chat):
-        return [(document, True)]
-    return [
-        (document[start : start + length], start + length >= len(document)) for start in range(0, len(document), length)
-    ]
+        return document, True
+    end = (part + 1) * length
+    return document[part * length : end], end >= len(document)
 
 
 def _encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool) -> list[list[int]]:

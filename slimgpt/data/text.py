@@ -4,22 +4,19 @@ In that order, never silently: ``TextSource`` says which it was, and reports and
 Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw and wikitext-2-raw/wiki.train-head.raw.
 """
 
-import hashlib
-import io
-import json
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import Literal
 
 from slimgpt.checkpoints.hub import asking, hub_obstacle
 from slimgpt.data import python_text
-from slimgpt.data.chats import CHAT_FIELDS, Chat, chat_of
+from slimgpt.data.documents import Documents
+from slimgpt.data.text_files import SUFFIXES, read_documents, read_parquet
 
 DATA_VARIABLE = "SLIMGPT_DATA"
 Origin = Literal["file", "local data", "hub", "python"]
-SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".txt", ".raw", ".parquet")
 C4_DOCUMENTS = 20_000  # of the shard's 356,317: about 9 M tokens, enough for 4096 sequences of 2048
 
 
@@ -64,14 +61,17 @@ class TextSource:
         name: short name, part of metric names: "c4", "wikitext2", "python", or the file's name.
         documents: the text; one string holds an entire document, or an entire file that is one stream. Of a file that
             the user named it can be a ``Chat``.
-        sha256: over the documents, joined by a NUL character; of one document that is its file's own sum.
         origin: "file" (named by the user), "local data" (SLIMGPT_DATA), "hub" or "python".
     """
 
     name: str
-    documents: list[str]
-    sha256: str
+    documents: Documents
     origin: Origin
+
+    @property
+    def sha256(self) -> str:
+        """sha256 over the documents, joined by a NUL character; of one document that is its file's own sum."""
+        return self.documents.sha256
 
     def __str__(self) -> str:
         return f"{self.name} ({self.origin}, sha256 {self.sha256[:12]})"
@@ -117,7 +117,7 @@ def perplexity_text(name: str = "auto") -> TextSource:
     if name in ("auto", "wikitext2"):
         return _data_set(_WIKITEXT_TEST)
     named = _named(name, "perplexity", "wikitext2, python or auto")
-    if any(isinstance(document, Chat) for document in named.documents):
+    if named.documents.has_chats:
         raise ValueError(f"{name!r} holds conversations; perplexity takes plain text: a field 'text'")
     return _source(named.name, ["\n\n".join(named.documents)], "file")
 
@@ -150,7 +150,7 @@ def _at_hand(data: _OnHub) -> bool:
 
 def _data_set(data: _OnHub) -> TextSource:
     if local := _local(data.local):
-        return _source(data.name, _read(local), "local data")
+        return _source(data.name, read_documents(local), "local data")
     from huggingface_hub import hf_hub_download
 
     try:
@@ -165,13 +165,13 @@ def _data_set(data: _OnHub) -> TextSource:
             f"{data.name} is not available: {error}, and {DATA_VARIABLE} does not name a folder with {data.local}; "
             f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that ships with Python)"
         ) from None
-    rows = _read_parquet(path) if path.suffix == ".parquet" else _read_jsonl(path, C4_DOCUMENTS)
-    return _source(data.name, rows if data is _C4 else [join_wikitext_rows(rows)], "hub")
+    if data is _C4:
+        return _source(data.name, read_documents(path, C4_DOCUMENTS), "hub")
+    return _source(data.name, [join_wikitext_rows(read_parquet(path))], "hub")
 
 
-def _source(name: str, documents: list[str], origin: Origin) -> TextSource:
-    digest = hashlib.sha256("\0".join(documents).encode()).hexdigest()
-    return TextSource(name=name, documents=documents, sha256=digest, origin=origin)
+def _source(name: str, documents: Iterable[str], origin: Origin) -> TextSource:
+    return TextSource(name=name, documents=Documents(documents), origin=origin)
 
 
 def _named(source: str, purpose: str, names: str) -> TextSource:
@@ -180,110 +180,16 @@ def _named(source: str, purpose: str, names: str) -> TextSource:
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
         if not files:
             raise ValueError(f"{purpose} text {source!r} is a folder without a {', '.join(SUFFIXES)} file")
-        return _source(path.resolve().name, [text for file in files for text in _read(file)], "file")
+        return _source(path.resolve().name, (text for file in files for text in read_documents(file)), "file")
     if not path.name.endswith(SUFFIXES):
         raise ValueError(
             f"{purpose} text is {source!r}; it must be a {', '.join(SUFFIXES)} file, a folder of such files, or {names}"
         )
     if not path.is_file():
         raise FileNotFoundError(f"{purpose} text {source!r} does not exist; name a file that does, or {names}")
-    return _source(path.name, _read(path), "file")
+    return _source(path.name, read_documents(path), "file")
 
 
-def _read(path: Path) -> list[str]:
-    """The documents of a file, blank ones left out. Text files are one document, as it stands but for a leading BOM."""
-    if path.suffix == ".parquet":
-        documents = _read_parquet(path)
-    elif path.suffix in (".txt", ".raw"):
-        documents = [_decoded(path.read_bytes(), repr(str(path)))]
-    else:
-        documents = _read_jsonl(path)
-    documents = [text for text in documents if text.strip()]
-    if not documents:
-        raise ValueError(f"{str(path)!r} holds no text; name a file that does")
-    return documents
-
-
-def _decoded(data: bytes, place: str) -> str:
-    try:
-        return data.decode("utf-8-sig")  # some editors begin a file with a BOM, which is not text
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}); convert it first") from None
-
-
-def _read_jsonl(path: Path, limit: int | None = None) -> list[str]:
-    """The text or conversation of every line, of the first ``limit`` ones where it is given."""
-    try:
-        with _opened(path) as lines:
-            return [
-                _text_of(line, f"{str(path)!r} line {number}")
-                for number, line in enumerate(islice(lines, limit), 1)
-                if line.strip()
-            ]
-    except OSError as error:
-        raise ValueError(f"{str(path)!r} cannot be read: {error}; copy or download it again") from None
-
-
-def _opened(path: Path) -> IO[bytes]:
-    if path.suffix == ".jsonl":
-        return path.open("rb")
-    import pyarrow as pa
-
-    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
-
-
-def _text_of(line: bytes, place: str) -> str:
-    try:
-        row = json.loads(_decoded(line, place))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
-    text = row.get("text") if isinstance(row, dict) else None
-    if text is None and isinstance(row, dict):
-        text = chat_of(row, place)
-    if not isinstance(text, str):
-        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
-        raise ValueError(
-            f"{place} has no field 'text' that is a string, nor {' or '.join(CHAT_FIELDS)} (it has: {has}); "
-            "rename the field"
-        )
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{place} holds half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from None
-    return text
-
-
-def _read_parquet(path: Path) -> list[str]:
-    import pyarrow as pa  # a fifth of a second to import
-    from pyarrow import parquet
-
-    try:
-        with parquet.ParquetFile(path) as table:
-            columns = table.schema_arrow.names
-            if "text" not in columns:
-                return _chats(path, table)
-            rows = table.read(columns=["text"]).column("text").to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        raise ValueError(f"{str(path)!r} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-    wrong = next((row for row in rows if row is not None and not isinstance(row, str)), None)
-    if wrong is not None:
-        raise ValueError(f"{str(path)!r} has a column 'text' of {type(wrong).__name__}; it must hold strings")
-    return [row for row in rows if row is not None]
-
-
-def _chats(path: Path, table: Any) -> list[str]:
-    """The conversations of a parquet file without a column ``text``."""
-    columns = table.schema_arrow.names
-    if not set(CHAT_FIELDS) & set(columns):
-        raise ValueError(
-            f"{str(path)!r} has no column 'text', nor {' or '.join(CHAT_FIELDS)} (it has: {', '.join(columns)}); "
-            "rename the column"
-        )
-    field = next(name for name in CHAT_FIELDS if name in columns)
-    rows = enumerate(table.read(columns=[field]).to_pylist(), 1)
-    return [chat for number, row in rows if (chat := chat_of(row, f"{str(path)!r} row {number}"))]
-
-
-def join_wikitext_rows(rows: list[str]) -> str:
+def join_wikitext_rows(rows: Iterable[str]) -> str:
     """The raw file that the hub's rows were made from: its lines, where a line of blanks became an empty row."""
     return "".join(row or " \n" for row in rows)

@@ -1,6 +1,7 @@
 """Token blocks: full, drawn without overlap, the same for the same seed, and containing only the text."""
 
 import json
+import random
 import shutil
 from collections import Counter
 from pathlib import Path
@@ -10,7 +11,8 @@ import torch
 from transformers import AutoTokenizer
 
 from slimgpt.checkpoints.source import resolve_model
-from slimgpt.data.calibration import calibrate, token_blocks
+from slimgpt.data.calibration import PASSAGE_BLOCKS, calibrate, token_blocks
+from slimgpt.data.documents import Documents
 from slimgpt.data.text import TextSource, calibration_text
 from tests.tiny_models import write_dense
 
@@ -49,7 +51,7 @@ def test_too_few_tokens_are_refused_with_the_available_number(tokenizer, tmp_pat
 
 
 def source(*documents: str) -> TextSource:
-    return TextSource(name="given", documents=list(documents), sha256="0", origin="file")
+    return TextSource(name="given", documents=Documents(documents), origin="file")
 
 
 def test_the_seed_selects_passages_of_one_long_text_file(tokenizer, text_file):
@@ -64,6 +66,23 @@ def test_the_seed_selects_passages_of_one_long_text_file(tokenizer, text_file):
         first = token_blocks(tokenizer, text, num_samples=1, seq_len=32, seed=seed).ids_NT[0]
         starts.add(text.documents[0].index(tokenizer.decode(first)))
     assert min(starts) < len(text.documents[0]) / 3 < 2 * len(text.documents[0]) / 3 < max(starts)
+
+
+def test_passages_are_drawn_in_the_order_of_a_shuffled_list(tokenizer, text_file):
+    """The list of all passages is what the rule says; a large text has too many to keep them."""
+    long = text_file.read_text()
+    texts, length = ["a short one", long, "another", long[:5000]], PASSAGE_BLOCKS * 16
+    passages = [
+        (text[start : start + length], start + length >= len(text))
+        for text in texts
+        for start in range(0, len(text), length)
+    ]
+    random.Random(5).shuffle(passages)
+    ids = []
+    for passage, last in passages:
+        ids += tokenizer(passage, add_special_tokens=False)["input_ids"] + [tokenizer.eos_token_id] * last
+    drawn = token_blocks(tokenizer, source(*texts), num_samples=40, seq_len=16, seed=5)
+    assert drawn.ids_NT.flatten().tolist() == ids[:640]
 
 
 def test_every_token_of_the_text_is_drawn_once_and_eos_closes_documents_not_passages(tokenizer):

@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from slimgpt.data.documents import Documents
 from slimgpt.data.text import TextSource, perplexity_text
 from slimgpt.evaluation.perplexity import first_tokens, perplexity
 from tests.tiny_models import VOCAB_SIZE, write_dense
@@ -20,7 +21,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory):
 
 
 def text(*documents: str) -> TextSource:
-    return TextSource(name="a.txt", documents=list(documents), sha256="0" * 64, origin="file")
+    return TextSource(name="a.txt", documents=Documents(documents), origin="file")
 
 
 def by_definition(model, tokenizer, stream: str, seq_len: int, blocks: int) -> float:

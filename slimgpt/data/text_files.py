@@ -1,0 +1,115 @@
+"""Read the documents of a file, one after the other: .jsonl, also compressed, .parquet, .txt and .raw."""
+
+import io
+import json
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+from slimgpt.data.chats import CHAT_FIELDS, chat_of
+
+SUFFIXES = (".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".txt", ".raw", ".parquet")
+ROWS = 1024  # of a parquet file, read at a time
+
+
+def read_documents(path: Path, limit: int | None = None) -> Iterator[str]:
+    """The documents of a file, of its first ``limit`` rows where it is given; blank ones are left out.
+
+    Text files are one document, as it stands but for a leading BOM. A row without ``text`` can be a ``Chat``.
+
+    Raises:
+        ValueError: naming the file, when it is damaged, holds no text, or rows without such a field.
+    """
+    if path.suffix == ".parquet":
+        documents = read_parquet(path)
+    elif path.suffix in (".txt", ".raw"):
+        documents = iter([_decoded(path.read_bytes(), repr(str(path)))])
+    else:
+        documents = _read_jsonl(path)
+    empty = True
+    for document in islice(documents, limit):
+        if document.strip():
+            empty = False
+            yield document
+    if empty:
+        raise ValueError(f"{str(path)!r} holds no text; name a file that does")
+
+
+def _decoded(data: bytes, place: str) -> str:
+    try:
+        return data.decode("utf-8-sig")  # some editors begin a file with a BOM, which is not text
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{place} is not UTF-8 text (byte {error.start}); convert it first") from None
+
+
+def _read_jsonl(path: Path) -> Iterator[str]:
+    """The text or conversation of every line."""
+    try:
+        with _opened(path) as lines:
+            for number, line in enumerate(lines, 1):
+                yield _text_of(line, f"{str(path)!r} line {number}") if line.strip() else ""
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}; copy or download it again") from None
+
+
+def _opened(path: Path) -> IO[bytes]:
+    if path.suffix == ".jsonl":
+        return path.open("rb")
+    import pyarrow as pa
+
+    return io.BufferedReader(pa.input_stream(str(path), compression="detect"))
+
+
+def _text_of(line: bytes, place: str) -> str:
+    try:
+        row = json.loads(_decoded(line, place))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
+    text = row.get("text") if isinstance(row, dict) else None
+    if text is None and isinstance(row, dict):
+        text = chat_of(row, place)
+    if not isinstance(text, str):
+        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
+        raise ValueError(
+            f"{place} has no field 'text' that is a string, nor {' or '.join(CHAT_FIELDS)} (it has: {has}); "
+            "rename the field"
+        )
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{place} holds half of a surrogate pair (\\ud800 to \\udfff alone); remove it") from None
+    return text
+
+
+def read_parquet(path: Path) -> Iterator[str]:
+    """The column ``text``, else the conversations; an empty row is an empty text.
+
+    Raises:
+        ValueError: when it is damaged, or without such a column.
+    """
+    import pyarrow as pa  # a fifth of a second to import
+    from pyarrow import parquet
+
+    try:
+        with parquet.ParquetFile(path) as table:
+            columns = table.schema_arrow.names
+            field = next((name for name in ("text", *CHAT_FIELDS) if name in columns), None)
+            if field is None:
+                raise ValueError(
+                    f"{str(path)!r} has no column 'text', nor {' or '.join(CHAT_FIELDS)} (it has: "
+                    f"{', '.join(columns)}); rename the column"
+                )
+            batches = table.iter_batches(ROWS, columns=[field])
+            for number, row in enumerate((row for batch in batches for row in batch.column(0).to_pylist()), 1):
+                yield _text_of_row(field, row, path, number)
+    except (pa.ArrowInvalid, OSError) as error:
+        raise ValueError(f"{str(path)!r} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+def _text_of_row(field: str, row: Any, path: Path, number: int) -> str:
+    if field != "text":
+        return chat_of({field: row}, f"{str(path)!r} row {number}") or ""
+    if row is not None and not isinstance(row, str):
+        raise ValueError(f"{str(path)!r} has a column 'text' of {type(row).__name__}; it must hold strings")
+    return row or ""
