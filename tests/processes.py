@@ -3,10 +3,18 @@
 import multiprocessing
 import os
 import sys
+from pathlib import Path
 
 _forkserver = multiprocessing.get_context("forkserver")
 _forkserver.set_forkserver_preload(
-    ["slimgpt.engine.pruner", "flows.cli", "flows.cli.show", "tests.tiny_models", "tests.flows.killed_flow"]
+    [
+        "slimgpt.engine.pruner",
+        "flows.cli",
+        "flows.cli.show",
+        "tests.tiny_models",
+        "tests.flows.killed_flow",
+        "tests.tasks.registry.finished_run",
+    ]
 )
 
 
@@ -20,6 +28,15 @@ def start(function, *args):
 def queue():
     """A queue that such processes can be given."""
     return _forkserver.Queue()
+
+
+def write_output_to(log: Path) -> None:
+    """Write what this process prints to ``log``; without it, the server's own output takes it."""
+    with log.open("w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
+    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
 
 
 def signal_self_at_call(number, call):

@@ -21,6 +21,7 @@ from flows.cli import app as cli
 from tasks.preflight import models, planning
 from tasks.registry import live_run, runs, versions
 from tasks.steps import artifacts, benchmarking, bundling, chain, evaluation, reporting
+from tests import processes
 
 # Where each phase begins, in the order in which they come.
 PHASES = {
@@ -70,11 +71,7 @@ def compress(words: list[str], api: str, log: Path, vllm: bool, kill_in: str, at
     os.setsid()  # what it starts is known by the session, or by a variable
     os.environ["SLIMGPT_TEST_FLOW"] = str(os.getpid())
     del os.environ["MLFLOW_TRACKING_URI"]  # the tests' own; the flow takes that of its workspace
-    with log.open("w") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # noqa: SIM115
-    sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115  the forkserver's own is another file
+    processes.write_output_to(log)
     if not vllm:
         sys.modules["vllm"] = None  # type: ignore[assignment]  # this machine has none
     sys.argv = ["slimgpt", "compress", *words]

@@ -23,6 +23,7 @@ from tests.flows.documents.test_readme import DOCS, README, commands
 from tests.hub_server import Hub
 
 pytestmark = [
+    pytest.mark.all,
     pytest.mark.slow,
     pytest.mark.vllm,
     pytest.mark.minutes,
@@ -79,10 +80,7 @@ def place(tmp_path):
     return tmp_path
 
 
-# First what the pages' curl lines ask, and the line with options of vLLM's own. A commit of the hub is found and two
-# ranks compute in other tests, too (test_hub, test_tensor_parallel).
-@pytest.mark.parametrize("which", ["first", pytest.param("others", marks=pytest.mark.all)])
-def test_serve_commands_serve(place, which):
+def test_serve_commands_serve(place):
     files = {path.name: path.read_bytes() for path in (place / "MODEL").iterdir()}
     asked_by_curl = set()
     with Hub() as hub:
@@ -114,16 +112,13 @@ def test_serve_commands_serve(place, which):
 
         wanted = telling(smaller(words) for words in lines("serve"))
         assert {words[0] for words in wanted} >= {"MODEL", "org/model", "out", "models:/smollm2-slim@champion"}
-        first = [words for words in wanted if "--" in words or words[0].startswith("models:")]
-        chosen = first if which == "first" else [words for words in wanted if words not in first]
         with ThreadPoolExecutor(AT_ONCE) as pool:
-            list(pool.map(serve, range(len(chosen)), chosen))
+            list(pool.map(serve, range(len(wanted)), wanted))
     if not shutil.which("curl"):
         pytest.skip("all serve; the pages' curl lines were not run, since curl is not installed")
-    assert which == "others" or len(asked_by_curl) == len(CURL) >= 2
+    assert len(asked_by_curl) == len(CURL) >= 2
 
 
-@pytest.mark.all
 def test_every_bench_command_measures(place):
     (words,) = lines("bench")
     dense = write_dense(place / "smollm2")

@@ -165,6 +165,7 @@ def postgres():
 
 
 @pytest.mark.slow
+@pytest.mark.all
 def test_both_servers_run_on_one_postgresql_and_the_deployments_are_registered(postgres, tmp_path):
     """Without containers: the same commands and settings, but for host names and ports."""
     database = {"PREFECT_SERVER_DATABASE_HOST": "127.0.0.1", "PREFECT_SERVER_DATABASE_PORT": str(postgres.port)}

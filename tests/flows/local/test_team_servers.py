@@ -1,6 +1,5 @@
 """`make up` on PostgreSQL and S3 as docs/flows.md says: what lies where, and what is kept out."""
 
-import os
 import re
 import shutil
 import subprocess
@@ -19,7 +18,9 @@ from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
 from tasks.registry.client import set_alias
 from tasks.registry.fetching import fetch_model
+from tests import processes
 from tests.flows.local.test_local import EVALUATION, PRUNE, ROOT, Servers
+from tests.tasks.registry import finished_run
 from tests.tiny_models import write_dense
 
 pytestmark = pytest.mark.slow
@@ -66,17 +67,14 @@ def test_state_is_in_postgresql_and_weights_in_the_bucket(
 
 
 def test_two_processes_registering_one_name_end_with_two_whole_versions_and_one_alias(team, run, tmp_path, monkeypatch):
-    client = {"PREFECT_API_URL": team.api, "MLFLOW_TRACKING_URI": team.mlflow, "PYTHONPATH": str(ROOT)}
-    clients = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")} | client
-    command = [sys.executable, "-m", "tests.tasks.registry.finished_run"]
-    both = []
-    for number in ("1", "2"):
-        own = shutil.copytree(run, tmp_path / number / "run")
-        words = [*command, str(own), "twins-slim", str(tmp_path / "runs" / number)]
-        output = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-        both.append(subprocess.Popen(words, env=clients, cwd=ROOT, **output))
-    output = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], output
+    both, logs = [], [tmp_path / f"{number}.log" for number in (1, 2)]
+    for number, log in enumerate(logs, 1):
+        own = shutil.copytree(run, tmp_path / str(number) / "run")
+        runs = tmp_path / "runs" / str(number)
+        both.append(processes.start(finished_run.in_process, own, "twins-slim", runs, team.api, team.mlflow, log))
+    for process, log in zip(both, logs, strict=True):
+        process.join()
+        assert process.exitcode == 0, log.read_text()
     registry = MlflowClient(team.mlflow)
     versions = registry.search_model_versions("name='twins-slim'")
     assert {(str(version.version), version.status) for version in versions} == {("1", "READY"), ("2", "READY")}

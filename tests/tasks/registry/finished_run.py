@@ -1,11 +1,13 @@
 """A compression on a tiny model up to its registration; as a program, that registration: PLACE NAME RUNS."""
 
 import json
+import os
 import sys
 from pathlib import Path
 
 from prefect import flow
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_API_URL, temporary_settings
 
 from deploy.bundle.folder import write_bundle
 from slimgpt.checkpoints.lineage import load_lineage
@@ -21,6 +23,7 @@ from tasks.steps.artifacts import publish_artifacts
 from tasks.steps.benchmarking import Benchmark
 from tasks.steps.registration import register
 from tasks.steps.reporting import write_report
+from tests import processes
 from tests.tiny_models import write_dense
 
 EVALUATION = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_blocks=2)
@@ -69,6 +72,14 @@ def registration(root: str, name: str, runs: str, registry: RegistryConfig) -> s
         version = register(complete, run)
     publish_artifacts(complete.report, version, workspace.tracking_uri)
     return version.version
+
+
+def in_process(root: Path, name: str, runs: Path, api: str, mlflow: str, log: Path) -> None:
+    """That registration in a process of tests/processes.py, its output in ``log``."""
+    processes.write_output_to(log)
+    os.environ["MLFLOW_TRACKING_URI"] = mlflow
+    with temporary_settings({PREFECT_API_URL: api}):
+        registration(str(root), name, str(runs), RegistryConfig())
 
 
 if __name__ == "__main__":

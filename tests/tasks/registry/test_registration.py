@@ -15,6 +15,7 @@ import requests
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
 from prefect.logging import disable_run_logger
+from prefect.settings import PREFECT_API_URL
 
 from deploy.bundle.folder import write_bundle
 from flows.cli.app import main
@@ -30,7 +31,9 @@ from tasks.registry.gates import GateConfig
 from tasks.registry.live_run import open_run
 from tasks.registry.promotion import promote
 from tasks.steps.registration import register
+from tests import processes
 from tests.tasks.registry import finished_run
+from tests.team_servers import free_port
 
 ROOT = Path(__file__).parents[3]
 
@@ -228,17 +231,17 @@ def test_a_second_try_goes_on_with_the_model_and_the_version_of_the_first(run, w
     assert folder_sha256(fetch_model(f"runs:/{version.run_id}", workspace)) == folder_sha256(run / "bundle" / "model")
 
 
-def child(run, name, runs, **environment):
-    command = [sys.executable, "-m", "tests.tasks.registry.finished_run", str(run), name, str(runs)]
-    own = {"cwd": ROOT, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
-    return subprocess.Popen(command, env={**os.environ, "PYTHONPATH": str(ROOT), **environment}, **own)
-
-
 @pytest.mark.slow
-def test_two_registrations_of_one_name_at_once_both_end_whole(run, served_workspace, prefect_server):
-    both = [child(run, "twins-slim", served_workspace.root / str(i)) for i in range(2)]
-    output = [process.communicate()[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], output
+def test_two_registrations_of_one_name_at_once_are_both_complete(run, served_workspace, prefect_server, tmp_path):
+    servers = (PREFECT_API_URL.value(), served_workspace.tracking_uri)
+    logs = [tmp_path / f"{i}.log" for i in range(2)]
+    both = [
+        processes.start(finished_run.in_process, run, "twins-slim", tmp_path / f"runs{i}", *servers, log)
+        for i, log in enumerate(logs)
+    ]
+    for process, log in zip(both, logs, strict=True):
+        process.join()
+        assert process.exitcode == 0, log.read_text()
     client = MlflowClient(served_workspace.tracking_uri)
     versions = client.search_model_versions("name='twins-slim'")
     assert {(str(version.version), version.status) for version in versions} == {("1", "READY"), ("2", "READY")}
@@ -259,19 +262,23 @@ SECRETS = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dies", [False, True])
-def test_planted_secrets_show_up_nowhere(run, own_server, tmp_path, prefect_server, dies):
-    uri = own_server.url.replace("http://", "http://planted0user:planted0password@")
-    if dies:  # what MLflow then says names the address
-        own_server.stop()
-    process = child(run, "tiny-slim", tmp_path / "runs", MLFLOW_TRACKING_URI=uri, **SECRETS)
-    output = process.communicate()[0]
-    assert (process.returncode != 0) == dies, output
-    own_server.stop()
-    words = [b"planted0"]
+@pytest.mark.parametrize("answers", [True, False])
+def test_planted_secrets_show_up_nowhere(run, request, tmp_path, prefect_server, answers):
+    # where none answers, MLflow's message names the address
+    server = request.getfixturevalue("own_server") if answers else None
+    url = server.url if server else f"http://127.0.0.1:{free_port()}"
+    uri = url.replace("http://", "http://planted0user:planted0password@")
+    command = [sys.executable, "-m", "tests.tasks.registry.finished_run", str(run), "tiny-slim", str(tmp_path / "runs")]
+    variables = {"PYTHONPATH": str(ROOT), "MLFLOW_TRACKING_URI": uri, **SECRETS}
+    done = subprocess.run(
+        command, cwd=ROOT, env=os.environ | variables, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert (done.returncode == 0) == answers, done.stdout
+    if server:
+        server.stop()
     places = [path for path in (*tmp_path.rglob("*"), *run.rglob("*")) if path.is_file()]
-    if not dies:
+    if answers:
         assert any(b"tiny-slim" in path.read_bytes() for path in places if path.name.startswith("db"))
         assert any(path.name == "report.html" for path in places)
-    assert "planted0" not in output
-    assert [path for path in places if any(word in path.read_bytes() for word in words)] == []
+    assert "planted0" not in done.stdout
+    assert [path for path in places if b"planted0" in path.read_bytes()] == []
