@@ -179,10 +179,12 @@ def _layer_memory(dense: LayerShape, pruned: LayerShape, s: Setting) -> int:
     attention = b * s.item * (2 * D + 3 * A + 4 * kv) + 4 * A**2
     as_float = 4 * b * F if s.item < 4 else 0  # H is summed in float32
     channels = 4 * F**2 + b * s.item * (3 * D + 3 * F) + as_float
+    # H, its factor, and the part of the factor that torch copies to solve for all strips but the first
+    invert = SOLVE_ITEM * (2 * F**2 + (F - strip_width(F)) ** 2 + D * F)
     eliminate = SOLVE_ITEM * (2 * F**2 + (F - f_kept) * F + 2 * D * F)
     factor = SOLVE_ITEM * (F**2 + 2 * f_kept**2 + D * F)
     refit = SOLVE_ITEM * (F**2 + f_kept**2 + D * (2 * F + 3 * f_kept))
-    return max(attention, kept + max(channels, eliminate, factor, refit) if f_kept < F else channels)
+    return max(attention, kept + max(channels, invert, eliminate, factor, refit) if f_kept < F else channels)
 
 
 @dataclass(frozen=True)

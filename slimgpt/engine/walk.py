@@ -213,6 +213,7 @@ class Walk:
                     gram.add(x_BTF)
                 if keeps:
                     activations_BTF.append(x_BTF)
+                del x_BTF  # or the last block would be held while channels are chosen, where memory is at its peak
         with self.clock("gram"):
             self.ranks.add(gram.H_DD)
 

@@ -1,6 +1,8 @@
-"""The operations that cost.py counts equal torch's own count."""
+"""The operations that cost.py counts equal torch's own count, and the memory is what is measured."""
 
+import ctypes
 import os
+import platform
 import subprocess
 import sys
 from dataclasses import replace
@@ -11,10 +13,16 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel
 
+from slimgpt import PruneConfig, plan, prune
 from slimgpt.checkpoints.families import layer_shapes
-from slimgpt.engine.cost import Setting, estimate
+from slimgpt.data.calibration import Calibration
+from slimgpt.engine.cost import IMPORTS, Setting, estimate
 from slimgpt.method import obs
+from slimgpt.usage import peak_memory
+from tests import processes
+from tests.tiny_models import write_dense
 
+M_MMAP_THRESHOLD = -3  # of malloc.h
 SETTING = Setting(samples=3, seq_len=16, block_tokens=32, item=4, stored=2, keep=2**30, cpu=True)
 
 
@@ -56,6 +64,37 @@ def test_processes_share_tokens_and_a_file_takes_activations_out_of_memory(dense
     waiting = 64 * 512 * (shapes[0].hidden_size + shapes[0].num_heads * shapes[0].head_dim) * 4
     assert on_disk.disk - alone.disk == waiting
     assert alone.host - on_disk.host == waiting - 3 * waiting // 64  # three of 64 blocks are on their way
+
+
+def memory_of_pruning(model: Path, out: Path, fields: dict, answer) -> None:
+    """Answer planned and measured peak memory, both beyond what a process has before it begins."""
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)  # else glibc keeps up to 100 MB of freed pieces for later
+    config = PruneConfig(calibration="python", device="cpu", seq_len=256, block_tokens=2048, keep_gib=0.0, **fields)
+    ids_NT = torch.randint(0, 500, (config.num_samples, 256), generator=torch.Generator().manual_seed(0))
+    tokens = Calibration(ids_NT, {"name": "random", "ids_sha256": "0"})
+    planned = plan(model, config, calibration=tokens, estimate_seconds=False).memory_bytes - IMPORTS
+    before = peak_memory(torch.device("cpu"))
+    answer.put((planned, prune(model, out, config, calibration=tokens).peak_memory_bytes - before))
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what malloc keeps for later can be set in glibc alone")
+@pytest.mark.parametrize(
+    ("width", "samples", "place", "floor"),
+    [
+        (256, 256, "device", 2**27 * 2),  # hidden states, and as much of head outputs
+        (256, 256, "disk", 0),
+        (3072, 32, "device", 2 * 8 * 3072**2),  # H and its inverse
+    ],
+)
+def test_measured_memory_is_what_was_planned(tmp_path, width, samples, place, floor):
+    """On disk it holds from the embedding on: all hidden states are 134 MB."""
+    dense = write_dense(tmp_path / "dense", num_hidden_layers=2, hidden_size=512, head_dim=64, intermediate_size=width)
+    answer = processes.queue()
+    fields = {"num_samples": samples, "activations": place, "ffn_multiple": 4}
+    processes.start(memory_of_pruning, dense, tmp_path / "out", fields, answer).join()
+    planned, measured = answer.get(timeout=10)
+    assert planned > floor
+    assert measured == pytest.approx(planned, abs=80 << 20)  # code and tables that are touched for the first time
 
 
 def test_the_tables_in_the_docs_are_up_to_date():
