@@ -26,6 +26,7 @@ from deploy.engines.availability import model_obstacle, serves_on_cpu, vllm_obst
 from deploy.serving.health import healthy, url_of
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.config import check_limits, option
+from slimgpt.equal_bits import without_request
 
 logger = logging.getLogger(__name__)
 
@@ -126,7 +127,7 @@ def serve_command(model: Path, config: ServeConfig, *, port: int, served_name: s
 
 def child_environment(config: ServeConfig | None = None) -> dict[str, str]:
     """This process's environment plus what vLLM needs: no statistics sent, our plugin only, no hub, death with us."""
-    env = os.environ | {
+    env = without_request(dict(os.environ)) | {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_PLUGINS": "slimgpt",

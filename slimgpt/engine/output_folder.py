@@ -5,8 +5,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-import transformers
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,10 +14,10 @@ from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.checkpoints.lineage import Checkpoint, Step
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
-from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
-from slimgpt.files import code_digest, commit, digest_of, file_sha256, writing
+from slimgpt.equal_bits import conditions
+from slimgpt.files import commit, digest_of, file_sha256, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
 
 FORMAT = 2  # of the journal; a change makes older journals unusable
@@ -68,13 +66,9 @@ class OutputFolder:
             "format": FORMAT,
             "model": self.job.shards.digest(),
             "calibration": calibration.facts["ids_sha256"],
-            "device": device_name(self.job.device),
             "dtype": str(self.job.dtype).removeprefix("torch."),
-            "threads": torch.get_num_threads() if self.job.device.type == "cpu" else 0,  # sums are split among them,
-            "processes": self.ranks,  # and among these
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,  # whose layers pass the activations on
-            "code": code_digest(),
+            "processes": self.ranks,  # sums are split among them
+            **conditions(self.job.device),
             **{f"config.{key}": value for key, value in config.items() if key not in _NAMED_BY_ITS_EFFECT},
         }
 
@@ -189,6 +183,8 @@ def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
     if {**old, "threads": 0} == {**new, "threads": 0}:
         return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
+    if {**old, "mkl": ""} == {**new, "mkl": ""}:
+        return "import slimgpt's engine before torch computes, with the MKL_CBWR it was begun with, or name another OUT"
     for package in ("torch", "transformers"):
         if {**old, package: ""} == {**new, package: ""} and package in old:
             return f"install {package}=={old[package]} to resume it, or name another OUT"

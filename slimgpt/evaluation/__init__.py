@@ -1,1 +1,5 @@
-"""How good a model is: perplexity and lm-eval's tasks."""
+"""How good a model is: perplexity and lm-eval's tasks. Importing it asks for equal bits, as the engine does."""
+
+from slimgpt.equal_bits import request_equal_bits
+
+request_equal_bits()

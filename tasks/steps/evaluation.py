@@ -6,17 +6,16 @@ from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from typing import Any
 
-import torch
-import transformers
 from prefect import get_run_logger, runtime, task
 from prefect.context import TaskRunContext
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import EvalConfig
-from slimgpt.device import device_name, resolve_device
+from slimgpt.device import resolve_device
+from slimgpt.equal_bits import conditions
 from slimgpt.evaluation.harness import EvalResult, evaluate
 from slimgpt.evaluation.harness_tasks import DataUsed
-from slimgpt.files import code_digest, write_atomically
+from slimgpt.files import write_atomically
 from tasks.digests import facts_digest, folder_digest
 from tasks.environment import RunFolder
 from tasks.registry.live_run import LiveRun
@@ -43,15 +42,12 @@ class EvalRequest:
         """All that the figures depend on; None where data comes from the hub, which names no digest of it."""
         if not all(data.sha256 for data in self.data):
             return None
-        device = resolve_device(self.config.device)
         return {
             "model": [self.model.folder.name, folder_digest(self.model.folder)],
             "config": asdict(self.config),
             "data": [data.to_dict() for data in self.data],
-            "device": device_name(device),
-            "threads": torch.get_num_threads() if device.type == "cpu" else 0,
-            "versions": [torch.__version__, transformers.__version__, version("lm_eval") if self.config.tasks else ""],
-            "code": code_digest(),
+            "lm_eval": version("lm_eval") if self.config.tasks else "",
+            **conditions(resolve_device(self.config.device)),
         }
 
 

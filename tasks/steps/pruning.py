@@ -7,7 +7,6 @@ from typing import Any
 
 import httpx
 import torch
-import transformers
 from prefect import get_run_logger, runtime, task
 from prefect.artifacts import create_progress_artifact, update_progress_artifact
 from prefect.context import TaskRunContext
@@ -15,10 +14,9 @@ from prefect.exceptions import TerminationSignal
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import PruneConfig
-from slimgpt.device import device_name
 from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
-from slimgpt.files import code_digest
+from slimgpt.equal_bits import conditions
 from slimgpt.report import LayerReport
 from tasks.digests import facts_digest, folder_digest
 from tasks.preflight.chain import Expected, OnLayer
@@ -82,12 +80,8 @@ class PlannedPruning:
         return {
             "calibration": self.plan.calibration["ids_sha256"],
             "config": self.config.fingerprint(),
-            "device": device_name(device),
             "dtype": self.plan.dtype,
-            "threads": torch.get_num_threads() if device.type == "cpu" else 0,
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-            "code": code_digest(),
+            **conditions(device),
         }
 
     @property

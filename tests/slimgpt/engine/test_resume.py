@@ -12,7 +12,6 @@ import torch
 
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
-from slimgpt.engine import output_folder
 from slimgpt.engine.journal import Journal
 from slimgpt.engine.pruner import prune
 from slimgpt.report import load_report
@@ -113,11 +112,15 @@ def test_another_config_model_calibration_version_or_number_of_threads_on_the_sa
     finally:
         torch.set_num_threads(threads)
     with monkeypatch.context() as patch:
+        patch.setattr("slimgpt.equal_bits.mkl_mode", lambda: "another")
+        with pytest.raises(FileExistsError, match=r"mkl was .*, now another; import slimgpt's engine before torch"):
+            prune(dense, tmp_path / "out", config)
+    with monkeypatch.context() as patch:
         patch.setattr("transformers.__version__", "1.0")
         with pytest.raises(FileExistsError, match=r"now 1\.0; install transformers==.* to resume it"):
             prune(dense, tmp_path / "out", config)
     with monkeypatch.context() as patch:
-        patch.setattr(output_folder, "code_digest", lambda: "other")
+        patch.setattr("slimgpt.files.code_digest", lambda: "other")
         with pytest.raises(FileExistsError, match="code was .*, now other; take the version of slimgpt that began it"):
             prune(dense, tmp_path / "out", config)
     text.write_text("a lazy dog sleeps here " * 400)
