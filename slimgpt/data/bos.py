@@ -9,8 +9,9 @@ from typing import Any, Literal
 from slimgpt.config import BosPolicy
 
 Bos = Literal["none", "stream", "block"]
-# A tokenizer made from a GGUF file, or saved again by another version, can lose the flag that adds BOS.
-_ALWAYS_WITH_BOS = ("gemma",)
+# A tokenizer made from a GGUF file, or saved again by another version, can lose the flag that adds BOS. Trained with it
+# were these, by model type and BOS token: of the type llama are many models that have a BOS and never saw it in front.
+_TRAINED_WITH_BOS = (("gemma", ""), ("llama", "<|begin_of_text|>"), ("mistral", "<s>"))
 
 
 def resolve_bos(policy: BosPolicy, tokenizer: Any, model_type: str) -> Bos:
@@ -37,7 +38,8 @@ def adds_bos(tokenizer: Any) -> bool:
 
 
 def _family_needs_it(tokenizer: Any, model_type: str) -> bool:
-    return tokenizer.bos_token_id is not None and any(family in model_type for family in _ALWAYS_WITH_BOS)
+    token = tokenizer.bos_token
+    return token is not None and any(family in model_type and bos in ("", token) for family, bos in _TRAINED_WITH_BOS)
 
 
 def text_tokens(bos: Bos, blocks: int, seq_len: int) -> int:

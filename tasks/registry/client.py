@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -23,6 +24,11 @@ from tasks.messages import reason, without_password
 
 _FULL, _FULL_DATABASE = os.strerror(errno.ENOSPC), "database or disk is full"  # SQLite's words
 _LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_REMEDY_OF_HOST = (
+    "it takes requests under certain names alone: name it in MLFLOW_TRACKING_URI as it expects, "
+    "or start it with --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS) that include this name"
+)
+_REMEDY_OF_USER = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 _impatience = threading.Lock()
 _impatient_blocks: list[dict[str, str | None]] = []  # of all threads, each with the values before the first
 
@@ -32,6 +38,7 @@ def open_client(workspace: Workspace) -> MlflowClient:
 
     Raises:
         ConnectionError: when the server does not answer within seconds.
+        PermissionError: when it answers that it is not to be asked: by this user, or under this name of its host.
         OSError: when the SQLite file cannot be opened.
     """
     prepare(workspace.root)
@@ -48,6 +55,9 @@ def open_client(workspace: Workspace) -> MlflowClient:
         why = f"({reason(error, uri)})"
         if uri.startswith("sqlite:"):
             raise ConnectionError(f"MLflow's database {uri} cannot be used {why}") from None
+        if re.search(r"error code (401|403)\b", str(error)):
+            remedy = _REMEDY_OF_HOST if "Invalid Host" in str(error) else _REMEDY_OF_USER
+            raise PermissionError(f"MLflow at {without_password(uri)} refuses to answer {why}; {remedy}") from None
         raise ConnectionError(
             f"MLflow at {without_password(uri)} does not answer {why}; "
             "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"

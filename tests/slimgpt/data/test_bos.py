@@ -47,6 +47,22 @@ def test_auto_is_the_habit_of_the_tokenizer_or_the_family(dense, adds, model_typ
     assert resolve_bos(policy, with_bos(dense, adds=adds), model_type) == resolved
 
 
+@pytest.mark.parametrize(
+    ("model_type", "token", "resolved"),
+    [
+        ("llama", "<|begin_of_text|>", "block"),  # Llama 3
+        ("slim_mistral", "<s>", "block"),
+        ("llama", "<s>", "none"),  # Llama 2's own tokenizer adds it; Baichuan's has the same token and does not
+        ("llama", "<|im_start|>", "none"),  # SmolLM2
+        ("phi3", "<s>", "none"),
+    ],
+)
+def test_families_are_known_by_their_bos_where_the_tokenizer_lost_the_flag(dense, model_type, token, resolved):
+    tokenizer = AutoTokenizer.from_pretrained(dense)
+    tokenizer.add_special_tokens({"bos_token": token})
+    assert resolve_bos("auto", tokenizer, model_type) == resolved
+
+
 def test_a_tokenizer_without_bos_has_none_and_none_can_be_requested(dense):
     tokenizer = AutoTokenizer.from_pretrained(dense)
     assert tokenizer.bos_token_id is None

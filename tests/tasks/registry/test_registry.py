@@ -4,6 +4,7 @@ import contextlib
 import socket
 import sqlite3
 import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
@@ -86,6 +87,35 @@ def test_a_server_that_refuses_is_one_line_without_the_password(monkeypatch, tmp
     assert "s3cret" not in text
     assert "someone" not in text
     assert "\n" not in text
+
+
+def test_a_server_that_takes_no_requests_under_this_name_says_how_it_would(mlflow_server, monkeypatch, tmp_path):
+    find = socket.getaddrinfo
+    monkeypatch.setattr(
+        socket, "getaddrinfo", lambda host, *a, **k: find("127.0.0.1" if host == "mlflow.example" else host, *a, **k)
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://mlflow.example:{mlflow_server.port}")
+    with pytest.raises(PermissionError, match=r"mlflow.example:\d+ refuses .*Invalid Host.*--allowed-hosts"):
+        open_client(Workspace.at(tmp_path))
+
+
+@pytest.mark.parametrize("status", [401, 403])
+def test_a_server_that_wants_another_user_names_the_variables(status, monkeypatch, tmp_path):
+    class Refusing(BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_error(status)
+
+        do_POST = do_GET
+
+        def log_message(self, *_):
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Refusing) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+        with pytest.raises(PermissionError, match="refuses to answer .*set MLFLOW_TRACKING_USERNAME and"):
+            open_client(Workspace.at(tmp_path))
+        server.shutdown()
 
 
 def test_a_server_that_takes_the_call_and_says_nothing_is_given_up(monkeypatch, tmp_path):
