@@ -202,6 +202,7 @@ def _run_tasks(
 ) -> dict[str, Any]:
     import lm_eval  # seconds to import, and optional
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, hash_string
 
     say(f"tasks: {', '.join(tasks)}")
@@ -223,6 +224,7 @@ def _run_tasks(
             fewshot_as_multiturn=config.apply_chat_template,
             batch_size=config.batch_size,
             log_samples=True,
+            task_manager=TaskManager(include_defaults=False),  # the tasks are loaded; its own are 13,000 files to read
         )
     raw["task_hashes"] = {
         task: hash_string("".join(row["doc_hash"] + row["prompt_hash"] + row["target_hash"] for row in rows))
