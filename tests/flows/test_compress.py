@@ -1,4 +1,4 @@
-"""The whole way on a tiny random model: real Prefect, real MLflow on SQLite, and real vLLM where it can run."""
+"""All steps on a tiny random model: real Prefect, real MLflow on SQLite, and real vLLM where it can run."""
 
 import dataclasses
 import hashlib
@@ -194,7 +194,7 @@ def test_the_bundles_card_holds_the_runs_own_figures(done):
         assert len(figures) == 3  # perplexity, acc, acc_norm
 
 
-def test_the_bundle_is_whole_and_the_report_says_what_was_used_or_skipped(done):
+def test_the_bundle_is_complete_and_the_report_says_what_was_used_or_skipped(done):
     assert verify_bundle(done.folder / "bundle") == []
     text = done.report.markdown.read_text()
     assert "Calibration: python (python), 4 x 64 tokens." in text

@@ -8,7 +8,7 @@ import pytest
 from deploy.bench.footprint import gpu_memory, peak_resident
 
 
-def test_the_peak_is_told_after_the_memory_was_given_back():
+def test_the_peak_is_known_after_the_memory_was_given_back():
     code = "held = b'x' * 300_000_000; del held; print(1, flush=True); input()"
     with subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as one:
         with subprocess.Popen([sys.executable, "-c", "print(1, flush=True); input()"], stdin=-1, stdout=-1) as other:

@@ -156,7 +156,7 @@ def test_mlflow_gets_medians_under_names_that_it_takes(done):
 
 
 @needs_vllm
-def test_offline_runs_do_the_work_that_was_asked_for(models, tmp_path):
+def test_offline_runs_do_the_requested_work(models, tmp_path):
     config = BenchConfig(
         num_prompts=5,
         input_len=16,

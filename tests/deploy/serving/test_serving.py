@@ -129,7 +129,7 @@ def test_options_that_would_work_against_ours_are_refused(words, instead):
     assert ServeConfig(extra=("--model-impl", "auto", "--api-server-count", "1")).extra
 
 
-def test_the_command_says_what_was_asked(tmp_path: Path):
+def test_the_command_names_every_option(tmp_path: Path):
     config = ServeConfig(dtype="float32", max_model_len=99, max_num_seqs=3, enforce_eager=True, extra=("--seed", "7"))
     split = dataclasses.replace(config, tensor_parallel_size=2)
     words = " ".join(serve_command(tmp_path, config, port=1234, served_name="m"))

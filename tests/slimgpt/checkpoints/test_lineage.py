@@ -48,7 +48,7 @@ def test_two_prunings_are_two_steps_and_the_ratio_is_against_the_first_dense_mod
     assert lineage.model_ratio == pytest.approx(1 - whole[1] / whole[0])
 
 
-def test_a_finished_second_pruning_is_found_again_and_one_of_another_ratio_refused(twice, tiny_config):
+def test_a_finished_second_pruning_is_reused_and_one_of_another_ratio_refused(twice, tiny_config):
     """Its journal is its own, not a copy of the first one's."""
     folder, _, second = twice
     assert prune(folder / "first", folder / "second", tiny_config(ratio=0.2, ffn_multiple=8)) == second

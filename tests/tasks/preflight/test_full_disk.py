@@ -1,4 +1,4 @@
-"""A disk that is too small is refused before the pruning; one that fills later leaves nothing that half looks whole."""
+"""A disk that is too small is refused before the pruning; one that fills later leaves nothing half-written that looks complete."""
 
 import contextlib
 import os

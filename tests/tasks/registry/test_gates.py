@@ -53,7 +53,7 @@ def test_a_gate_against_the_champion(gate, figure):
     assert judge(MEASURED, None, GateConfig(**{**OFF, gate: figure + 0.1})) == []  # the first champion
 
 
-def test_what_is_asked_for_and_was_not_measured_does_not_pass():
+def test_what_is_required_and_was_not_measured_does_not_pass():
     problems = refusals(judge(Figures("tiny"), None, GateConfig()))
     assert "max_perplexity_ratio: no perplexity was measured; measure it, or set max_perplexity_ratio to 0" in problems
     assert "min_accuracy_retention: no accuracy was measured" in problems

@@ -157,7 +157,7 @@ def test_by_reference_nothing_is_copied_and_it_is_found_checked_and_loaded(run, 
         fetch_model(version.uri, served_workspace)
 
 
-def test_a_server_that_dies_during_the_upload_leaves_nothing_that_looks_whole(
+def test_a_server_that_dies_during_the_upload_leaves_nothing_that_looks_complete(
     run, own_server, tmp_path, monkeypatch, caplog
 ):
     for variable in ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD"):

@@ -1,4 +1,4 @@
-"""The evaluation alone, in a small flow: found again by content, and measured anew where anything differs."""
+"""The evaluation alone, in a small flow: reused by content, and measured anew where anything differs."""
 
 import dataclasses
 import json

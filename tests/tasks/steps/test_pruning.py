@@ -1,4 +1,4 @@
-"""The prune step alone, in a small flow: found again by content, and only where it is still whole."""
+"""The prune step alone, in a small flow: reused by content, and only where it is still complete."""
 
 import dataclasses
 import os
