@@ -66,7 +66,9 @@ def test_state_is_in_postgresql_and_weights_in_the_bucket(
     assert weights and weights.items() <= kept.items()
 
 
-def test_two_processes_registering_one_name_end_with_two_complete_versions_and_one_alias(team, run, tmp_path, monkeypatch):
+def test_two_processes_registering_one_name_end_with_two_complete_versions_and_one_alias(
+    team, run, tmp_path, monkeypatch
+):
     both, logs = [], [tmp_path / f"{number}.log" for number in (1, 2)]
     for number, log in enumerate(logs, 1):
         own = shutil.copytree(run, tmp_path / str(number) / "run")
