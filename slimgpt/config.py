@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from slimgpt.quantities import BYTES, COUNTS, read_quantity
+
 MAX_RATIO = 0.9
 
 
@@ -73,6 +75,10 @@ _BOS = (
 )
 
 
+_RATIO = 0.25
+_TARGETS = {"target_size": BYTES, "target_parameters": COUNTS}
+
+
 @dataclass(frozen=True, kw_only=True)
 class PruneConfig:
     """How a model is pruned. Every field but ``ratio`` has a default that suits most models.
@@ -82,10 +88,16 @@ class PruneConfig:
     """
 
     ratio: float = option(
-        0.25,
+        _RATIO,
         "Share of the decoder layers' projection parameters to remove; 0.25 removes a quarter.",
         ge=0,
         le=MAX_RATIO,
+    )
+    target_size: str = option(
+        "", "Instead of the ratio: what the pruned model's weight files may take, such as 200MB (10^6 bytes) or 1.5GB."
+    )
+    target_parameters: str = option(
+        "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
     )
     schedule: Literal["log", "linear", "uniform", "explicit"] = option(
         "log", "How the ratio is spread over depth: log rises from the first layer to the last (the paper's)."
@@ -160,6 +172,21 @@ class PruneConfig:
         for i, r in enumerate(self.layer_ratios):
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
+
+        targets = [name for name in _TARGETS if getattr(self, name)]
+        if len(targets) > 1 or (targets and (self.layer_ratios or self.ratio != _RATIO)):
+            given = targets + [name for name in ("ratio", "layer_ratios") if name == "ratio" or self.layer_ratios]
+            values = " and ".join(f"{name} {getattr(self, name)}" for name in given)
+            raise ValueError(f"{values} each say how much is removed; leave all but one out")
+        self.target  # noqa: B018  raises where it cannot be read
+
+    @property
+    def target(self) -> tuple[str, int] | None:
+        """The name of the target that replaces the ratio, and its bytes or parameters; None where the ratio counts."""
+        for name, units in _TARGETS.items():
+            if text := getattr(self, name):
+                return name, read_quantity(text, units, name)
+        return None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON and YAML hold it: tuples are lists."""

@@ -66,6 +66,8 @@ class PruneReport:
             processes the highest, like ``seconds_by_phase``.
         ranks: processes, each with a device of its own.
         activations: where they were kept: device, host or disk.
+        requested: ``size`` (bytes of the weight files) or ``parameters`` that the result may have at most, where the
+            ratio in ``config`` was computed from one of them.
     """
 
     base_model: str
@@ -87,6 +89,7 @@ class PruneReport:
     replayed_layers: int = 0
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
+    requested: dict[str, int] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """As ``pruning.json`` holds it."""

@@ -115,9 +115,10 @@ def _size_rows(comparison: Comparison) -> list[Row]:
     def change(name: str, unit: str) -> Row:
         before, after = steps.before(name), steps.after(name)
         label = "Parameters" if name == "parameters" else "Weight files"
-        return Row(
-            label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", f"{after / before - 1:+.1%}", "size"
-        )
+        text = f"{after / before - 1:+.1%}"
+        if most := steps.requested(name):
+            text += f" (at most {most / 1e6:.1f} {unit} requested)"
+        return Row(label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", text, "size")
 
     requested = f"requested {steps.requested_ratio:.2%}"
     removed = [Row("Projection parameters removed", "", f"{steps.ratio:.2%}", requested, "size")]

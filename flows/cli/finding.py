@@ -12,6 +12,9 @@ from slimgpt.config import PruneConfig, paper_preset
 
 def preset_layers(name: str | None, *layers: dict[str, Any]) -> list[dict[str, Any]]:
     """A preset, which depends on the ratio, and then what the user gave."""
+    targets = [key for layer in layers for key in layer if key.startswith("target_")]
+    if name == "paper" and targets:
+        raise ValueError(f"preset is paper and {targets[0]} is given; its settings depend on the ratio: give that")
     ratio = next((layer["ratio"] for layer in reversed(layers) if "ratio" in layer), PruneConfig().ratio)
     return [paper_preset(ratio), *layers] if name == "paper" else list(layers)
 

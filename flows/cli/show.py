@@ -48,8 +48,10 @@ def plan(planned: Any) -> None:
     for text in (
         f"model         {planned.model} ({planned.model_type}), {planned.dtype} on {planned.device}",
         f"ratio         {planned.ratio:.4f} of the projections, {planned.model_ratio:.4f} of the whole model",
-        f"parameters    {planned.parameters_before:,} -> {planned.parameters_after:,}",
-        f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB",
+        f"parameters    {planned.parameters_before:,} -> {planned.parameters_after:,}"
+        + _at_most(planned.requested.get("parameters", 0), 1, ""),
+        f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB"
+        + _at_most(planned.requested.get("size", 0), 1e6, " MB"),
         f"calibration   {facts.get('name')}, {facts.get('tokens'):,} tokens",
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
         f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",
@@ -67,6 +69,10 @@ def _span(least: int, most: int) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
+def _at_most(most: float, unit: float, name: str) -> str:
+    return f" (at most {most / unit:,.{1 if name else 0}f}{name} requested)" if most else ""
+
+
 def inspect(folder: Path) -> None:
     """Layers and totals of a checkpoint."""
     facts = checkpoint_facts(folder)
@@ -77,8 +83,12 @@ def inspect(folder: Path) -> None:
         lineage = load_lineage(folder)
         table(f"{folder.name}: {lineage.base_model}, pruned", LAYER_HEADER, layer_cells(lineage))
         line(f"ratio         {lineage.ratio:.4f} of the projections, {lineage.model_ratio:.4f} of the whole model")
-        line(f"parameters    {lineage.before('parameters'):,} -> {lineage.after('parameters'):,}")
-        line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB")
+        parameters, size = (
+            _at_most(lineage.requested("parameters"), 1, ""),
+            _at_most(lineage.requested("bytes"), 1e6, " MB"),
+        )
+        line(f"parameters    {lineage.before('parameters'):,} -> {lineage.after('parameters'):,}{parameters}")
+        line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB{size}")
         for i, text in enumerate(step_lines(lineage), start=1):
             line(f"step {i}        {text}")
         return

@@ -11,7 +11,8 @@ from flows.cli.registering import CompressBench, CompressEval, CompressRegistry
 from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
 
 _all: Any = Parameter(name="*")
-SweepPrune = flags("SweepPrune", PRUNE, group="Pruning", leave_out=("ratio", "schedule", "layer_ratios"))
+_OF_THE_GRID = ("ratio", "target_size", "target_parameters", "schedule", "layer_ratios")
+SweepPrune = flags("SweepPrune", PRUNE, group="Pruning", leave_out=_OF_THE_GRID)
 SweepFlags = flags("SweepFlags", SWEEP, group="Sweep")
 
 

@@ -32,7 +32,8 @@ class Step:
         config: the stage's config.
         figures: ``parameters_``, ``projections_`` (parameters of the decoder's projections) and ``bytes_`` (of the
             weight files), each ``_before`` and ``_after``; ``seconds`` and ``peak_memory_bytes``; where the stage
-            removes parameters, ``requested_ratio``, of the projections.
+            removes parameters, ``requested_ratio``, of the projections, and ``requested_size`` (bytes) or
+            ``requested_parameters`` where the ratio was computed from one of them.
         data: the text that it read: name, tokens, sha256, origin.
         layers: widths and errors of each layer; empty where the stage changes no widths.
         versions: of the packages that decide the result.
@@ -107,6 +108,10 @@ class Lineage:
     def requested_ratio(self) -> float:
         """What ``ratio`` would be if every step had reached what its config asks for."""
         return 1 - math.prod(1 - step.figures.get("requested_ratio", 0.0) for step in self.steps)
+
+    def requested(self, figure: str) -> float:
+        """The ``bytes`` or ``parameters`` that the last step was to leave at most; 0 where it was given a ratio."""
+        return self.steps[-1].figures.get(f"requested_{'size' if figure == 'bytes' else figure}", 0)
 
     @property
     def model_ratio(self) -> float:
@@ -276,6 +281,7 @@ def prune_step(report: PruneReport, projections: tuple[int, int] | None = None, 
             "bytes_after": report.bytes_after,
             "seconds": report.seconds,
             "peak_memory_bytes": report.peak_memory_bytes,
+            **{f"requested_{name}": most for name, most in report.requested.items()},
         },
         data=report.calibration,
         layers=report.layers,

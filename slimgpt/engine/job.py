@@ -17,10 +17,13 @@ from slimgpt.data.calibration import Calibration, calibrate
 from slimgpt.device import resolve_device
 from slimgpt.engine import cost
 from slimgpt.engine.activations import Place
+from slimgpt.engine.budget import within_budget
 from slimgpt.method.allocation import Allocation, planned_shapes
 from slimgpt.method.shapes import LayerShape
 
 logger = logging.getLogger(__name__)
+
+HEADER_BYTES = 160  # of a tensor in a safetensors header: its name, dtype, shape and place
 
 
 class Job:
@@ -51,6 +54,14 @@ class Job:
         if self.lineage.steps:
             self.base_model = self.lineage.model_name
         self._check_multiples()
+        self.requested = {name.removeprefix("target_"): most for name, most in [self.config.target or ("", 0)] if most}
+        self.config = within_budget(
+            self.config,
+            self.shapes,
+            self.parameters,
+            item=self.shards_itemsize,
+            headers=HEADER_BYTES * len(self.shards.names()),
+        )
         self.planned = planned_shapes(self.config, self.shapes)
 
     def _prunable(self, config: PruneConfig) -> PruneConfig:

@@ -29,6 +29,7 @@ class PrunePlan:
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
             reading the calibration text is not part of it. None where it was not requested.
         missing: one line each; empty when pruning could start.
+        requested: as of a report.
         shapes: the planned widths, for the plan of a step that follows.
         tokens: the calibration tokens that were made for it, for ``prune``; None where they are missing.
     """
@@ -50,6 +51,7 @@ class PrunePlan:
     measured: bool
     layers: list[dict[str, Any]]
     missing: list[str]
+    requested: dict[str, int]
     shapes: list[LayerShape] = field(repr=False, compare=False)
     tokens: Calibration | None = field(repr=False, compare=False)
 
@@ -141,6 +143,7 @@ def plan(
             for i, ratio in enumerate(job.allocation().ratios)
         ],
         missing=missing,
+        requested=job.requested,
         shapes=planned,
         tokens=calibration,
     )

@@ -131,6 +131,7 @@ def _publish(
         activations=walk.place,
         replayed_layers=walk.replayed,
         seconds_by_phase=phases,
+        requested=job.requested,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
     if abs(report.ratio - job.config.ratio) > TOLERANCE:

@@ -29,6 +29,10 @@ def prune_stages(config: PruneConfig, first_ratios: tuple[float, ...] = ()) -> l
     Raises:
         ValueError: when the ratios do not rise, or layer ratios are given, which are those of one pruning.
     """
+    if config.target and first_ratios:
+        raise ValueError(
+            f"{config.target[0]} and first_ratios are given; several steps lead to a ratio: give it, or leave them out"
+        )
     ratios = (*first_ratios, config.ratio)
     if any(later <= earlier for earlier, later in zip((0.0, *ratios), ratios, strict=False)) and first_ratios:
         raise ValueError(

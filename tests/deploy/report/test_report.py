@@ -96,6 +96,14 @@ def test_rows_hold_every_figure_with_its_change(comparison):
     assert "Loading the weights" not in cells  # one of the two is not known
 
 
+def test_a_budget_stands_beside_what_was_reached(comparison):
+    step = comparison.lineage.steps[0]
+    step = dataclasses.replace(step, figures={**step.figures, "requested_size": 165_000_000})
+    cells = {row.figure: row.cells for row in rows(dataclasses.replace(comparison, lineage=Lineage((step,))))}
+    assert cells["Weight files"][3] == "-20.0% (at most 165.0 MB requested)"
+    assert cells["Parameters"][3] == "-20.0%"
+
+
 def test_two_steps_are_measured_from_the_model_that_is_compared_with(comparison):
     first = dataclasses.replace(comparison.lineage.steps[0], input="a", output="b")
     sizes = {"parameters_before": 80e6, "parameters_after": 72e6, "projections_before": 59.7e6}

@@ -1,0 +1,25 @@
+"""Sizes and counts as people write them."""
+
+import pytest
+
+from slimgpt.quantities import BYTES, COUNTS, read_quantity
+
+
+@pytest.mark.parametrize(
+    ("text", "units", "number"),
+    [
+        ("200MB", BYTES, 200_000_000),
+        ("1.5 gb", BYTES, 1_500_000_000),
+        (".5kB", BYTES, 500),
+        ("100M", COUNTS, 100_000_000),
+        ("5.44b", COUNTS, 5_440_000_000),
+    ],
+)
+def test_they_are_read_with_decimal_units(text, units, number):
+    assert read_quantity(text, units, "x") == number
+
+
+@pytest.mark.parametrize("text", ["200", "MB", "-1MB", "0MB", "200MiB", "1e3MB", "2 00MB", ""])
+def test_others_are_refused_with_an_example(text):
+    with pytest.raises(ValueError, match=f"target_size is '{text}'; it must be a number and kB, .* such as 200MB"):
+        read_quantity(text, BYTES, "target_size")
