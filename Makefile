@@ -28,10 +28,10 @@ type: install ## mypy, strict on slimgpt and deploy
 	$(BIN)/mypy
 
 test: install ## the tests, real flows and real vLLM servers included
-	$(BIN)/python -m pytest -n 2 -m "not all"
+	$(BIN)/python -m pytest -n 3 -m "not all"
 
 test-all: install ## the tests, and those that repeat a structure or take the real model the whole way
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3
 
 demo: install ## prune, evaluate, register, serve and measure the built-in model
 	$(BIN)/slimgpt compress $(ARGS)

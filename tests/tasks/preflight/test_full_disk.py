@@ -1,4 +1,4 @@
-"""A disk that is too small is refused before the pruning; one that fills later leaves nothing half-written that looks complete."""
+"""A disk that is too small is refused before the pruning; one that fills later leaves nothing half-written behind."""
 
 import contextlib
 import os

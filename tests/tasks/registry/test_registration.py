@@ -235,10 +235,10 @@ def test_a_second_try_goes_on_with_the_model_and_the_version_of_the_first(run, w
 def test_two_registrations_of_one_name_at_once_are_both_complete(run, served_workspace, prefect_server, tmp_path):
     servers = (PREFECT_API_URL.value(), served_workspace.tracking_uri)
     logs = [tmp_path / f"{i}.log" for i in range(2)]
-    both = [
-        processes.start(finished_run.in_process, run, "twins-slim", tmp_path / f"runs{i}", *servers, log)
-        for i, log in enumerate(logs)
-    ]
+    both = []
+    for i, log in enumerate(logs):
+        own = shutil.copytree(run, tmp_path / str(i) / "run")
+        both.append(processes.start(finished_run.in_process, own, "twins-slim", tmp_path / f"runs{i}", *servers, log))
     for process, log in zip(both, logs, strict=True):
         process.join()
         assert process.exitcode == 0, log.read_text()
