@@ -245,7 +245,7 @@ def test_a_section_with_one_key_keeps_the_flows_defaults_for_the_others(flow):
 
 
 def test_a_key_that_a_section_does_not_have_is_refused():
-    with pytest.raises(ParameterTypeError, match="prune: .*ratoi is not known; known are ratio, schedule"):
+    with pytest.raises(ParameterTypeError, match="prune: .*ratoi is not known; known are ratio, target_size"):
         compress.validate_parameters({"prune": {"ratoi": 0.3}})
 
 
