@@ -173,12 +173,11 @@ class PruneConfig:
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
 
-        targets = [name for name in _TARGETS if getattr(self, name)]
-        if len(targets) > 1 or (targets and (self.layer_ratios or self.ratio != _RATIO)):
-            given = targets + [name for name in ("ratio", "layer_ratios") if name == "ratio" or self.layer_ratios]
+        given = [name for name in (*_TARGETS, "layer_ratios") if getattr(self, name)]
+        given += ["ratio"] if self.ratio != _RATIO else []
+        if self.target and len(given) > 1:
             values = " and ".join(f"{name} {getattr(self, name)}" for name in given)
             raise ValueError(f"{values} each say how much is removed; leave all but one out")
-        self.target  # noqa: B018  raises where it cannot be read
 
     @property
     def target(self) -> tuple[str, int] | None:

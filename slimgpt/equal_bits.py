@@ -6,6 +6,7 @@ its mode for that, with a number of threads that it does not change by itself; i
 
 import ctypes
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def request_equal_bits() -> None:
         os.environ.setdefault(name, value)
 
 
-def without_request(environment: dict[str, str]) -> dict[str, str]:
+def without_request(environment: Mapping[str, str]) -> dict[str, str]:
     """The environment for a program that promises no equal bits: what was asked of MKL costs it a few percent."""
     return {name: value for name, value in environment.items() if MKL_SETTINGS.get(name) != value}
 

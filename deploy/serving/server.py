@@ -127,7 +127,7 @@ def serve_command(model: Path, config: ServeConfig, *, port: int, served_name: s
 
 def child_environment(config: ServeConfig | None = None) -> dict[str, str]:
     """This process's environment plus what vLLM needs: no statistics sent, our plugin only, no hub, death with us."""
-    env = without_request(dict(os.environ)) | {
+    env = without_request(os.environ) | {
         "VLLM_NO_USAGE_STATS": "1",
         "DO_NOT_TRACK": "1",
         "VLLM_PLUGINS": "slimgpt",

@@ -12,9 +12,12 @@ from slimgpt.config import PruneConfig, paper_preset
 
 def preset_layers(name: str | None, *layers: dict[str, Any]) -> list[dict[str, Any]]:
     """A preset, which depends on the ratio, and then what the user gave."""
-    targets = [key for layer in layers for key in layer if key.startswith("target_")]
-    if name == "paper" and targets:
-        raise ValueError(f"preset is paper and {targets[0]} is given; its settings depend on the ratio: give that")
+    said = {key for layer in layers for key in layer}
+    for target in sorted(said & {"target_size", "target_parameters"}):
+        if name == "paper":
+            raise ValueError(f"preset is paper and {target} is given; its settings depend on the ratio: give that")
+        if "ratio" in said:  # also where it is the default, which a config cannot tell
+            raise ValueError(f"ratio and {target} are given, and each says how much is removed; leave one out")
     ratio = next((layer["ratio"] for layer in reversed(layers) if "ratio" in layer), PruneConfig().ratio)
     return [paper_preset(ratio), *layers] if name == "paper" else list(layers)
 

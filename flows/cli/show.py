@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.table import Table
@@ -49,9 +49,9 @@ def plan(planned: Any) -> None:
         f"model         {planned.model} ({planned.model_type}), {planned.dtype} on {planned.device}",
         f"ratio         {planned.ratio:.4f} of the projections, {planned.model_ratio:.4f} of the whole model",
         f"parameters    {planned.parameters_before:,} -> {planned.parameters_after:,}"
-        + _at_most(planned.requested.get("parameters", 0), 1, ""),
+        + _at_most(planned.requested.get("parameters", 0)),
         f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB"
-        + _at_most(planned.requested.get("size", 0), 1e6, " MB"),
+        + _at_most(planned.requested.get("size", 0), "MB"),
         f"calibration   {facts.get('name')}, {facts.get('tokens'):,} tokens",
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
         f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",
@@ -69,8 +69,11 @@ def _span(least: int, most: int) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
-def _at_most(most: float, unit: float, name: str) -> str:
-    return f" (at most {most / unit:,.{1 if name else 0}f}{name} requested)" if most else ""
+def _at_most(most: float, unit: Literal["", "MB"] = "") -> str:
+    """The budget behind the figure that was reached; empty where there was none."""
+    if not most:
+        return ""
+    return f" (at most {most / 1e6:,.1f} MB requested)" if unit else f" (at most {most:,.0f} requested)"
 
 
 def inspect(folder: Path) -> None:
@@ -83,10 +86,7 @@ def inspect(folder: Path) -> None:
         lineage = load_lineage(folder)
         table(f"{folder.name}: {lineage.base_model}, pruned", LAYER_HEADER, layer_cells(lineage))
         line(f"ratio         {lineage.ratio:.4f} of the projections, {lineage.model_ratio:.4f} of the whole model")
-        parameters, size = (
-            _at_most(lineage.requested("parameters"), 1, ""),
-            _at_most(lineage.requested("bytes"), 1e6, " MB"),
-        )
+        parameters, size = _at_most(lineage.requested("parameters")), _at_most(lineage.requested("bytes"), "MB")
         line(f"parameters    {lineage.before('parameters'):,} -> {lineage.after('parameters'):,}{parameters}")
         line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB{size}")
         for i, text in enumerate(step_lines(lineage), start=1):

@@ -54,7 +54,8 @@ class Job:
         if self.lineage.steps:
             self.base_model = self.lineage.model_name
         self._check_multiples()
-        self.requested = {name.removeprefix("target_"): most for name, most in [self.config.target or ("", 0)] if most}
+        target = self.config.target
+        self.requested = {target[0].removeprefix("target_"): target[1]} if target else {}
         self.config = within_budget(
             self.config,
             self.shapes,

@@ -86,6 +86,12 @@ def test_no_whole_number_is_rounded(slimgpt, words):
     assert f"{words[-2]}: '{words[-1]}' is not a whole number" in one_line(slimgpt(*words))
 
 
+@pytest.mark.parametrize("words", [["--ratio", "0.25"], ["--ratio", "0.3"]])
+def test_a_ratio_and_a_budget_are_refused_also_where_the_ratio_is_the_default(slimgpt, dense, tmp_path, words):
+    said = one_line(slimgpt("prune", dense, tmp_path / "out", "--target-size", "1MB", *words))
+    assert "ratio and target_size are given, and each says how much is removed; leave one out" in said
+
+
 def test_a_dry_run_shows_bounds_and_a_measured_one_the_widths_that_come_out(slimgpt, dense, tmp_path):
     code, bounds, _ = slimgpt("prune", dense, tmp_path / "out", *SMALL, "--dry-run")
     assert code == 0

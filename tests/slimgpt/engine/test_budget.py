@@ -80,7 +80,7 @@ def test_what_cannot_be_reached_is_refused_with_the_nearest_that_can(large):
     ("fields", "said"),
     [
         ({"target_size": "200MB", "ratio": 0.3}, "target_size 200MB and ratio 0.3 each say how much is removed"),
-        ({"target_size": "200MB", "target_parameters": "1M"}, "target_size 200MB and target_parameters 1M"),
+        ({"target_size": "200MB", "target_parameters": "1M"}, "target_size 200MB and target_parameters 1M each"),
         ({"target_size": "200"}, "target_size is '200'; it must be a number and kB, MB"),
     ],
 )
