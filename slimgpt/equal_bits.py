@@ -13,6 +13,10 @@ from typing import Any
 MKL_SETTINGS = {"MKL_CBWR": "AUTO,STRICT", "MKL_DYNAMIC": "FALSE"}
 _MODES = {1: "off", 0x10002: "AUTO,STRICT"}  # of mkl_types.h
 _ALL = -1
+# What torch computes with MKL's vector functions (aten/src/ATen/cpu/vml.h and UnaryOpsKernel.cpp).
+_VECTOR_FUNCTIONS = (
+    "acos asin atan cos cosh erf erfc erfinv exp expm1 lgamma log log10 log1p log2 sin sinh sqrt tan tanh trunc"
+)
 
 
 def request_equal_bits() -> None:
@@ -22,6 +26,21 @@ def request_equal_bits() -> None:
     """
     for name, value in MKL_SETTINGS.items():
         os.environ.setdefault(name, value)
+
+
+def settle_vector_functions() -> None:
+    """Let MKL choose the kernel of each vector function before several threads call it: to be called before computing.
+
+    MKL up to 2024.2 chooses at a function's first call. Where two threads make that together, one of them may compute
+    its share with a kernel of low accuracy: 1e-4 off in cos, in one of some ten processes (pytorch issue 188792). A
+    model's rotary embedding is such a call. One number is computed by one thread.
+    """
+    import torch
+
+    for dtype in (torch.float32, torch.float64):
+        one = torch.full((1,), 0.5, dtype=dtype)
+        for name in _VECTOR_FUNCTIONS.split():
+            getattr(torch, name)(one)
 
 
 def without_request(environment: Mapping[str, str]) -> dict[str, str]:

@@ -9,6 +9,7 @@ from typing import Any
 from deploy.engines.availability import vllm_version
 from deploy.engines.tensor_parallel import check_tensor_parallel
 from deploy.engines.vllm_entry import version_obstacle
+from slimgpt.equal_bits import settle_vector_functions
 
 # vLLM shows INFO of its own loggers only, so the line goes out as one of them.
 logger = logging.getLogger("vllm.slimgpt")
@@ -40,6 +41,7 @@ def register() -> None:
         logger.error("slimgpt: pruned checkpoints are not registered: %s", reason)
         return
     _request_amx()
+    settle_vector_functions()
     # The lazy top-level vllm.ModelRegistry fails in vLLM's inspection subprocess; this one does not.
     from vllm.model_executor.models import ModelRegistry
     from vllm.model_executor.models.config import MODELS_CONFIG_MAP

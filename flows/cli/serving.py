@@ -49,12 +49,14 @@ def serve(
     # In a child, since what finds a model (torch, MLflow) would keep half a gigabyte as long as the server runs.
     forking = get_context("fork")
     with ProcessPoolExecutor(1, mp_context=forking, initializer=die_with_parent, initargs=(os.getpid(),)) as child:
-        folder = child.submit(_find_servable, model, revision, runs, config.tensor_parallel_size).result()
+        folder, bos = child.submit(_find_servable, model, revision, runs, config.tensor_parallel_size).result()
     served = name or (folder.absolute().name if Path(model).is_dir() else model)
     key = (
         f"with the key in {API_KEY}" if os.environ.get(API_KEY) else f"without an API key; set {API_KEY} to require one"
     )
     show.line(f"serving {folder} as {served} on {config.host} {key}")
+    if bos:
+        show.line(f"the tokenizer lost the habit of adding BOS, without which this model reads badly: send {bos}PROMPT")
 
     def on_ready(url: str, seconds: float) -> None:
         show.line(f"ready on {url}/v1 as {served} after {seconds:.0f} s (Ctrl-C stops it)")
@@ -153,11 +155,18 @@ def _served_name(model: str) -> str:
     return re.sub(r"^\w+:/+", "", model).partition("@")[0]
 
 
-def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: int) -> Path:
-    """The local folder of a model that vLLM can serve here so; what is missing is reported before a download."""
+def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: int) -> tuple[Path, str]:
+    """The local folder of a model that vLLM can serve here so, and the BOS that its prompts have to begin with.
+
+    What is missing is reported before a download.
+    """
+    from transformers import AutoTokenizer
+
     from deploy.engines.availability import vllm_obstacle
     from deploy.engines.tensor_parallel import check_tensor_parallel, family_config
     from deploy.serving.server import check_servable
+    from slimgpt.checkpoints.headers import raw_config
+    from slimgpt.data.bos import lost_bos
 
     if reason := vllm_obstacle():
         raise ValueError(reason)
@@ -165,4 +174,5 @@ def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: i
     check_servable(folder)
     if tensor_parallel_size > 1 and (family := family_config(folder)):
         check_tensor_parallel(family, tensor_parallel_size)
-    return folder
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    return folder, lost_bos(tokenizer, raw_config(folder)["model_type"])

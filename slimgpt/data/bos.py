@@ -37,6 +37,12 @@ def adds_bos(tokenizer: Any) -> bool:
     return tokenizer.bos_token_id is not None and tokenizer("a")["input_ids"][:1] == [tokenizer.bos_token_id]
 
 
+def lost_bos(tokenizer: Any, model_type: str) -> str:
+    """The BOS token that prompts for this model have to begin with, since its tokenizer lost the habit; else empty."""
+    needs = _family_needs_it(tokenizer, model_type) and not adds_bos(tokenizer)
+    return str(tokenizer.bos_token) if needs else ""
+
+
 def _family_needs_it(tokenizer: Any, model_type: str) -> bool:
     token = tokenizer.bos_token
     return token is not None and any(family in model_type and bos in ("", token) for family, bos in _TRAINED_WITH_BOS)

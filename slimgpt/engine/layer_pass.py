@@ -19,6 +19,7 @@ from transformers import AutoModel, PretrainedConfig
 from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import Family, attention_kernel
 from slimgpt.checkpoints.shards import Shards
+from slimgpt.equal_bits import settle_vector_functions
 from slimgpt.usage import return_freed_memory
 
 
@@ -144,6 +145,7 @@ class Frame:
         self, config: PretrainedConfig, shards: Shards, family: Family, device: torch.device, dtype: torch.dtype
     ):
         self.family, self.shards, self.device, self.dtype = family, shards, device, dtype
+        settle_vector_functions()  # the first of them compute the rotary embedding
         config = deepcopy(config)  # from_config writes the forward dtype into it
         config._attn_implementation = attention_kernel(config)
         with building:

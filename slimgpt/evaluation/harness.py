@@ -27,6 +27,7 @@ from slimgpt.config import EvalConfig
 from slimgpt.data.bos import Bos, resolve_bos
 from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import resolve_device
+from slimgpt.equal_bits import settle_vector_functions
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
 from slimgpt.evaluation.perplexity import PerplexityResult, check_length, perplexity
 from slimgpt.files import scratch
@@ -108,6 +109,7 @@ def evaluate(
     if model is None or tokenizer is None:
         raw_config(folder)  # raises where the folder holds no model
     device = resolve_device(config.device)
+    settle_vector_functions()
     names = choose_tasks(config.tasks)
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
     with scratch("slimgpt-eval-") as place:  # definitions and converted data while tasks run

@@ -19,6 +19,8 @@ class TextGenerator(PythonModel):
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         import slimgpt.modeling  # noqa: F401  registers the per-layer classes, so that no remote code is needed
+        from slimgpt.data.bos import lost_bos
+        from slimgpt.equal_bits import settle_vector_functions
 
         folder = context.artifacts["model"]
         dtype = "auto" if torch.cuda.is_available() else torch.float32
@@ -31,6 +33,8 @@ class TextGenerator(PythonModel):
             .to(device)
             .eval()
         )
+        self.bos = lost_bos(self.tokenizer, self.model.config.model_type)
+        settle_vector_functions()
 
     def predict(
         self,
@@ -57,6 +61,7 @@ class TextGenerator(PythonModel):
         sampling = {"do_sample": False}
         if request["temperature"] > 0:
             sampling = {"do_sample": True, "temperature": request["temperature"]}
+        prompts = [prompt if prompt.startswith(self.bos) else self.bos + prompt for prompt in prompts]
         batch = self.tokenizer(prompts, return_tensors="pt", padding=True).to(self.model.device)
         with torch.inference_mode():
             ids_BT = self.model.generate(

@@ -19,10 +19,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deploy.engines.availability import vllm_obstacle
 from deploy.serving.foreground import _Signals
 from deploy.serving.server import check_port, session_members
+from flows.cli.serving import serve
 from tasks.environment import Workspace
 from tasks.registry.client import open_client
 from tasks.registry.names import MODEL_PATH
 from tests.deploy.slim_checkpoint import write_slim
+from tests.tiny_families import write_family
 from tests.vllm_environment import as_users_have_it
 
 ROOT = Path(__file__).parents[3]
@@ -255,6 +257,17 @@ def test_a_size_that_does_not_divide_a_layer_is_refused_before_vllm_starts(tmp_p
     assert line.startswith(
         "error: layer 2 has 3 heads, which tensor parallel size 2 does not divide; sizes that work: 1."
     )
+
+
+@needs_vllm
+def test_it_says_which_bos_prompts_need_where_the_tokenizer_lost_the_habit(tmp_path, monkeypatch, capsys):
+    folder = write_family(tmp_path / "gemma", "gemma2")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.bos_token = tokenizer.convert_ids_to_tokens(1)
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setattr("deploy.serving.foreground.serve_in_foreground", lambda *_, **__: 0)  # what comes after
+    serve(str(folder))
+    assert f"send {tokenizer.bos_token}PROMPT" in capsys.readouterr().out.replace("\n", " ")
 
 
 def test_a_second_signal_waits_for_no_polite_end():

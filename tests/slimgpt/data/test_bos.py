@@ -4,17 +4,19 @@ import math
 
 import pytest
 import torch
+from mlflow.pyfunc import PythonModelContext
 from tokenizers.processors import TemplateProcessing
 from torch.nn import functional
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimgpt.checkpoints.building import building
 from slimgpt.config import PruneConfig, paper_preset
-from slimgpt.data.bos import blocks_of, resolve_bos
+from slimgpt.data.bos import blocks_of, lost_bos, resolve_bos
 from slimgpt.data.calibration import calibrate, token_blocks
 from slimgpt.data.text import calibration_text
 from slimgpt.evaluation.harness import EvalConfig, evaluate
 from slimgpt.evaluation.perplexity import perplexity, ratio_interval
+from tasks.registry.pyfunc_model import TextGenerator
 from tests.tiny_families import write_family
 
 BOS = 1
@@ -61,6 +63,28 @@ def test_families_are_known_by_their_bos_where_the_tokenizer_lost_the_flag(dense
     tokenizer = AutoTokenizer.from_pretrained(dense)
     tokenizer.add_special_tokens({"bos_token": token})
     assert resolve_bos("auto", tokenizer, model_type) == resolved
+
+
+def test_prompts_get_bos_only_where_the_tokenizer_should_add_it_and_does_not(dense):
+    forgetful, habitual = with_bos(dense), with_bos(dense, adds=True)
+    assert lost_bos(forgetful, "slim_gemma2") == forgetful.bos_token
+    assert lost_bos(habitual, "slim_gemma2") == ""
+    assert lost_bos(forgetful, "llama") == ""
+
+
+def test_a_registered_model_begins_prompts_with_the_bos_that_its_tokenizer_lost(tmp_path):
+    folder = write_family(tmp_path / "gemma", "gemma2")
+    tokenizer = with_bos(folder)
+    tokenizer.save_pretrained(folder)
+    registered = TextGenerator()
+    registered.load_context(PythonModelContext({"model": str(folder)}, {}))
+    request = {"max_new_tokens": 6}
+    [text] = registered.predict(None, ["def main"], request)
+    ids_BT = torch.tensor([[BOS, *tokenizer("def main", add_special_tokens=False)["input_ids"]]])
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    expected_BT = model.generate(ids_BT, do_sample=False, max_new_tokens=6, pad_token_id=0)
+    assert text == tokenizer.decode(expected_BT[0, ids_BT.shape[1] :], skip_special_tokens=True)
+    assert registered.predict(None, [f"{tokenizer.bos_token}def main"], request) == [text]  # not twice
 
 
 def test_a_tokenizer_without_bos_has_none_and_none_can_be_requested(dense):
