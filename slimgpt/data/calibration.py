@@ -16,6 +16,7 @@ from slimgpt.config import BosPolicy
 from slimgpt.data.bos import Bos, blocks_of, resolve_bos, text_tokens
 from slimgpt.data.chats import Chat
 from slimgpt.data.documents import Documents
+from slimgpt.data.mixture import parts_of, sha256_of
 from slimgpt.data.text import TextSource, calibration_text
 
 PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
@@ -118,10 +119,28 @@ def _encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool) ->
     return encoded["input_ids"]  # type: ignore[no-any-return]
 
 
+def _together(parts: list[Calibration]) -> Calibration:
+    """The sequences of several texts, one text after the other."""
+    ids_NT, facts = torch.cat([part.ids_NT for part in parts]), [part.facts for part in parts]
+    samples = len(ids_NT)
+    return Calibration(
+        ids_NT,
+        {
+            **facts[0],
+            "name": ", ".join(f"{part['name']}:{part['num_samples'] / samples:.3g}" for part in facts),
+            "origin": ", ".join(dict.fromkeys(part["origin"] for part in facts)),
+            "sha256": sha256_of([part["sha256"] for part in facts]),
+            "num_samples": samples,
+            "tokens": ids_NT.numel(),
+            "ids_sha256": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),
+        },
+    )
+
+
 def calibrate(
     model: Path, source: str, *, num_samples: int, seq_len: int, seed: int, bos: BosPolicy = "auto"
 ) -> Calibration:
-    """The token blocks of ``source`` for the model in folder ``model``.
+    """The token blocks of ``source`` for the model in folder ``model``; several texts as in ``parts_of``.
 
     Raises:
         ValueError: when the source is empty or too short, the sequences are longer than the model reads, or its
@@ -140,8 +159,12 @@ def calibrate(
             "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the original model"
         ) from None
     resolved = resolve_bos(bos, tokenizer, config.model_type)
-    wanted = {"num_samples": num_samples, "seq_len": seq_len, "seed": seed}
-    blocks = token_blocks(tokenizer, calibration_text(source), **wanted, bos=resolved)
+    texts = [(calibration_text(name), count) for name, count in parts_of(source, num_samples)]
+    drawn = [
+        token_blocks(tokenizer, text, num_samples=count, seq_len=seq_len, seed=seed, bos=resolved)
+        for text, count in texts
+    ]
+    blocks = drawn[0] if len(drawn) == 1 else _together(drawn)
     if seq_len > (limit := positions(config)):
         raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
     largest = int(blocks.ids_NT.max())

@@ -1,6 +1,5 @@
 """Report the result: report.html and report.md in the run's folder, and the artifacts that the Prefect UI shows."""
 
-from pathlib import Path
 from typing import Any
 
 import yaml
@@ -13,6 +12,7 @@ from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.metrics import documents
 from slimgpt.evaluation.perplexity import ratio_interval
+from slimgpt.files import portable
 from tasks.environment import RunFolder
 from tasks.preflight.request import LEFT_OUT
 from tasks.registry.names import ALIAS
@@ -83,7 +83,7 @@ def run_file(parameters: dict[str, Any]) -> str:
             return {key: plain(item) for key, item in value.items() if item != ""}  # "" is the default of every text
         if isinstance(value, tuple | list):
             return [plain(item) for item in value]
-        return Path(value).name if isinstance(value, str) and Path(value).is_absolute() else value
+        return portable(value) if isinstance(value, str) else value
 
     text: str = yaml.safe_dump(plain(parameters), sort_keys=False, width=100)
     return text

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from slimgpt import files
 from slimgpt.checkpoints.shards import write_shard
-from slimgpt.files import file_sha256, locked, remember_sha256, share
+from slimgpt.files import file_sha256, locked, portable, remember_sha256, share
 
 
 @pytest.fixture
@@ -145,3 +145,11 @@ def test_weights_and_converted_models_have_the_permissions_of_the_umask(tmp_path
     for path, mode in ((tmp_path / "model.safetensors", file), (made, folder), (made / "model.safetensors", file)):
         assert stat.S_IMODE(path.stat().st_mode) == mode
     assert [path.name for path in made.iterdir()] == ["model.safetensors"]
+
+
+@pytest.mark.parametrize(
+    ("text", "elsewhere"),
+    [("/data/notes.txt", "notes.txt"), ("c4,/data/notes.txt:0.2", "c4,notes.txt:0.2"), ("org/model", "org/model")],
+)
+def test_what_is_written_for_others_names_no_folder_of_this_machine(text, elsewhere):
+    assert portable(text) == elsewhere

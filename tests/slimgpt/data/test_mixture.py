@@ -1,0 +1,52 @@
+"""Several calibration texts with their shares of the sequences."""
+
+import pytest
+import torch
+
+from slimgpt.data.calibration import calibrate
+from slimgpt.data.mixture import parts_of
+
+
+@pytest.mark.parametrize(
+    ("source", "samples", "parts"),
+    [
+        ("c4", 8, [("c4", 8)]),
+        ("c4,python:0.25", 8, [("c4", 6), ("python", 2)]),
+        ("c4,a.txt,python:0.5", 8, [("c4", 2), ("a.txt", 2), ("python", 4)]),
+        ("c4:0.5, python:0.5", 3, [("c4", 2), ("python", 1)]),  # the rest of two equals goes to the first
+        ("c4,python:0.2", 32, [("c4", 26), ("python", 6)]),
+        (r"C:\\texts\\a.txt", 4, [(r"C:\\texts\\a.txt", 4)]),
+    ],
+)
+def test_shares_are_rounded_to_whole_sequences_and_all_are_drawn(source, samples, parts):
+    assert parts_of(source, samples) == parts
+    assert sum(count for _, count in parts) == samples
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("c4:0.7,python:0.5", "shares are 1.2 in total; they must be 1 together"),
+        ("c4:0.7,python:0.2", "shares are 0.9 in total; they must be 1 together"),
+        ("c4,python:1", "shares are 1 in total; they must leave room for the parts without one"),
+        ("c4,python:1.5", "'python:1.5'; a share must be more than 0 and at most 1"),
+        ("c4,python:0.01", "0.01 of 8 sequences leave none for python; ask for more sequences, or a larger share"),
+        ("c4,", "every part needs a text's name"),
+    ],
+)
+def test_shares_that_cannot_be_are_refused(source, message):
+    with pytest.raises(ValueError, match=message):
+        parts_of(source, 8)
+
+
+def test_the_sequences_are_those_of_each_text_alone_and_the_facts_name_both(dense, tmp_path):
+    notes = tmp_path / "notes, of a day.txt"
+    notes.write_text("the river runs to the sea and the sea gives back the rain\n" * 400)
+    alone = calibrate(dense, str(notes), num_samples=2, seq_len=32, seed=0)
+    (tmp_path / "notes.txt").write_text(notes.read_text())
+    mixed = calibrate(dense, f"python,{tmp_path / 'notes.txt'}:0.25", num_samples=8, seq_len=32, seed=0)
+    python = calibrate(dense, "python", num_samples=6, seq_len=32, seed=0)
+    assert torch.equal(mixed.ids_NT, torch.cat([python.ids_NT, alone.ids_NT]))
+    assert mixed.facts["name"] == "python:0.75, notes.txt:0.25"
+    assert mixed.facts["num_samples"] == 8
+    assert len({facts["ids_sha256"] for facts in (alone.facts, mixed.facts, python.facts)}) == 3
