@@ -7,10 +7,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 from math import inf, log
 
+from torch import Tensor
+
 from slimgpt.config import MAX_RATIO, PruneConfig
 from slimgpt.method.selection import BREAKDOWN, HeadPath
 from slimgpt.method.shapes import HeadLayout, LayerShape
 
+MOST_WIDTHS = 256  # of one FFN that get a price
 TOLERANCE = 0.005  # the ratio is met within half a percentage point
 
 
@@ -46,7 +49,7 @@ def layer_ratios(config: PruneConfig, sizes: list[int]) -> list[float]:
             f"{active} of {num_layers} layers would have to lose {mean:.2f} of their parameters to reach ratio "
             f"{config.ratio}; the limit is {MAX_RATIO}: skip fewer layers or lower the ratio"
         )
-    if config.schedule == "uniform" or active == 1:
+    if config.schedule in ("uniform", "nats") or active == 1:
         curve = [mean] * active
     else:
         rise = [log(i + 1) / log(active) if config.schedule == "log" else i / (active - 1) for i in range(active)]
@@ -97,6 +100,13 @@ class Allocation:
         heads = self.dense[i].heads
         smallest = min((heads.cost(*unit) for unit in _units(self.config, heads)), default=inf)
         return self.head_limit(i) >= smallest and (self._price > 0 or self._heads_needed(i) > 0)
+
+    def head_order(self, i: int) -> None:
+        """Any: the cheapest kind of unit goes first."""
+
+    def roots(self, i: int) -> dict[str, Tensor]:  # noqa: ARG002
+        """None: errors count as they are."""
+        return {}
 
     def cut_heads(self, i: int, path: HeadPath, gain: float = 1.0) -> int:
         """How many steps of ``path`` are taken.
@@ -167,7 +177,8 @@ def _closest_width(config: PruneConfig, shape: LayerShape, ratio: float, target:
 def planned_shapes(config: PruneConfig, dense: Sequence[LayerShape]) -> list[LayerShape]:
     """The widths of each layer when the largest units of heads that fit are removed, whatever the data say.
 
-    The FFN makes up the difference, so the totals hold for any other choice of heads, too.
+    The FFN makes up the difference, so the totals hold for any other choice of heads, too. For the schedule nats, which
+    spreads the ratio by prices, it is the case where every layer loses the same.
 
     Raises:
         ValueError: for a ratio that these options cannot reach.
@@ -182,7 +193,16 @@ def planned_shapes(config: PruneConfig, dense: Sequence[LayerShape]) -> list[Lay
         width = allocation.ffn_width(i, left.num_heads, left.num_kv_heads)
         shapes.append(replace(shape, num_heads=left.num_heads, num_kv_heads=left.num_kv_heads, intermediate_size=width))
         allocation.settle(i, shapes[-1])
-    reached = 1 - sum(shape.parameters for shape in shapes) / sum(shape.parameters for shape in dense)
+    total = sum(shape.parameters for shape in dense)
+    if config.schedule == "nats":
+        most = 1 - sum(narrowest.parameters for narrowest, _ in width_bounds(config, dense)) / total
+        if config.ratio > most:
+            raise ValueError(
+                f"ratio {config.ratio} cannot be met: one unit of heads and an FFN of {config.ffn_multiple} channels "
+                f"in every layer give {most:.3f}; lower ffn_multiple or head_multiple, or choose a lower ratio"
+            )
+        return shapes
+    reached = 1 - sum(shape.parameters for shape in shapes) / total
     if abs(reached - config.ratio) > TOLERANCE:
         raise ValueError(
             f"ratio {config.ratio} cannot be met: complete heads and FFN widths in multiples of "
@@ -201,8 +221,8 @@ def width_bounds(config: PruneConfig, dense: Sequence[LayerShape]) -> list[tuple
     low = high = 0.0  # what may be carried to a layer
     bounds = []
     for shape, ratio in zip(dense, layer_ratios(config, [shape.parameters for shape in dense]), strict=True):
-        if ratio == 0:
-            bounds.append((shape, shape))
+        if ratio == 0 or config.schedule == "nats":
+            bounds.append((shape if ratio == 0 else _narrowest(config, shape), shape))
             continue
         options = _reachable(config, shape.heads, _head_limit(config, shape, ratio, high))
         gone = {left: shape.heads.parameters - left.parameters for left in options}
@@ -232,6 +252,22 @@ def width_bounds(config: PruneConfig, dense: Sequence[LayerShape]) -> list[tuple
         rounding = 0.0 if least == most else config.ffn_multiple * channel / 2  # of targets between the two
         low, high = (min(*after, -rounding), max(*after, rounding)) if rounding else after
     return bounds
+
+
+def ffn_widths(full: int, multiple: int) -> list[int]:
+    """The dense width and those below it that get a price, falling: multiples of ``multiple``, MOST_WIDTHS or so."""
+    step = multiple * -(-full // (multiple * MOST_WIDTHS))
+    return [full, *range((full - 1) // step * step, 0, -step)]
+
+
+def _narrowest(config: PruneConfig, shape: LayerShape) -> LayerShape:
+    """What is left when all goes that may."""
+    heads, width = shape.heads, shape.intermediate_size
+    if config.targets != "ffn":
+        heads = min(_reachable(config, heads, inf), key=lambda left: left.parameters)
+    if config.targets != "attention":
+        width = ffn_widths(width, config.ffn_multiple)[-1]
+    return _with(shape, heads.num_heads, heads.num_kv_heads, width)
 
 
 def _units(config: PruneConfig, left: HeadLayout) -> list[tuple[int, int]]:

@@ -4,7 +4,7 @@ A path only orders units and says what each step costs. How many go is the alloc
 rest is refitted obs.refit's. Letters as in obs.py.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import inf, isfinite
 
@@ -19,12 +19,16 @@ BREAKDOWN = "too ill-conditioned to compare units: raise percdamp (0.01 suits mo
 
 @dataclass(frozen=True)
 class HeadStep:
-    """One removal: these query heads and kv heads of the dense layer go together, at this error."""
+    """One removal: these query heads and kv heads of the dense layer go together, at this error.
+
+    ``drift`` is ``||W' - W||^2`` of all removals up to this one.
+    """
 
     heads: tuple[int, ...]
     kv_heads: tuple[int, ...]
     parameters: int
     error: float
+    drift: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -60,6 +64,7 @@ def head_path(
     head_error: str = "exact",
     multiple: int = 1,
     limit: float = inf,
+    order: Sequence[tuple[int, int]] | None = None,
     name: str = "H",
 ) -> HeadPath:
     """Batched Greedy Pruning (paper section 3.2): remove the unit with the smallest error, update W and P, repeat.
@@ -75,6 +80,7 @@ def head_path(
         head_error: ``exact`` or ``paper``.
         multiple: heads and kv heads stay multiples of this.
         limit: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
+        order: the kinds of unit that go one after the other, as (query heads, kv heads), instead of the cheapest kind.
         name: what is pruned, for messages.
 
     Returns:
@@ -91,6 +97,8 @@ def head_path(
         alive_GM = torch.tensor(list(groups.values()), device=P_DD.device)
         left = replace(layout, num_heads=alive_GM.numel(), num_kv_heads=len(groups))
         units = [sizes for sizes in left.units(unit, multiple) if layout.cost(*sizes) <= limit]
+        if order is not None:
+            units = list(order[len(steps) : len(steps) + 1])
         if not units:
             return HeadPath(layout, tuple(steps), broken=False, name=name)
         cheapest = [_cheapest_unit(alive_GM, *sizes, columns_NH, score) for sizes in units]
@@ -104,6 +112,7 @@ def head_path(
             choices.append(HeadStep(heads, kv_heads, layout.cost(len(heads), len(kv_heads)), error))
         best = min(choices, key=lambda step: step.error / step.parameters)
         elimination.remove(columns_NH[list(best.heads)].flatten())
+        best = replace(best, drift=float((elimination.W_OD - W_OD).square().sum()))
         limit -= best.parameters
         groups = {
             kv: [h for h in heads if h not in best.heads] for kv, heads in groups.items() if kv not in best.kv_heads
