@@ -99,8 +99,10 @@ class PruneConfig:
     target_parameters: str = option(
         "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
     )
-    schedule: Literal["log", "linear", "uniform", "explicit"] = option(
-        "log", "How the ratio is spread over depth: log rises from the first layer to the last (the paper's)."
+    schedule: Literal["nats", "log", "linear", "uniform", "explicit"] = option(
+        "log",
+        "How the ratio is spread. log rises from the first layer to the last (the paper's); nats: what changes the "
+        "model's distribution least, from a forward and a backward pass, over all heads and FFNs.",
     )
     first_ratio_share: float = option(
         0.25, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
@@ -120,6 +122,12 @@ class PruneConfig:
         "price: heads go only where a parameter of theirs costs less error than one of the FFN; ratio: the paper's, "
         "every layer's heads lose the layer's ratio.",
     )
+    head_price_factor: float = option(
+        3.0,
+        "Schedule nats: how many times their price heads count. Texts unlike the calibration text suffer more from "
+        "heads that are gone than the price says.",
+        gt=0,
+    )
     head_error: Literal["exact", "paper"] = option(
         "exact", "A head's score: the exact error of removing it, or the paper's eq. 5."
     )
@@ -135,7 +143,7 @@ class PruneConfig:
     calibration: str = option(
         "auto",
         "Calibration text: a .jsonl or .parquet file of texts or conversations, a .txt file, c4, python (the text that "
-        "ships with CPython), or auto.",
+        "ships with CPython), or auto. Several with their shares: c4,notes.txt:0.2.",
     )
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
@@ -169,6 +177,8 @@ class PruneConfig:
                 f"schedule is {self.schedule!r} and layer_ratios has {len(self.layer_ratios)} entries; "
                 "layer_ratios belongs to schedule='explicit' and is needed there"
             )
+        if self.schedule == "nats" and self.head_error != "exact":
+            raise ValueError(f"schedule is 'nats' and head_error {self.head_error!r}; prices need it to be 'exact'")
         for i, r in enumerate(self.layer_ratios):
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")

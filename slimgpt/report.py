@@ -21,7 +21,8 @@ class LayerReport:
         kept_heads, kept_kv_heads, kept_channels: indices in the model that was pruned; empty in a lineage.
         attention_error, ffn_error: ``||WX - W'X||^2 / ||WX||^2`` of o_proj and down_proj over the calibration tokens.
         attention_damping, ffn_damping: share of the mean diagonal added to H; above percdamp: H was ill-conditioned.
-        ffn_price: error per parameter of the last channels that went, as ``||WX - W'X||^2``; 0 where none went.
+        ffn_price: error per parameter of the last channels that went, as ``||WX - W'X||^2`` (of R W where prices are
+            in nats); 0 where none went.
         ratio: share of the layer's projection parameters removed.
         seconds: wall time.
     """

@@ -43,11 +43,11 @@ def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
 def _share(item: str) -> tuple[str, float]:
     """A text's name, and its share: 0 where none is given."""
     name, colon, text = item.rpartition(":")
-    try:
-        share = float(text) if colon else 0.0
-    except ValueError:  # a colon of the name itself
-        return item, 0.0
     if not colon:
+        return item, 0.0
+    try:
+        share = float(text)
+    except ValueError:  # a colon of the name itself
         return item, 0.0
     if not 0 < share <= 1:
         raise ValueError(f"calibration names {item!r}; a share must be more than 0 and at most 1")

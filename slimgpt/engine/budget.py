@@ -21,8 +21,8 @@ def within_budget(
 ) -> PruneConfig:
     """The config with the ratio that meets its target, and no target; itself where it has none.
 
-    The target is not exceeded, however the data divide it between heads and channels: widths are rounded, so half a
-    step of an FFN is kept in reserve.
+    The target is not exceeded, however the data divide it between heads and channels: where widths are rounded to the
+    nearest, half a step of an FFN is kept in reserve.
 
     Args:
         config: may have a target.
@@ -41,7 +41,8 @@ def within_budget(
     unit = item if name == "target_size" else 1
     target -= headers if name == "target_size" else 0
     dense, projections = parameters(list(shapes)), sum(shape.parameters for shape in shapes)
-    reserve = max(shape.channel_parameters for shape in shapes) * config.ffn_multiple // 2
+    chosen = config.schedule == "nats"  # never removes less than the ratio
+    reserve = 0 if chosen else max(shape.channel_parameters for shape in shapes) * config.ffn_multiple // 2
 
     def shown(count: float) -> str:
         return f"{count * unit / 1e6:,.1f} {'MB' if name == 'target_size' else 'M'}"
@@ -49,7 +50,8 @@ def within_budget(
     def left_at(ratio: float) -> float:
         """Parameters of the planned model; infinite where widths cannot meet this ratio."""
         try:
-            return parameters(planned_shapes(replace(bare, ratio=ratio), shapes))
+            planned = parameters(planned_shapes(replace(bare, ratio=ratio), shapes))
+            return dense - ratio * projections if chosen else planned
         except ValueError:
             return math.inf
 

@@ -6,9 +6,11 @@ one addition. What a layer does is in walk.py, what an elimination does in obs.p
 Letters: n = tokens of one process, b = of a block, D = hidden size, A = heads * head_dim, F = FFN width.
 """
 
+import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 
@@ -23,6 +25,7 @@ SOLVE_ITEM = SOLVE_DTYPE.itemsize
 # are not counted as operations, and factorisations are not products. From SmolLM2 on a CPU (benchmarks/RESULTS.md).
 FORWARD_SHARE = 0.65
 SOLVE_SHARE = 0.55
+LOGIT_TOKENS = 1024  # whose logits are held at once where prices are made
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Setting:
         cpu: whether device memory is host memory.
         place: where activations wait between layers: device, host or disk.
         processes: each with a device and a share of the sequences of its own.
+        priced: whether a forward and a backward pass give prices first.
     """
 
     samples: int
@@ -49,6 +53,7 @@ class Setting:
     cpu: bool
     place: Place = "device"
     processes: int = 1
+    priced: bool = False
 
     @property
     def tokens(self) -> int:
@@ -117,16 +122,24 @@ def estimate(
     # as stored, and the pruned copy on its way into a file; at the end the embedding takes that way
     stored = max(2 * layer * s.stored, 2 * embedding * s.stored)
     copy = 0 if s.cpu and s.item == s.stored else layer * s.item
+    if s.priced:  # every layer's input waits until the backward pass comes to it
+        streams = s.tokens * dense[0].hidden_size * s.item * (len(dense) + 1)
+        work = max(
+            work, _head_memory(dense[0].hidden_size, embedding, s), *(_price_memory(shape, s) for shape in dense)
+        )
+        waiting = max(waiting, streams)
+        away = waiting if s.place != "device" else 0
     # blocks that wait elsewhere come and go, no more than three at a time
     passing = min(waiting, 3 * s.block * waiting // s.tokens) if away else waiting
+    priced = _price_work(dense, s, embedding)
     if s.cpu:
         device, host = 0, IMPORTS + stored + copy + work + passing
     else:
         device, host = copy + work + passing, CUDA_HOST + stored + (away if s.place == "host" else 0)
     return Cost(
-        forward=sum(_forward(shape, after, s) for shape, after in pairs),
-        gram=sum(s.tokens * (_gram(s_a) + _gram(s_f)) for s_a, s_f in map(_columns, dense)),
-        solve=sum(_solve(shape, after) for shape, after in pairs),
+        forward=sum(_forward(shape, after, s) for shape, after in pairs) + priced.forward,
+        gram=sum(s.tokens * (_gram(s_a) + _gram(s_f)) for s_a, s_f in map(_columns, dense)) + priced.gram,
+        solve=sum(_solve(shape, after) for shape, after in pairs) + priced.solve,
         moved=len(dense) * 4 * away,
         reduced=sum(4 * (a**2 + f**2) for a, f in map(_columns, dense)) if s.processes > 1 else 0,
         read=2 * s.stored * sum(shape.parameters for shape in dense),  # once for the checksum of the whole model
@@ -169,6 +182,41 @@ def _eliminate(D: int, columns: int, kept: int) -> float:
     if not gone:
         return 0.0
     return columns**3 + gone**2 * columns + 2 * D * (gone * columns + columns**2 + 2 * kept**2) + kept**3 / 3
+
+
+class _Work(NamedTuple):
+    """Operations, as of a Cost."""
+
+    forward: float
+    gram: float
+    solve: float
+
+
+def _price_work(dense: list[LayerShape], s: Setting, embedding: int) -> _Work:
+    """Each layer forward twice and backward once, the head once each; moments of inputs and gradients; eliminations."""
+    if not s.priced:
+        return _Work(0.0, 0.0, 0.0)
+    one_way = replace(s, keep=sys.maxsize)  # nothing is computed again within a layer
+    forward = 3 * sum(_forward(shape, shape, one_way) for shape in dense) + 3 * 2.0 * s.tokens * embedding
+    columns = [(*_columns(shape), shape.hidden_size) for shape in dense]
+    gram = s.tokens * sum(_gram(A) + _gram(F) + 2 * _gram(D) for A, F, D in columns)
+    solve = sum(_eliminate(D, A, 0) + _eliminate(D, F, 0) for A, F, D in columns)
+    return _Work(forward, gram, solve)
+
+
+def _head_memory(D: int, embedding: int, s: Setting) -> int:
+    """The output head, and one part's logits: as they come, in float32, as probabilities, cumulated, their gradient."""
+    return embedding * s.item + min(LOGIT_TOKENS, s.block) * embedding // D * (s.item + 4 * 4)
+
+
+def _price_memory(dense: LayerShape, s: Setting) -> int:
+    """The most that one layer holds on the way back: what autograd keeps of a block, moments, an elimination."""
+    (A, F), D, b = _columns(dense), dense.hidden_size, s.block
+    kv = dense.num_kv_heads * dense.head_dim
+    graph = b * s.item * (8 * D + 4 * A + 4 * kv + 5 * F)
+    moments = 4 * (A**2 + F**2 + 2 * D**2)
+    eliminate = SOLVE_ITEM * (3 * F**2 + 3 * D * F) + 4 * (A**2 + D**2)
+    return max(moments + graph, eliminate)
 
 
 def _layer_memory(dense: LayerShape, pruned: LayerShape, s: Setting) -> int:

@@ -3,7 +3,7 @@
 Shapes: D = hidden size, A = heads * head_dim, F = FFN width, K = kept columns.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -17,6 +17,7 @@ from slimgpt.engine.ranks import Ranks
 from slimgpt.method import obs
 from slimgpt.method.selection import HeadPath, channel_path, head_path
 from slimgpt.method.shapes import HeadLayout, LayerShape, Unit
+from slimgpt.report import LayerReport
 from slimgpt.usage import return_freed_memory
 
 
@@ -74,18 +75,24 @@ def choose_heads(
     config: PruneConfig,
     *,
     limit: float,
+    order: Sequence[tuple[int, int]] | None,
     cut: Callable[[HeadPath], int],
+    root_DD: Tensor | None = None,
 ) -> Kept:
-    """Order the units of heads within ``limit`` parameters, take as many as ``cut`` says, and refit ``o_proj``."""
+    """Order the units of heads within ``limit`` parameters, take as many as ``cut`` says, and refit ``o_proj``.
+
+    ``order`` as of ``head_path``; ``root_DD``: R with ``R^T R = G``, where errors count in nats.
+    """
     W_DA, H_AA, inverse = _inverted(weight_DA, gram, config)
     path = head_path(
-        obs.silence_dead_columns(W_DA, H_AA),
+        _weighed(obs.silence_dead_columns(W_DA, H_AA), root_DD),
         inverse.P_DD,
         layout,
         unit=config.head_unit,
         head_error=config.head_error,
         multiple=config.head_multiple,
         limit=limit,
+        order=order,
         name=gram.name,
     )
     count = cut(path)
@@ -96,12 +103,14 @@ def choose_heads(
     return replace(kept, heads=heads, kv_heads=kv_heads)
 
 
-def choose_channels(weight_DF: Tensor, gram: obs.Gram, count: int, config: PruneConfig) -> Kept:
-    """Choose the channels that stay, when ``count`` go, and refit ``down_proj``."""
+def choose_channels(
+    weight_DF: Tensor, gram: obs.Gram, count: int, config: PruneConfig, root_DD: Tensor | None = None
+) -> Kept:
+    """Choose the channels that stay, when ``count`` go, and refit ``down_proj``; ``root_DD`` as of ``choose_heads``."""
     return_freed_memory()  # what the forward pass left: here memory is at its peak
     W_DF, H_FF, inverse = _inverted(weight_DF, gram, config)
     path = channel_path(
-        obs.silence_dead_columns(W_DF, H_FF),
+        _weighed(obs.silence_dead_columns(W_DF, H_FF), root_DD),
         inverse.P_DD,
         count,
         group_size_max=config.group_size_max,
@@ -113,6 +122,10 @@ def choose_channels(weight_DF: Tensor, gram: obs.Gram, count: int, config: Prune
     inverse = inverse._replace(P_DD=H_FF[:0, :0])  # free it: the refit needs the shift alone
     kept = _refit(W_DF, H_FF, inverse, stays_F.nonzero().flatten(), weight_DF.dtype)
     return replace(kept, marginal_error=path.marginal_error())
+
+
+def _weighed(W_OD: Tensor, root_OO: Tensor | None) -> Tensor:
+    return W_OD if root_OO is None else root_OO.to(W_OD.device, W_OD.dtype) @ W_OD
 
 
 def _inverted(weight_DF: Tensor, gram: obs.Gram, config: PruneConfig) -> tuple[Tensor, Tensor, obs.Inverse]:
@@ -163,3 +176,32 @@ def sliced(
     pruned[f"{family.output}.weight"] = attention.weight_DK
     pruned[f"{family.down}.weight"] = ffn.weight_DK
     return pruned
+
+
+def report_of(index: int, dense: LayerShape, attention: Kept, ffn: Kept, *, gain: float, seconds: float) -> LayerReport:
+    """What was decided for one layer; ``gain`` is that of the norm behind ``down_proj``."""
+    after = replace(
+        dense,
+        num_heads=len(attention.heads),
+        num_kv_heads=len(attention.kv_heads),
+        intermediate_size=len(ffn.columns_K),
+    )
+    return LayerReport(
+        layer=index,
+        num_attention_heads=after.num_heads,
+        num_key_value_heads=after.num_kv_heads,
+        intermediate_size=after.intermediate_size,
+        dense_num_attention_heads=dense.num_heads,
+        dense_num_key_value_heads=dense.num_kv_heads,
+        dense_intermediate_size=dense.intermediate_size,
+        kept_heads=attention.heads,
+        kept_kv_heads=attention.kv_heads,
+        kept_channels=ffn.columns_K.tolist(),
+        attention_error=attention.error,
+        ffn_error=ffn.error,
+        attention_damping=attention.damping,
+        ffn_damping=ffn.damping,
+        ffn_price=ffn.marginal_error * gain / dense.channel_parameters,
+        ratio=1 - after.parameters / dense.parameters,
+        seconds=seconds,
+    )

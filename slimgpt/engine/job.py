@@ -160,6 +160,7 @@ class Job:
             cpu=self.device.type == "cpu",
             place=place,
             processes=processes,
+            priced=c.schedule == "nats",
         )
 
     def cost(self, place: Place = "device", processes: int = 1) -> cost.Cost:

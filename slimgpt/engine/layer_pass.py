@@ -90,6 +90,10 @@ class LayerPass:
         assert isinstance(out, Tensor)
         return out
 
+    def entire(self, x_BTD: Tensor) -> Tensor:
+        """The layer's output ``[B, T, D]``, by its own forward pass."""
+        return self._run(x_BTD)
+
     def head_outputs(self, x_BTD: Tensor) -> Tensor:
         """What ``o_proj`` reads: the concatenated head outputs ``[B, T, A]``."""
         stop = _Stop(self.linear(self.family.output).out_features)

@@ -22,6 +22,7 @@ from slimgpt.report import LayerReport, PruneReport, load_report
 
 FORMAT = 2  # of the journal; a change makes older journals unusable
 KEPT = "finished layers are kept"
+PLAN = "plan"
 
 
 @dataclass(frozen=True)
@@ -54,10 +55,12 @@ class OutputFolder:
             raise FileExistsError(
                 f"{out} holds another pruning: {_differences(entries[0], header)}; {_remedy(entries[0], header)}"
             )
-        self.entries = self._trusted(entries[1:]) if entries else {}
+        plans = [entry for entry in entries[1:] if entry["part"] == PLAN]
+        self.plan = plans[0] if plans else None
+        self.entries = self._trusted([e for e in entries[1:] if e["part"] != PLAN]) if entries else {}
         if not self.finished:
             with writing("the journal", out, KEPT):
-                self.journal.rewrite([header, *self.entries.values()])
+                self.journal.rewrite([header, *plans, *self.entries.values()])
 
     def _header(self, calibration: Calibration) -> dict[str, Any]:
         """What the result depends on, bit for bit: two runs with the same header give the same files."""
@@ -71,6 +74,23 @@ class OutputFolder:
             **conditions(self.job.device),
             **{f"config.{key}": value for key, value in config.items() if key not in _NAMED_BY_ITS_EFFECT},
         }
+
+    def follow(self, plan: dict[str, Any]) -> None:
+        """Note the widths that were chosen, before the first layer; an interrupted run must have chosen the same.
+
+        Raises:
+            FileExistsError: when it had chosen others, which happens on a GPU when the cache was emptied in between.
+        """
+        entry = {"part": PLAN, **plan}
+        if self.plan is None:
+            with writing("the journal", self.out, KEPT):
+                self.journal.append(entry)
+            self.plan = entry
+        elif self.plan != entry:
+            raise FileExistsError(
+                f"{self.out} holds another pruning: it was begun with other prices, which are no longer in the cache; "
+                "name another OUT"
+            )
 
     def _trusted(self, entries: list[dict[str, Any]]) -> dict[str, dict[str, Any]]:
         """Entries whose files are on disk with the recorded sha256, up to the first layer that has to be made again."""

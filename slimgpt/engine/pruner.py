@@ -19,10 +19,11 @@ from slimgpt.data.calibration import Calibration
 from slimgpt.device import device_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.output_folder import OutputFolder
+from slimgpt.engine.prices import Chosen, priced
 from slimgpt.engine.ranks import Ranks
 from slimgpt.engine.walk import Walk
 from slimgpt.files import locked
-from slimgpt.method.allocation import TOLERANCE
+from slimgpt.method.allocation import TOLERANCE, Allocation
 from slimgpt.report import LayerReport, PruneReport
 from slimgpt.usage import peak_memory
 
@@ -81,7 +82,11 @@ def prune(
         tokens, report = ranks.from_first(begin)
         if report is not None:
             return report
-        start, walk = time.perf_counter(), Walk(job, tokens, out, folder, ranks)
+        start = time.perf_counter()
+        allocation = _allocation(job, tokens, ranks)
+        if isinstance(allocation, Chosen):
+            ranks.from_first(lambda: folder.follow(allocation.plan()) if folder else None)
+        walk = Walk(job, tokens, allocation, out, folder, ranks)
         layers = walk.layers(on_layer)
         usage = ranks.gather((peak_memory(job.device), walk.clock.seconds()))
         return ranks.from_first(lambda: _publish(walk, layers, time.perf_counter() - start, usage))
@@ -96,7 +101,16 @@ def measure(
         ValueError: NaN in a layer, with its name.
     """
     with torch.inference_mode():
-        return Walk(job, calibration, None, None, Ranks()).layers(on_layer)
+        ranks = Ranks()
+        return Walk(job, calibration, _allocation(job, calibration, ranks), None, None, ranks).layers(on_layer)
+
+
+def _allocation(job: Job, calibration: Calibration, ranks: Ranks) -> Allocation | Chosen:
+    """What says how many units go where: on the way, or chosen before by prices."""
+    if job.config.schedule != "nats":
+        return job.allocation()
+    prices = priced(job, calibration, ranks)
+    return ranks.from_first(lambda: Chosen(prices, job.config, job.shapes))
 
 
 def _publish(

@@ -12,7 +12,7 @@ K = kept columns.
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -20,12 +20,23 @@ from torch import Tensor
 
 from slimgpt.data.calibration import Calibration
 from slimgpt.engine.activations import Blocks, choose_place, make_blocks
-from slimgpt.engine.decisions import Kept, agree, all_channels, all_heads, choose_channels, choose_heads, sliced
+from slimgpt.engine.decisions import (
+    Kept,
+    agree,
+    all_channels,
+    all_heads,
+    choose_channels,
+    choose_heads,
+    report_of,
+    sliced,
+)
 from slimgpt.engine.job import Job
 from slimgpt.engine.layer_pass import Frame, LayerPass
 from slimgpt.engine.output_folder import OutputFolder
+from slimgpt.engine.prices import Chosen
 from slimgpt.engine.ranks import Ranks
 from slimgpt.method import obs
+from slimgpt.method.allocation import Allocation
 from slimgpt.method.shapes import LayerShape
 from slimgpt.report import LayerReport
 from slimgpt.usage import Clock
@@ -59,17 +70,26 @@ class Walk:
     Args:
         job: what is pruned, and how.
         calibration: the tokens.
+        allocation: says how many units go where.
         out: where activations on disk go.
         folder: takes finished layers, and knows those of an earlier run; the first rank's alone. None on the others,
             and where nothing is written.
         ranks: the processes that share the work.
     """
 
-    def __init__(self, job: Job, calibration: Calibration, out: Path | None, folder: OutputFolder | None, ranks: Ranks):
+    def __init__(
+        self,
+        job: Job,
+        calibration: Calibration,
+        allocation: Allocation | Chosen,
+        out: Path | None,
+        folder: OutputFolder | None,
+        ranks: Ranks,
+    ):
         self.job, self.config, self.family, self.ranks = job, job.config, job.family, ranks
         self.calibration, self.out, self.folder = calibration, out, folder
         self.device, self.dtype = job.device, job.dtype
-        self.allocation = job.allocation()
+        self.allocation = allocation
         self.clock = Clock(self.device)
         self.replayed = 0
 
@@ -171,6 +191,8 @@ class Walk:
                     layout,
                     self.config,
                     limit=self.allocation.head_limit(i),
+                    order=self.allocation.head_order(i),
+                    root_DD=self.allocation.roots(i).get("attention"),
                     cut=lambda path: self.allocation.cut_heads(i, path, gain),
                 )
 
@@ -219,7 +241,8 @@ class Walk:
 
         def decide() -> Kept:
             with self.clock("select"):
-                return choose_channels(weight_DF, gram, full - width, self.config)
+                root_DD = self.allocation.roots(layer.index).get("ffn")
+                return choose_channels(weight_DF, gram, full - width, self.config, root_DD)
 
         return agree(self.ranks, self.device, decide), activations_BTF
 
@@ -266,34 +289,11 @@ class Walk:
 
     def _write(self, layer: _Layer, attention: Kept, ffn: Kept, gain: float) -> LayerReport:
         """Report what was decided, and hand the pruned layer to the folder."""
-        dense = layer.shape
-        after = replace(
-            dense,
-            num_heads=len(attention.heads),
-            num_kv_heads=len(attention.kv_heads),
-            intermediate_size=len(ffn.columns_K),
-        )
-        report = LayerReport(
-            layer=layer.index,
-            num_attention_heads=after.num_heads,
-            num_key_value_heads=after.num_kv_heads,
-            intermediate_size=after.intermediate_size,
-            dense_num_attention_heads=dense.num_heads,
-            dense_num_key_value_heads=dense.num_kv_heads,
-            dense_intermediate_size=dense.intermediate_size,
-            kept_heads=attention.heads,
-            kept_kv_heads=attention.kv_heads,
-            kept_channels=ffn.columns_K.tolist(),
-            attention_error=attention.error,
-            ffn_error=ffn.error,
-            attention_damping=attention.damping,
-            ffn_damping=ffn.damping,
-            ffn_price=ffn.marginal_error * gain / dense.channel_parameters,
-            ratio=1 - after.parameters / dense.parameters,
-            seconds=time.perf_counter() - layer.started,
+        report = report_of(
+            layer.index, layer.shape, attention, ffn, gain=gain, seconds=time.perf_counter() - layer.started
         )
         if self.folder is not None:
             with self.clock("write"):
-                tensors = sliced(layer.tensors, self.family, dense, attention, ffn)
+                tensors = sliced(layer.tensors, self.family, layer.shape, attention, ffn)
                 self.folder.finish_layer(layer.index, tensors, report)
         return report

@@ -79,18 +79,21 @@ def memory_of_pruning(model: Path, out: Path, fields: dict, answer) -> None:
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="what malloc keeps for later can be set in glibc alone")
 @pytest.mark.parametrize(
-    ("width", "samples", "place", "floor"),
+    ("width", "samples", "place", "schedule", "floor"),
     [
-        (256, 256, "device", 2**27 * 2),  # hidden states, and as much of head outputs
-        (256, 256, "disk", 0),
-        (3072, 32, "device", 2 * 8 * 3072**2),  # H and its inverse
+        (256, 256, "device", "log", 2**27 * 2),  # hidden states, and as much of head outputs
+        (256, 256, "disk", "log", 0),
+        (3072, 32, "device", "log", 2 * 8 * 3072**2),  # H and its inverse
+        (256, 128, "device", "nats", 2**26 * 3),  # every layer's input
+        pytest.param(3072, 32, "device", "nats", 3 * 8 * 3072**2, marks=pytest.mark.all),  # and all of the elimination
     ],
 )
-def test_measured_memory_is_what_was_planned(tmp_path, width, samples, place, floor):
+def test_measured_memory_is_what_was_planned(tmp_path, width, samples, place, schedule, floor, monkeypatch):
     """On disk it holds from the embedding on: all hidden states are 134 MB."""
     dense = write_dense(tmp_path / "dense", num_hidden_layers=2, hidden_size=512, head_dim=64, intermediate_size=width)
     answer = processes.queue()
-    fields = {"num_samples": samples, "activations": place, "ffn_multiple": 4}
+    monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path / "cache"))
+    fields = {"num_samples": samples, "activations": place, "schedule": schedule, "ffn_multiple": 16}
     processes.start(memory_of_pruning, dense, tmp_path / "out", fields, answer).join()
     planned, measured = answer.get(timeout=10)
     assert planned > floor

@@ -90,3 +90,13 @@ def test_a_disk_that_is_too_small_is_reported_before_anything_is_written(dense, 
         assert list(disk.iterdir()) == []
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_a_plan_by_prices_bounds_every_layer_and_refuses_what_the_narrowest_misses(dense, tiny_config):
+    planned = plan(dense, tiny_config(schedule="nats", ratio=0.5, skip_last=1), estimate_seconds=False)
+    first, last = planned.layers[0], planned.layers[-1]
+    assert last["least"] == last["most"] == last["dense"]
+    assert first["least"] == {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 4}
+    assert first["most"] == first["dense"]
+    with pytest.raises(ValueError, match=r"ratio 0.9 cannot be met: .* 64 channels in every layer give"):
+        plan(dense, tiny_config(schedule="nats", ratio=0.9, ffn_multiple=64))

@@ -23,7 +23,10 @@ def test_lists_of_json_and_yaml_become_tuples_without_repeats():
         ({"ratios": ()}, "ratios is empty; name at least one"),
         ({"ratios": (0.25, 0.95)}, "ratios holds 0.95; each must be more than 0 and at most 0.9"),
         ({"ratios": (0.0,)}, "ratios holds 0; each must"),
-        ({"schedules": ("log", "explicit")}, "schedules holds 'explicit'; each must be one of log, linear, uniform"),
+        (
+            {"schedules": ("log", "explicit")},
+            "schedules holds 'explicit'; each must be one of nats, log, linear, uniform",
+        ),
         ({"runner": "ray"}, "runner is 'ray'; it must be one of threads, dask"),
         ({"workers": 0}, "workers is 0; it must be at least 1"),
         ({"prefer": "fame"}, "prefer is 'fame'; it must be one of"),

@@ -1,0 +1,202 @@
+"""One forward and one backward pass over the dense model, layer by layer: second moments of inputs and gradients.
+
+Forward, each layer's input is kept. At the end the loss is the sum over positions of ``-log p(y)``, y drawn from the
+model's own distribution. Backward, layers come last to first: one is read, its forward pass made again, the gradient
+of its output sent through it. So no more than one layer is held, and both H and G of its two pruned maps are at hand at
+the same moment.
+
+Shapes: N = sequences, B = sequences in a block, T = tokens, D = hidden size, V = vocabulary.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers import AutoModelForCausalLM
+
+from slimgpt.checkpoints.building import building
+from slimgpt.engine.activations import Blocks, choose_place, make_blocks
+from slimgpt.engine.cost import LOGIT_TOKENS
+from slimgpt.engine.job import Job
+from slimgpt.engine.layer_pass import Frame, LayerPass
+from slimgpt.engine.ranks import Ranks
+from slimgpt.method import obs
+
+
+@dataclass(frozen=True)
+class MapMoments:
+    """Sums over tokens for one pruned map: H of its inputs, G of the gradients by its outputs."""
+
+    inputs: obs.Gram
+    gradients: obs.Gram
+
+
+@dataclass(frozen=True)
+class LayerMoments:
+    """Those of ``o_proj`` and ``down_proj`` of one layer, and its weights, names relative to the layer."""
+
+    layer: int
+    tensors: dict[str, Tensor]
+    attention: MapMoments
+    ffn: MapMoments
+
+
+class _Given(nn.Module):
+    """Stands where the decoder was: the hidden states are given."""
+
+    def forward(self, *, inputs_embeds: Tensor, **_: Any) -> Any:
+        return SimpleNamespace(
+            last_hidden_state=inputs_embeds, past_key_values=None, hidden_states=None, attentions=None
+        )
+
+
+class Head:
+    """Final norm and output head, computed by the model's own class: soft caps and scales are its business."""
+
+    def __init__(self, job: Job):
+        with building, torch.device("meta"):
+            self.model = AutoModelForCausalLM.from_config(job.model_config, dtype=job.dtype).eval()
+        prefix = job.family.layers.rsplit(".", 1)[0]
+        tied = job.model_config.tie_word_embeddings
+        source = f"{prefix}.embed_tokens.weight" if tied else "lm_head.weight"
+        weights = job.shards.load([f"{prefix}.norm.weight", source], job.device)
+        self.norm = self.model.model.norm
+        self.norm.weight = nn.Parameter(weights[f"{prefix}.norm.weight"].to(job.dtype), requires_grad=False)
+        self.model.lm_head.weight = nn.Parameter(weights[source].to(job.dtype), requires_grad=False)
+        self.model.model = _Given()
+
+    def logits(self, x_TD: Tensor) -> Tensor:
+        """In float32 ``[T, V]``."""
+        out: Tensor = self.model(inputs_embeds=self.norm(x_TD[None]), use_cache=False).logits[0]
+        return out.float()
+
+    def gradient(self, x_BTD: Tensor, generator: torch.Generator) -> Tensor:
+        """Of ``-sum log p(y)`` by the hidden states, y drawn from p."""
+        gradients = []
+        for x_TD in x_BTD.flatten(0, 1).split(LOGIT_TOKENS):
+            with torch.enable_grad():
+                x_TD = x_TD.detach().requires_grad_()
+                logits_TV = self.logits(x_TD)
+                loss = functional.cross_entropy(logits_TV, _drawn(logits_TV.detach(), generator), reduction="sum")
+            gradients += torch.autograd.grad(loss, x_TD)
+        return torch.cat(gradients).view_as(x_BTD)
+
+
+def _drawn(logits_TV: Tensor, generator: torch.Generator) -> Tensor:
+    """A word for each token from its distribution: where the cumulated probabilities pass a random number ``[T]``."""
+    cumulated_TV = logits_TV.softmax(dim=1).cumsum_(dim=1)
+    random_T1 = torch.rand(len(logits_TV), 1, generator=generator, device=logits_TV.device)
+    drawn_T1 = torch.searchsorted(cumulated_TV, random_T1 * cumulated_TV[:, -1:])
+    return drawn_T1.squeeze(1).clamp_(max=logits_TV.shape[1] - 1)  # a rounded sum may lie behind the last word
+
+
+@contextmanager
+def _autograd_possible() -> Iterator[None]:
+    """Leave inference mode, whose tensors autograd cannot use; nothing is recorded yet."""
+    with torch.inference_mode(False), torch.no_grad():
+        yield
+
+
+class Curvature:
+    """The two passes over this rank's share of the sequences.
+
+    Args:
+        job: the model.
+        ids_NT: the calibration tokens.
+        ranks: the processes that share them; sums are over all.
+        folder: where layers' inputs go, if they wait on disk.
+    """
+
+    def __init__(self, job: Job, ids_NT: Tensor, ranks: Ranks, folder: Path):
+        self.job, self.ranks, self.ids_NT = job, ranks, ranks.share(ids_NT)
+        self.place = choose_place(job.config.activations, job.device, job.cost(processes=ranks.count).device)
+        self.folder = folder
+        self.size = min(len(self.ids_NT), max(1, job.config.block_tokens // ids_NT.shape[1]))
+
+    def layers(self) -> Iterator[LayerMoments]:
+        """Both moments of every layer, last to first."""
+        job, ranks = self.job, self.ranks
+        with ranks.together(), _autograd_possible():
+            self.frame = Frame(job.model_config, job.shards, job.family, job.device, job.dtype)
+            inputs_BTD, gradient_BTD = self._forward()
+        for i in reversed(range(len(job.shapes))):
+            with ranks.together(), _autograd_possible():
+                moments = self._backward(i, inputs_BTD.pop(), gradient_BTD)
+            for part in (moments.attention, moments.ffn):
+                for gram in (part.inputs, part.gradients):
+                    ranks.add(gram.H_DD)
+            yield moments
+            self.frame.release(i)
+
+    def _room(self) -> Blocks:
+        ids_NT, job = self.ids_NT, self.job
+        block_bytes = self.size * ids_NT.shape[1] * job.shapes[0].hidden_size * job.dtype.itemsize
+        return make_blocks(self.place, -(-len(ids_NT) // self.size), block_bytes, job.device, self.folder)
+
+    def _forward(self) -> tuple[list[Blocks], Blocks]:
+        """The input of every layer, and the gradient by the last one's output."""
+        job, frame = self.job, self.frame
+        stream = self._room()
+        for b, x_BTD in enumerate(frame.embed(self.ids_NT, self.size)):
+            stream[b] = x_BTD
+        inputs = [stream]
+        for i in range(len(job.shapes)):
+            layer, after = frame.layer(i, job.layer_tensors(i)), self._room()
+            for b, x_BTD in enumerate(inputs[-1]):
+                after[b] = layer.entire(x_BTD)
+            frame.release(i)
+            inputs.append(after)
+        head, generator = Head(job), torch.Generator(job.device).manual_seed(job.config.seed + self.ranks.index)
+        gradient = inputs.pop()
+        for b, x_BTD in enumerate(gradient):
+            gradient[b] = head.gradient(x_BTD, generator)
+        return inputs, gradient
+
+    def _backward(self, i: int, inputs: Blocks, gradient: Blocks) -> LayerMoments:
+        """One layer's moments; ``gradient`` becomes that by its input."""
+        job, family = self.job, self.job.family
+        tensors = job.layer_tensors(i)
+        layer = self.frame.layer(i, tensors)
+        layer.layer.requires_grad_(False)
+        A, F = job.shapes[i].num_heads * job.shapes[i].head_dim, job.shapes[i].intermediate_size
+
+        def moments(name: str, columns: int) -> MapMoments:
+            rows = job.shapes[i].hidden_size
+            named = f"layer {i}, {name}"
+            return MapMoments(
+                obs.Gram(columns, job.device, named), obs.Gram(rows, job.device, f"{named}, its gradients")
+            )
+
+        attention, ffn = moments(family.output, A), moments(family.down, F)
+        for b, (x_BTD, g_BTD) in enumerate(zip(inputs, gradient, strict=True)):
+            gradient[b] = _back(layer, x_BTD, g_BTD, {family.output: attention, family.down: ffn})
+        return LayerMoments(i, tensors, attention, ffn)
+
+
+def _back(layer: LayerPass, x_BTD: Tensor, g_BTD: Tensor, maps: dict[str, MapMoments]) -> Tensor:
+    """Add one block to the moments; returns the gradient by the layer's input."""
+    outputs: list[Tensor] = []
+
+    def remember(moments: MapMoments) -> Any:
+        def hook(_: nn.Module, given: tuple[Tensor], out: Tensor) -> None:
+            moments.inputs.add(given[0].detach())
+            outputs.append(out)
+
+        return hook
+
+    hooks = [layer.linear(name).register_forward_hook(remember(moments)) for name, moments in maps.items()]
+    with torch.enable_grad():
+        x_BTD = x_BTD.detach().requires_grad_()
+        out_BTD = layer.entire(x_BTD)
+    for hook in hooks:
+        hook.remove()
+    *of_outputs, of_input = torch.autograd.grad(out_BTD, [*outputs, x_BTD], g_BTD)
+    for moments, of_output in zip(maps.values(), of_outputs, strict=True):
+        moments.gradients.add(of_output)
+    return of_input

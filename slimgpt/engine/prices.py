@@ -1,0 +1,256 @@
+"""What every width of every map costs in nats, kept in the cache; and the widths that spend a budget best.
+
+Prices do not depend on the ratio: another ratio, a sweep or a budget in bytes finds them in the cache.
+"""
+
+import hashlib
+import json
+import logging
+import tempfile
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from math import ceil, inf
+from pathlib import Path
+from typing import Any, Self
+
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from slimgpt.checkpoints.shards import write_shard
+from slimgpt.checkpoints.source import cache_folder
+from slimgpt.config import PruneConfig
+from slimgpt.data.calibration import Calibration
+from slimgpt.engine.curvature import Curvature, LayerMoments, MapMoments
+from slimgpt.engine.job import Job
+from slimgpt.engine.ranks import Ranks
+from slimgpt.equal_bits import conditions
+from slimgpt.files import digest_of, file_sha256, locked, write_atomically, writing
+from slimgpt.method import obs
+from slimgpt.method.allocation import ffn_widths
+from slimgpt.method.knapsack import cheapest
+from slimgpt.method.nats import HeadOption, channel_prices, head_options, root
+from slimgpt.method.selection import BREAKDOWN, HeadPath
+from slimgpt.method.shapes import LayerShape
+
+logger = logging.getLogger(__name__)
+
+TABLES = "prices.json"  # written last: where it is, all is
+_NOT_KEPT = "set SLIMGPT_CACHE to another folder"
+
+
+@dataclass(frozen=True)
+class LayerPrices:
+    """One layer's options: layouts of its heads, and FFN widths with their nats, the dense ones first."""
+
+    heads: tuple[HeadOption, ...]
+    widths: tuple[tuple[int, float], ...]
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Self:
+        """The inverse of ``asdict``, from JSON."""
+        heads = [{**option, "order": tuple(map(tuple, option["order"]))} for option in data["heads"]]
+        return cls(
+            tuple(HeadOption(**option) for option in heads), tuple((width, nats) for width, nats in data["widths"])
+        )
+
+
+class Prices:
+    """Every layer's options and the roots R of its maps' curvatures.
+
+    Args:
+        folder: in the cache, complete.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    @cached_property
+    def layers(self) -> list[LayerPrices]:
+        """First to last."""
+        layers: list[dict[str, Any]] = json.loads((self.folder / TABLES).read_text())
+        return [LayerPrices.from_dict(layer) for layer in layers]
+
+    def digest(self) -> str:
+        """Of all files."""
+        return digest_of({path.name: file_sha256(path) for path in sorted(self.folder.iterdir())})
+
+    def roots(self, i: int) -> dict[str, Tensor]:
+        """R of ``attention`` and of ``ffn`` ``[D, D]``."""
+        return load_file(self.folder / _root_file(i))
+
+
+class Chosen:
+    """The widths that the knapsack chose: what an Allocation decides on the way is known before.
+
+    Args:
+        prices: of the model.
+        config: the budget, what may be pruned, and by how much heads count for more than their price.
+        shapes: of the layers as they are.
+
+    Attributes:
+        heads, widths: what stays of each layer.
+        nats: their price.
+
+    Raises:
+        ValueError: when the options cannot save so much.
+    """
+
+    def __init__(self, prices: Prices, config: PruneConfig, shapes: Sequence[LayerShape]):
+        self.prices, self.shapes = prices, shapes
+        may_go = range(config.skip_first, len(shapes) - config.skip_last)
+        heads = [
+            layer.heads if i in may_go and config.targets != "ffn" else layer.heads[:1]
+            for i, layer in enumerate(prices.layers)
+        ]
+        widths = [
+            layer.widths if i in may_go and config.targets != "attention" else layer.widths[:1]
+            for i, layer in enumerate(prices.layers)
+        ]
+        tables = [
+            *(
+                [(_heads_saved(shape, o), config.head_price_factor * o.nats) for o in options]
+                for shape, options in zip(shapes, heads, strict=True)
+            ),
+            *(
+                [(_ffn_saved(shape, w), nats) for w, nats in options]
+                for shape, options in zip(shapes, widths, strict=True)
+            ),
+        ]
+        need = ceil(config.ratio * sum(shape.parameters for shape in shapes) - 1e-6)  # a product that is a hair over
+        picked = cheapest(tables, need)
+        self.heads = [options[k] for options, k in zip(heads, picked[: len(shapes)], strict=True)]
+        chosen = [options[k] for options, k in zip(widths, picked[len(shapes) :], strict=True)]
+        self.widths = [width for width, _ in chosen]
+        self.nats = sum(o.nats for o in self.heads) + sum(nats for _, nats in chosen)
+
+    def plan(self) -> dict[str, Any]:
+        """For the journal."""
+        widths = [[o.num_heads, o.num_kv_heads, width] for o, width in zip(self.heads, self.widths, strict=True)]
+        return {"prices": self.prices.digest(), "widths": widths}
+
+    def heads_may_go(self, i: int) -> bool:
+        """Whether layer ``i`` loses any."""
+        return bool(self.heads[i].order)
+
+    def head_limit(self, i: int) -> float:  # noqa: ARG002
+        """None beside the order."""
+        return inf
+
+    def head_order(self, i: int) -> tuple[tuple[int, int], ...]:
+        """The kinds of unit that go."""
+        return self.heads[i].order
+
+    def cut_heads(self, i: int, path: HeadPath, gain: float = 1.0) -> int:  # noqa: ARG002
+        """All that were chosen."""
+        if path.broken:
+            raise ValueError(f"{path.name}: {BREAKDOWN}")
+        return len(path.steps)
+
+    def ffn_width(self, i: int, heads: int, kv_heads: int) -> int:  # noqa: ARG002
+        """As chosen."""
+        return self.widths[i]
+
+    def roots(self, i: int) -> dict[str, Tensor]:
+        """R of ``attention`` and of ``ffn``."""
+        return self.prices.roots(i)
+
+    def settle(self, i: int, after: LayerShape, ffn_price: float = 0.0) -> None:
+        """Nothing is carried from layer to layer."""
+
+
+def _heads_saved(shape: LayerShape, option: HeadOption) -> int:
+    return shape.heads.parameters - shape.heads.cost(option.num_heads, option.num_kv_heads)
+
+
+def _ffn_saved(shape: LayerShape, width: int) -> int:
+    return (shape.intermediate_size - width) * shape.channel_parameters
+
+
+def priced(job: Job, calibration: Calibration, ranks: Ranks) -> Prices:
+    """The model's prices, from the cache or made now. Its files are the first rank's alone.
+
+    Raises:
+        OSError: when the cache cannot be written.
+        ValueError: for gradients or activations that are not finite.
+    """
+    folder, tokens = cache_folder() / "prices" / _key(job, calibration, ranks), calibration.ids_NT.numel()
+    with ExitStack() as held:
+
+        def known() -> bool:
+            if not (folder / TABLES).is_file():
+                with writing("the prices", folder, _NOT_KEPT):
+                    folder.mkdir(parents=True, exist_ok=True)
+                held.enter_context(locked(folder, wait=True))  # another process may be making the same
+            return (folder / TABLES).is_file()
+
+        if ranks.from_first(known):
+            return Prices(folder)
+        logger.info("prices of all widths: a forward and a backward pass over %d layers", len(job.shapes))
+        layers: list[LayerPrices] = []
+        for moments in Curvature(job, calibration.ids_NT, ranks, Path(tempfile.gettempdir())).layers():
+            layers.insert(0, ranks.from_first(partial(_price, job, moments, tokens, folder)))
+        table = json.dumps([asdict(layer) for layer in layers])
+
+        def complete() -> None:
+            with writing("the prices", folder, _NOT_KEPT):
+                write_atomically(folder / TABLES, table)
+
+        ranks.from_first(complete)
+    return Prices(folder)
+
+
+def _price(job: Job, moments: LayerMoments, tokens: int, folder: Path) -> LayerPrices:
+    """One layer's options; writes its roots."""
+    i, config, shape, family = moments.layer, job.config, job.shapes[moments.layer], job.family
+    heads: list[HeadOption] = [HeadOption(shape.num_heads, shape.num_kv_heads, (), 0.0)]
+    roots = {}
+    for name, part in (("attention", moments.attention), ("ffn", moments.ffn)):
+        roots[name] = root(part.gradients.finish() / tokens).to(torch.float32)
+    if family.prunes_heads:
+        RW_DA, inverse = _ready(
+            moments.tensors[f"{family.output}.weight"], moments.attention, roots["attention"], config
+        )
+        heads = head_options(
+            RW_DA,
+            inverse,
+            shape.heads,
+            tokens,
+            unit=config.head_unit,
+            head_error=config.head_error,
+            multiple=config.head_multiple,
+        )
+    RW_DF, inverse = _ready(moments.tensors[f"{family.down}.weight"], moments.ffn, roots["ffn"], config)
+    widths = ffn_widths(shape.intermediate_size, config.ffn_multiple)
+    nats = channel_prices(RW_DF, inverse, widths, tokens)
+    with writing("the prices", folder, _NOT_KEPT):
+        write_shard(folder / _root_file(i), {name: tensor.cpu() for name, tensor in roots.items()})
+    return LayerPrices(tuple(heads), tuple(zip(widths, nats, strict=True)))
+
+
+def _ready(weight: Tensor, part: MapMoments, root_DD: Tensor, config: PruneConfig) -> tuple[Tensor, obs.Inverse]:
+    """``R W`` and the damped inverse of H, in SOLVE_DTYPE."""
+    H = part.inputs.finish()
+    W = obs.silence_dead_columns(weight.to(H.device, H.dtype), H)
+    return root_DD.to(H.device, H.dtype) @ W, obs.invert(H, config.percdamp, part.inputs.name)
+
+
+def _root_file(i: int) -> str:
+    return f"layer-{i:05d}.safetensors"
+
+
+def _key(job: Job, calibration: Calibration, ranks: Ranks) -> str:
+    """Of all that prices depend on, bit for bit."""
+    config = job.config
+    facts: dict[str, Any] = {
+        "model": job.shards.digest(),
+        "calibration": calibration.facts["ids_sha256"],
+        "dtype": str(job.dtype),
+        "processes": ranks.count,
+        **conditions(job.device),
+        **{name: getattr(config, name) for name in ("head_unit", "head_error", "head_multiple", "ffn_multiple")},
+        **{name: getattr(config, name) for name in ("percdamp", "block_tokens", "seed")},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -1,0 +1,120 @@
+"""Widths chosen by prices: the budget, the choice against every other, the cache, a killed run, several processes."""
+
+import json
+
+import pytest
+import torch
+
+from slimgpt.checkpoints.source import cache_folder
+from slimgpt.config import PruneConfig
+from slimgpt.engine.job import Job
+from slimgpt.engine.prices import Chosen, priced
+from slimgpt.engine.pruner import prune
+from slimgpt.engine.ranks import Ranks
+
+from .test_ranks import _prune, in_two_processes
+from .test_resume import interrupted, model_files
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path / "cache"))
+
+
+def chosen(dense, config):
+    job = Job(dense, config)
+    with torch.inference_mode():
+        return job, Chosen(priced(job, job.calibration(), Ranks()), job.config, job.shapes)
+
+
+def shapes_of(report):
+    return [(x.num_attention_heads, x.num_key_value_heads, x.intermediate_size) for x in report.layers]
+
+
+@pytest.mark.parametrize("fields", [{}, {"targets": "ffn"}, {"targets": "attention", "ratio": 0.2}, {"skip_first": 2}])
+def test_the_budget_is_met_by_the_chosen_widths_and_the_rest_is_untouched(dense, tmp_path, tiny_config, fields):
+    config = tiny_config(schedule="nats", **fields)
+    report = prune(dense, tmp_path / "out", config)
+    job, plan = chosen(dense, config)
+    assert shapes_of(report) == [(o.num_heads, o.num_kv_heads, w) for o, w in zip(plan.heads, plan.widths, strict=True)]
+    smallest = 4 * 3 * 64 if config.targets != "attention" else job.shapes[0].heads.cost(1, 1)
+    step = smallest / sum(shape.parameters for shape in job.shapes)
+    assert config.ratio <= report.ratio <= config.ratio + step
+    for i, (shape, layer) in enumerate(zip(job.shapes, report.layers, strict=True)):
+        if config.targets == "ffn" or i < config.skip_first:
+            assert layer.num_attention_heads == shape.num_heads
+        if config.targets == "attention" or i < config.skip_first:
+            assert layer.intermediate_size == shape.intermediate_size
+
+
+def test_heads_that_count_for_more_stay(dense, tiny_config):
+    kept = [
+        sum(o.num_heads for o in chosen(dense, tiny_config(schedule="nats", head_price_factor=factor))[1].heads)
+        for factor in (0.1, 1e9)
+    ]
+    assert kept[0] < kept[1] == 4 * 8
+
+
+def test_another_ratio_finds_the_prices_in_the_cache_and_costs_more(dense, tiny_config):
+    _, some = chosen(dense, tiny_config(schedule="nats", ratio=0.2))
+    [folder] = (cache_folder() / "prices").iterdir()
+    before = {path.name: path.stat().st_mtime_ns for path in folder.iterdir()}
+    _, more = chosen(dense, tiny_config(schedule="nats", ratio=0.4))
+    assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
+    assert 0 < some.nats < more.nats
+
+
+def test_an_interrupted_run_goes_on_with_its_plan_and_the_same_bits(dense, tmp_path, tiny_config):
+    config = tiny_config(schedule="nats")
+    prune(dense, tmp_path / "whole", config)
+    interrupted(dense, tmp_path / "out", config)
+    assert prune(dense, tmp_path / "out", config).replayed_layers == 2
+    assert model_files(tmp_path / "out") == model_files(tmp_path / "whole")
+
+
+def test_an_interrupted_run_whose_prices_are_gone_and_come_out_otherwise_is_refused(dense, tmp_path, tiny_config):
+    config = tiny_config(schedule="nats")
+    interrupted(dense, tmp_path / "out", config)
+    [table] = (cache_folder() / "prices").glob("*/prices.json")
+    layers = json.loads(table.read_text())
+    layers[0]["widths"][1][1] *= 1.5
+    table.write_text(json.dumps(layers))
+    with pytest.raises(FileExistsError, match="was begun with other prices"):
+        prune(dense, tmp_path / "out", config)
+
+
+def test_a_run_killed_while_it_makes_prices_leaves_none_and_the_next_makes_them(
+    dense, tmp_path, tiny_config, monkeypatch
+):
+    config = tiny_config(schedule="nats")
+
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("slimgpt.engine.prices.channel_prices", stop)
+        with pytest.raises(KeyboardInterrupt):
+            prune(dense, tmp_path / "out", config)
+    assert not list((cache_folder() / "prices").glob("*/prices.json"))
+    assert prune(dense, tmp_path / "out", config).ratio >= config.ratio
+
+
+def test_two_processes_choose_alike_each_time(dense, tmp_path, tiny_config):
+    config = tiny_config(schedule="nats")
+    for name in ("a", "b"):
+        assert in_two_processes(tmp_path, _prune, dense, tmp_path / name, config) == [(2, 0), (2, 0)]
+    assert model_files(tmp_path / "a") == model_files(tmp_path / "b")
+
+
+def test_a_pruned_model_is_priced_and_pruned_again(dense, tmp_path, tiny_config):
+    prune(dense, tmp_path / "first", tiny_config(ratio=0.2))
+    report = prune(tmp_path / "first", tmp_path / "second", tiny_config(schedule="nats", ratio=0.2))
+    assert 0.2 <= report.ratio < 0.21
+
+
+def test_a_budget_in_parameters_is_kept(dense, tmp_path):
+    config = PruneConfig(
+        schedule="nats", target_parameters="140k", calibration="python", num_samples=8, seq_len=64, ffn_multiple=4
+    )
+    report = prune(dense, tmp_path / "out", config)
+    assert 138_000 < report.parameters_after <= 140_000
