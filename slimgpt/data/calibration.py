@@ -16,8 +16,9 @@ from slimgpt.config import BosPolicy
 from slimgpt.data.bos import Bos, blocks_of, resolve_bos, text_tokens
 from slimgpt.data.chats import Chat
 from slimgpt.data.documents import Documents
-from slimgpt.data.mixture import parts_of, sha256_of
+from slimgpt.data.mixture import parts_of
 from slimgpt.data.text import TextSource, calibration_text
+from slimgpt.files import digest_of
 
 PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
 PART_BITS = 32
@@ -129,7 +130,7 @@ def _together(parts: list[Calibration]) -> Calibration:
             **facts[0],
             "name": ", ".join(f"{part['name']}:{part['num_samples'] / samples:.3g}" for part in facts),
             "origin": ", ".join(dict.fromkeys(part["origin"] for part in facts)),
-            "sha256": sha256_of([part["sha256"] for part in facts]),
+            "sha256": digest_of({f"{i} {part['name']}": part["sha256"] for i, part in enumerate(facts)}),
             "num_samples": samples,
             "tokens": ids_NT.numel(),
             "ids_sha256": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),

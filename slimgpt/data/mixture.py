@@ -1,6 +1,5 @@
 """Several calibration texts, each with its share of the sequences: ``c4,notes.txt:0.2``."""
 
-import hashlib
 from pathlib import Path
 
 
@@ -52,8 +51,3 @@ def _share(item: str) -> tuple[str, float]:
     if not 0 < share <= 1:
         raise ValueError(f"calibration names {item!r}; a share must be more than 0 and at most 1")
     return name, share
-
-
-def sha256_of(parts: list[str]) -> str:
-    """One checksum of several."""
-    return hashlib.sha256("\n".join(parts).encode()).hexdigest()

@@ -169,8 +169,14 @@ def _ffn_saved(shape: LayerShape, width: int) -> int:
     return (shape.intermediate_size - width) * shape.channel_parameters
 
 
-def priced(job: Job, calibration: Calibration, ranks: Ranks) -> Prices:
+def priced(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -> Prices:
     """The model's prices, from the cache or made now. Its files are the first rank's alone.
+
+    Args:
+        job: the model, and what may be pruned.
+        calibration: the tokens.
+        ranks: the processes that share them.
+        out: where activations on disk go; None for the folder of temporary files.
 
     Raises:
         OSError: when the cache cannot be written.
@@ -190,7 +196,7 @@ def priced(job: Job, calibration: Calibration, ranks: Ranks) -> Prices:
             return Prices(folder)
         logger.info("prices of all widths: a forward and a backward pass over %d layers", len(job.shapes))
         layers: list[LayerPrices] = []
-        for moments in Curvature(job, calibration.ids_NT, ranks, Path(tempfile.gettempdir())).layers():
+        for moments in Curvature(job, calibration.ids_NT, ranks, out or Path(tempfile.gettempdir())).layers():
             layers.insert(0, ranks.from_first(partial(_price, job, moments, tokens, folder)))
         table = json.dumps([asdict(layer) for layer in layers])
 
@@ -213,15 +219,7 @@ def _price(job: Job, moments: LayerMoments, tokens: int, folder: Path) -> LayerP
         RW_DA, inverse = _ready(
             moments.tensors[f"{family.output}.weight"], moments.attention, roots["attention"], config
         )
-        heads = head_options(
-            RW_DA,
-            inverse,
-            shape.heads,
-            tokens,
-            unit=config.head_unit,
-            head_error=config.head_error,
-            multiple=config.head_multiple,
-        )
+        heads = head_options(RW_DA, inverse, shape.heads, tokens, unit=config.head_unit, multiple=config.head_multiple)
     RW_DF, inverse = _ready(moments.tensors[f"{family.down}.weight"], moments.ffn, roots["ffn"], config)
     widths = ffn_widths(shape.intermediate_size, config.ffn_multiple)
     nats = channel_prices(RW_DF, inverse, widths, tokens)
@@ -250,7 +248,7 @@ def _key(job: Job, calibration: Calibration, ranks: Ranks) -> str:
         "dtype": str(job.dtype),
         "processes": ranks.count,
         **conditions(job.device),
-        **{name: getattr(config, name) for name in ("head_unit", "head_error", "head_multiple", "ffn_multiple")},
+        **{name: getattr(config, name) for name in ("head_unit", "head_multiple", "ffn_multiple")},
         **{name: getattr(config, name) for name in ("percdamp", "block_tokens", "seed")},
     }
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]

@@ -83,7 +83,7 @@ def prune(
         if report is not None:
             return report
         start = time.perf_counter()
-        allocation = _allocation(job, tokens, ranks)
+        allocation = _allocation(job, tokens, ranks, out)
         if isinstance(allocation, Chosen):
             ranks.from_first(lambda: folder.follow(allocation.plan()) if folder else None)
         walk = Walk(job, tokens, allocation, out, folder, ranks)
@@ -102,14 +102,14 @@ def measure(
     """
     with torch.inference_mode():
         ranks = Ranks()
-        return Walk(job, calibration, _allocation(job, calibration, ranks), None, None, ranks).layers(on_layer)
+        return Walk(job, calibration, _allocation(job, calibration, ranks, None), None, None, ranks).layers(on_layer)
 
 
-def _allocation(job: Job, calibration: Calibration, ranks: Ranks) -> Allocation | Chosen:
+def _allocation(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -> Allocation | Chosen:
     """What says how many units go where: on the way, or chosen before by prices."""
     if job.config.schedule != "nats":
         return job.allocation()
-    prices = priced(job, calibration, ranks)
+    prices = priced(job, calibration, ranks, out)
     return ranks.from_first(lambda: Chosen(prices, job.config, job.shapes))
 
 

@@ -92,7 +92,6 @@ def head_options(
     tokens: int,
     *,
     unit: str = "auto",
-    head_error: str = "exact",
     multiple: int = 1,
 ) -> list[HeadOption]:
     """Every layout that units of heads lead to, each at its lowest price; the dense one, for nothing, comes first.
@@ -105,12 +104,11 @@ def head_options(
         layout: heads and kv groups.
         tokens: that H is a sum of.
         unit: as of ``head_path``.
-        head_error: as of ``head_path``.
         multiple: as of ``head_path``.
     """
     best = {(layout.num_heads, layout.num_kv_heads): HeadOption(layout.num_heads, layout.num_kv_heads, (), 0.0)}
     for order in unit_orders(layout, unit, multiple):
-        path = head_path(RW_OD, inverse.P_DD, layout, unit=unit, head_error=head_error, multiple=multiple, order=order)
+        path = head_path(RW_OD, inverse.P_DD, layout, unit=unit, multiple=multiple, order=order)
         heads, kv_heads, error = layout.num_heads, layout.num_kv_heads, 0.0
         for count, step in enumerate(path.steps, start=1):
             heads, kv_heads, error = heads - len(step.heads), kv_heads - len(step.kv_heads), error + step.error

@@ -19,7 +19,6 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from deploy.engines.availability import vllm_obstacle
 from deploy.serving.foreground import _Signals
 from deploy.serving.server import check_port, session_members
-from flows.cli.serving import serve
 from tasks.environment import Workspace
 from tasks.registry.client import open_client
 from tasks.registry.names import MODEL_PATH
@@ -260,14 +259,18 @@ def test_a_size_that_does_not_divide_a_layer_is_refused_before_vllm_starts(tmp_p
 
 
 @needs_vllm
-def test_it_says_which_bos_prompts_need_where_the_tokenizer_lost_the_habit(tmp_path, monkeypatch, capsys):
+def test_it_says_which_bos_prompts_need_where_the_tokenizer_lost_the_habit(tmp_path):
     folder = write_family(tmp_path / "gemma", "gemma2")
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.bos_token = tokenizer.convert_ids_to_tokens(1)
     tokenizer.save_pretrained(folder)
-    monkeypatch.setattr("deploy.serving.foreground.serve_in_foreground", lambda *_, **__: 0)  # what comes after
-    serve(str(folder))
-    assert f"send {tokenizer.bos_token}PROMPT" in capsys.readouterr().out.replace("\n", " ")
+    process, log = start(folder, "--port", 0, cwd=tmp_path, log=tmp_path / "log"), tmp_path / "log"
+    try:
+        wait_for(lambda: "PROMPT" in log.read_text(), "the line about BOS")
+    finally:
+        process.send_signal(signal.SIGINT)
+        process.wait(60)
+    assert f"send {tokenizer.bos_token}PROMPT" in log.read_text().replace("\n", " ")
 
 
 def test_a_second_signal_waits_for_no_polite_end():

@@ -24,7 +24,7 @@ def own_cache(tmp_path, monkeypatch):
 def chosen(dense, config):
     job = Job(dense, config)
     with torch.inference_mode():
-        return job, Chosen(priced(job, job.calibration(), Ranks()), job.config, job.shapes)
+        return job, Chosen(priced(job, job.calibration(), Ranks(), None), job.config, job.shapes)
 
 
 def shapes_of(report):
