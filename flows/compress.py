@@ -1,4 +1,4 @@
-"""Compress a model: prune, evaluate, package, measure, register, report.
+"""Compress a model: prune, recover, evaluate, package, measure, register, report.
 
 python -m flows.compress                 # the built-in model on embedded defaults; no server needed
 slimgpt compress --ratio 0.25            # the same flow, with a flag for each parameter
@@ -14,10 +14,12 @@ from flows.defaults import (
     BENCH,
     EVALUATION,
     PRUNE,
+    RECOVER,
     REGISTRY,
     BenchSection,
     EvaluationSection,
     PruneSection,
+    RecoverSection,
     RegistrySection,
 )
 from flows.prefect_api import reached
@@ -36,7 +38,7 @@ from tasks.steps.benchmarking import benchmark
 from tasks.steps.bundling import package
 from tasks.steps.chain import run_chain
 from tasks.steps.evaluation import EvalRequest, evaluate_model
-from tasks.steps.pruning import prune_stages
+from tasks.steps.recovery import stages_of
 from tasks.steps.registration import register
 from tasks.steps.reporting import write_report
 
@@ -55,26 +57,30 @@ def compress(
     model: str = "smollm2",
     name: str = "",
     prune: PruneSection = PRUNE,
+    recover: RecoverSection = RECOVER,
     evaluation: EvaluationSection = EVALUATION,
     bench: BenchSection = BENCH,
     registry: RegistrySection = REGISTRY,
     first_ratios: tuple[float, ...] = (),
+    rounds: int = 1,
     keep: Keep = "last",
     skip: tuple[Skippable, ...] = (),
     revision: str = "",
     runs: str = "",
 ) -> Compressed:
-    """Prune a model, evaluate it against the dense one, serve and measure both, register the result as ``challenger``.
+    """Prune a model, recover it if asked to, evaluate it against the dense one, serve and measure both, register it.
 
     Args:
         model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; empty for the model's own and -slim.
         prune: How the model is pruned.
+        recover: How the pruned model is trained again; no tokens: not at all.
         evaluation: What is measured of both models.
         bench: The load that both models are measured under.
         registry: Where it goes in MLflow, and whether the weights go along.
         first_ratios: Prune in several steps: the shares of the dense model's projection parameters that are gone after
-            each step before the last one, whose share is the ratio.
+            each step before the last one, whose share is the ratio. Each is followed by a training of its own.
+        rounds: Prune, and train, in so many turns, whose ratios rise in equal steps: first_ratios need not be given.
         keep: all keeps the models that the steps before the last one make; last removes them.
         skip: Stages to leave out, evaluate or benchmark: for quick trials, and for machines that cannot serve.
         revision: Commit or tag on the hub; empty for the newest.
@@ -84,11 +90,13 @@ def compress(
     ready = check_request(name, evaluation, workspace, skip)
     dense = resolve(model, revision, workspace)
     ready = check_measurable(dense.folder, evaluation, bench, ready)
-    chain = plan_chain(dense, prune_stages(prune, first_ratios))
+    teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
+    chain = plan_chain(dense, stages_of(prune, recover, teacher, first_ratios, rounds))
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
-    plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "keep": keep, "skip": list(skip)}
-    parameters = parameters_of(**plain, prune=prune, evaluation=evaluation, bench=bench)
+    plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}
+    plain |= {"keep": keep, "skip": list(skip)}
+    parameters = parameters_of(**plain, prune=prune, recover=recover, evaluation=evaluation, bench=bench)
     with open_run(name, parameters, registry, workspace, folder) as run:
         pruned = run_chain(chain, folder, keep, run)
         before = after = None

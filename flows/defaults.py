@@ -11,11 +11,12 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator
 
 from deploy.bench.config import BenchConfig
-from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
 from tasks.registry.config import RegistryConfig
 from tasks.sweep.config import SweepConfig
 
 PRUNE = PruneConfig(num_samples=32, seq_len=1024)
+RECOVER = RecoverConfig(tokens="")  # none: training takes longer than all the rest
 EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model
 BENCH = BenchConfig(load_shares=(), offline=False)  # `slimgpt bench` also measures other loads, and offline
 REGISTRY = RegistryConfig()
@@ -33,6 +34,7 @@ def _completed(defaults: Any, given: Any) -> Any:
 
 
 PruneSection = Annotated[PruneConfig, BeforeValidator(partial(_completed, PRUNE))]
+RecoverSection = Annotated[RecoverConfig, BeforeValidator(partial(_completed, RECOVER))]
 EvaluationSection = Annotated[EvalConfig, BeforeValidator(partial(_completed, EVALUATION))]
 BenchSection = Annotated[BenchConfig, BeforeValidator(partial(_completed, BENCH))]
 RegistrySection = Annotated[RegistryConfig, BeforeValidator(partial(_completed, REGISTRY))]

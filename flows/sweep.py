@@ -17,11 +17,13 @@ from flows.defaults import (
     BENCH,
     EVALUATION,
     PRUNE,
+    RECOVER,
     REGISTRY,
     SWEEP,
     BenchSection,
     EvaluationSection,
     PruneSection,
+    RecoverSection,
     RegistrySection,
     SweepSection,
 )
@@ -65,6 +67,7 @@ def sweep(
     name: str = "",
     grid: SweepSection = SWEEP,
     prune: PruneSection = PRUNE,
+    recover: RecoverSection = RECOVER,
     evaluation: EvaluationSection = EVALUATION,
     bench: BenchSection = BENCH,
     registry: RegistrySection = REGISTRY,
@@ -77,6 +80,7 @@ def sweep(
         name: Name in the registry; empty for the chosen model's own and -slim.
         grid: Ratios, schedules, limits, and what the models are pruned on.
         prune: How the models are pruned; ratio and schedule are the grid's.
+        recover: How each pruned model is trained again; no tokens: not at all.
         evaluation: What is measured of all models.
         bench: The load that each model is measured under, against its dense one.
         registry: Where it goes in MLflow, and whether the weights go along.
@@ -95,10 +99,12 @@ def sweep(
     for dense in resolved:
         ready = check_measurable(dense.folder, evaluation, bench, ready)
     check_judgeable(grid, evaluation, ready.serving_obstacle)
-    points = grid_of(resolved, grid, prune)
+    teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
+    points = grid_of(resolved, grid, prune, recover, teacher)
     check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
     runner = runner_of(grid)
-    parameters = parameters_of(models=list(models), grid=grid, prune=prune, evaluation=evaluation, bench=bench)
+    settings = {"grid": grid, "prune": prune, "recover": recover, "evaluation": evaluation, "bench": bench}
+    parameters = parameters_of(models=list(models), **settings)
     folder = workspace.run("sweeps", parameters)
     with open_run(name or "sweep", parameters, registry, workspace, folder, flow="flows.sweep") as run:
         children = [run.child(point.title, _parameters(point, evaluation, bench), "flows.sweep") for point in points]
@@ -179,7 +185,8 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
 
 
 def _parameters(point: Point, evaluation: EvalConfig, bench: BenchConfig) -> dict[str, Any]:
-    return parameters_of(model=point.dense.name, prune=point.config, evaluation=evaluation, bench=bench)
+    settings = {"prune": point.config, "recover": point.recover, "evaluation": evaluation, "bench": bench}
+    return parameters_of(model=point.dense.name, **settings)
 
 
 def _ready_to_serve(measured: _Measured, name: str) -> _Measured:

@@ -9,23 +9,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimgpt.checkpoints.lineage import load_lineage
-    from slimgpt.config import EvalConfig, PruneConfig
+    from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
     from slimgpt.engine.plan import plan
     from slimgpt.engine.pruner import prune
     from slimgpt.evaluation.harness import evaluate
+    from slimgpt.recovery.recoverer import recover
     from slimgpt.report import load_report
 
 __version__ = "0.1.0"
-__all__ = ["EvalConfig", "PruneConfig", "evaluate", "load_lineage", "load_report", "plan", "prune"]
+__all__ = [
+    "EvalConfig",
+    "PruneConfig",
+    "RecoverConfig",
+    "evaluate",
+    "load_lineage",
+    "load_report",
+    "plan",
+    "prune",
+    "recover",
+]
 
 _HOME = {
     "EvalConfig": "slimgpt.config",
     "PruneConfig": "slimgpt.config",
+    "RecoverConfig": "slimgpt.config",
     "evaluate": "slimgpt.evaluation.harness",
     "load_lineage": "slimgpt.checkpoints.lineage",
     "load_report": "slimgpt.report",
     "plan": "slimgpt.engine.plan",
     "prune": "slimgpt.engine.pruner",
+    "recover": "slimgpt.recovery.recoverer",
 }
 
 

@@ -25,3 +25,10 @@ def resolve_device(name: str) -> torch.device:
 def device_name(device: torch.device) -> str:
     """The GPU's name, or the CPU's kind."""
     return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu ({platform.machine()})"
+
+
+def has_fast_bfloat16(device: torch.device) -> bool:
+    """Whether the device has units for products in bfloat16."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)
+    return bool(torch.cpu._is_avx512_bf16_supported())

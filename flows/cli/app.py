@@ -1,4 +1,4 @@
-"""``slimgpt``: prune, inspect, eval, compress, sweep, promote, ... Flags come from the configs.
+"""``slimgpt``: prune, recover, inspect, eval, compress, sweep, promote, ... Flags come from the configs.
 
 A user's mistake ends in one line and exit code 2.
 What a sub-command needs is imported when it runs: ``--help`` responds at once.
@@ -12,18 +12,18 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from flows.cli import pruning, registering, serving, sweeping
+from flows.cli import pruning, recovering, registering, serving, sweeping
 
 USER_ERROR = 2
 app = App(
     name="slimgpt",
-    help="Structured pruning of LLaMA-family models: prune, measure, register, serve.",
+    help="Structured pruning of LLaMA-family models: prune, recover, measure, register, serve.",
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # main() says what is kept
 )
 
 for command in (
-    *(pruning.prune, pruning.inspect, registering.compress, sweeping.sweep),
+    *(pruning.prune, recovering.recover, pruning.inspect, registering.compress, sweeping.sweep),
     *(registering.promote, registering.rollback),
     *(serving.serve, serving.bench, serving.package),
 ):
@@ -60,8 +60,8 @@ def main() -> None:
         logging.getLogger(runs).addFilter(_says_more_than_completed)
     logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it warns of what is meant: an object instead of a name
     try:
-        if _launched() and sys.argv[1:2] != ["prune"]:
-            raise ValueError("torchrun works only with `slimgpt prune`; run this command without it")
+        if _launched() and sys.argv[1:2] not in (["prune"], ["recover"]):
+            raise ValueError("torchrun works only with `slimgpt prune` and `recover`; run this command without it")
         app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(f"{error} (see slimgpt {' '.join(sys.argv[1:2])} --help)")

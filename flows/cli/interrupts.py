@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM while a model is pruned: one line that says what is kept, and the exit code that shells expect."""
+"""Ctrl-C and SIGTERM while a model is pruned or trained: one line that says what is kept, and the usual exit code."""
 
 import signal
 from collections.abc import Iterator
@@ -16,27 +16,28 @@ class Stopped(KeyboardInterrupt):
 
 
 class Interrupts:
-    """Counts finished layers, and stops the run where it may.
+    """Counts what is finished, layers or steps, and stops the run where it may.
 
     Attributes:
+        unit: what is counted.
         kept: what is left of the run, for the message.
-        alone: a process alone stops at once. One of several stops at the end of a layer, where all meet: elsewhere the
+        alone: a process alone stops at once. One of several stops at the end of a unit, where all meet: elsewhere the
             others would wait for it.
     """
 
     def __init__(self) -> None:
-        self.alone = True
+        self.alone, self.unit = True, "layer"
         self.kept = "finished layers are kept: run the same command again to resume"
-        self.done = self.layers = 0
+        self.done = self.units = 0
         self._pending: int | None = None
 
-    def layer_done(self, done: int, layers: int) -> None:
-        """Layer ``done``, counted from 1, is finished.
+    def unit_done(self, done: int, units: int) -> None:
+        """Unit ``done``, counted from 1, is finished.
 
         Raises:
             Stopped: when a signal came.
         """
-        self.done, self.layers = done, layers
+        self.done, self.units = done, units
         if self._pending is not None:
             self._stop()
 
@@ -51,7 +52,8 @@ class Interrupts:
             self._stop()
 
     def _stop(self) -> None:
-        at = f"at layer {min(self.done + 1, self.layers)} of {self.layers}" if self.done else "before the first layer"
+        unit, next_one = self.unit, min(self.done + 1, self.units)
+        at = f"at {unit} {next_one} of {self.units}" if self.done else f"before the first {unit}"
         raise Stopped(f"interrupted {at}; {self.kept}", self._pending)
 
 

@@ -100,7 +100,7 @@ def _progress(name: str, interrupts: Any, *, shown: bool = True) -> Iterator[Cal
                 bars.append(tqdm(total=layers, unit="layer", desc=name, file=sys.stderr))
             bars[0].set_postfix_str(f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}", refresh=False)
             bars[0].update(layer.layer + 1 - bars[0].n)
-        interrupts.layer_done(layer.layer + 1, layers)
+        interrupts.unit_done(layer.layer + 1, layers)
 
     try:
         yield on_layer

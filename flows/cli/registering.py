@@ -7,11 +7,12 @@ from cyclopts import Parameter
 
 from flows.cli.finding import check_types, flow_parameters
 from flows.cli.flags import WholeNumber, config_from, flags, given, read_config_file, several
-from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
+from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY
 from tasks.registry.gates import GateConfig
 
 _all: Any = Parameter(name="*")
 CompressPrune = flags("CompressPrune", PRUNE, group="Pruning")
+CompressRecover = flags("CompressRecover", RECOVER, group="Recovery", prefix="recover.")
 CompressEval = flags("CompressEval", EVALUATION, group="Evaluation", prefix="evaluation.")
 CompressBench = flags("CompressBench", BENCH, group="Benchmark", prefix="bench.")
 CompressRegistry = flags("CompressRegistry", REGISTRY, group="Registry", prefix="registry.")
@@ -24,34 +25,38 @@ def compress(
     model: str | None = None,
     name: str | None = None,
     first_ratios: str | None = None,
+    rounds: WholeNumber | None = None,
     keep: Literal["last", "all"] | None = None,
     skip: str | None = None,
     revision: str | None = None,
     runs: str | None = None,
     preset: Literal["paper"] | None = None,
     prune: Annotated[CompressPrune, _all] = CompressPrune(),
+    recover: Annotated[CompressRecover, _all] = CompressRecover(),
     evaluation: Annotated[CompressEval, _all] = CompressEval(),
     bench: Annotated[CompressBench, _all] = CompressBench(),
     registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
 ) -> None:
-    """Prune, evaluate, package, benchmark, register and report, as one Prefect flow.
+    """Prune, recover, evaluate, package, benchmark, register and report, as one Prefect flow.
 
     Args:
-        config: A YAML file of the flow's parameters (model, name, first_ratios, keep, skip, revision, runs, and the
-            sections prune, evaluation, bench and registry). Flags win.
+        config: A YAML file of the flow's parameters (model, name, first_ratios, rounds, keep, skip, revision, runs,
+            and the sections prune, recover, evaluation, bench and registry). Flags win.
         model: A folder, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; the model's own name and -slim by default.
         first_ratios: Prune in several steps: shares of the dense model's projection parameters that are gone after each
-            step before the last, whose share is --ratio. Separate several by commas.
+            step before the last, whose share is --ratio. Separate several by commas. Each step ends with a training
+            where --recover.tokens is given.
+        rounds: Prune, and train, in so many turns, whose ratios rise in equal steps to --ratio; 1 by default.
         keep: all keeps the models that the steps before the last one make; last, the default, removes them.
         skip: Stages to leave out: evaluate, benchmark or, separated by a comma, both.
         revision: Commit or tag on the hub.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
         preset: Same presets as `slimgpt prune`; a config file and flags win.
     """
-    sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
-    given_flags = {"prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
-    plain = {"model": model, "name": name, "first_ratios": first_ratios, "keep": keep, "skip": skip}
+    sections = {"prune": PRUNE, "recover": RECOVER, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
+    given_flags = {"prune": prune, "recover": recover, "evaluation": evaluation, "bench": bench, "registry": registry}
+    plain = {"model": model, "name": name, "first_ratios": first_ratios, "rounds": rounds, "keep": keep, "skip": skip}
     plain |= {"revision": revision, "runs": runs}
     parameters = flow_parameters(config, sections, given_flags, plain, preset)
     for key, kind in (("first_ratios", float), ("skip", str)):

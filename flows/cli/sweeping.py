@@ -7,8 +7,8 @@ from cyclopts import Parameter
 
 from flows.cli.finding import check_types, flow_parameters
 from flows.cli.flags import flags, several
-from flows.cli.registering import CompressBench, CompressEval, CompressRegistry
-from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY, SWEEP
+from flows.cli.registering import CompressBench, CompressEval, CompressRecover, CompressRegistry
+from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY, SWEEP
 
 _all: Any = Parameter(name="*")
 _OF_THE_GRID = ("ratio", "target_size", "target_parameters", "schedule", "layer_ratios")
@@ -24,21 +24,24 @@ def sweep(
     runs: str | None = None,
     grid: Annotated[SweepFlags, _all] = SweepFlags(),
     prune: Annotated[SweepPrune, _all] = SweepPrune(),
+    recover: Annotated[CompressRecover, _all] = CompressRecover(),
     evaluation: Annotated[CompressEval, _all] = CompressEval(),
     bench: Annotated[CompressBench, _all] = CompressBench(),
     registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
 ) -> None:
-    """Prune at several ratios and schedules, measure all, and register the best within limits, as one Prefect flow.
+    """Prune at several ratios and schedules, recover, measure all, and register the best, as one Prefect flow.
 
     Args:
-        config: A YAML file of the flow's parameters (models, name, runs, and the sections grid, prune, evaluation,
-            bench and registry). Flags win.
+        config: A YAML file of the flow's parameters (models, name, runs, and the sections grid, prune, recover,
+            evaluation, bench and registry). Flags win.
         models: Dense models, several separated by commas; smollm2 (built in) by default.
         name: Name in the registry; the chosen model's own name and -slim by default.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
     """
-    sections = {"grid": SWEEP, "prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
-    given_flags = {"grid": grid, "prune": prune, "evaluation": evaluation, "bench": bench, "registry": registry}
+    sections = {"grid": SWEEP, "prune": PRUNE, "recover": RECOVER}
+    sections |= {"evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
+    given_flags = {"grid": grid, "prune": prune, "recover": recover}
+    given_flags |= {"evaluation": evaluation, "bench": bench, "registry": registry}
     plain = {"models": models, "name": name, "runs": runs}
     parameters = flow_parameters(config, sections, given_flags, plain)
     if "models" in parameters:

@@ -13,8 +13,8 @@ TEMPLATES = "additional_chat_templates"  # the one folder that belongs to a toke
 NOT_COPIED = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.index.json"),
     *("config.json", "params.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
-    # of a model that is pruned once more: how it was made, and its figures
-    *("pruning.json", "lineage.json", "evaluation.json", "journal.jsonl"),
+    # of a model that is pruned or trained once more: how it was made, and its figures
+    *("pruning.json", "lineage.json", "recovery.json", "evaluation.json", "journal.jsonl"),
 )
 
 

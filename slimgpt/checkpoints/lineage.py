@@ -26,14 +26,15 @@ class Step:
     """How one checkpoint became another.
 
     Attributes:
-        step: the stage: "prune".
+        step: the stage: "prune" or "recover".
         model: name of the checkpoint that it began from.
         summary: what was done, in one line for people.
         config: the stage's config.
         figures: ``parameters_``, ``projections_`` (parameters of the decoder's projections) and ``bytes_`` (of the
             weight files), each ``_before`` and ``_after``; ``seconds`` and ``peak_memory_bytes``; where the stage
             removes parameters, ``requested_ratio``, of the projections, and ``requested_size`` (bytes) or
-            ``requested_parameters`` where the ratio was computed from one of them.
+            ``requested_parameters`` where the ratio was computed from one of them; where it trains, ``kl_before`` and
+            ``kl_after``, of text that is held out.
         data: the text that it read: name, tokens, sha256, origin.
         layers: widths and errors of each layer; empty where the stage changes no widths.
         versions: of the packages that decide the result.
@@ -110,8 +111,9 @@ class Lineage:
         return 1 - math.prod(1 - step.figures.get("requested_ratio", 0.0) for step in self.steps)
 
     def requested(self, figure: str) -> float:
-        """The ``bytes`` or ``parameters`` that the last step was to leave at most; 0 where it was given a ratio."""
-        return self.steps[-1].figures.get(f"requested_{'size' if figure == 'bytes' else figure}", 0)
+        """The ``bytes`` or ``parameters`` that the last pruning was to leave at most; 0 where it was given a ratio."""
+        last = next((step.figures for step in reversed(self.steps) if "requested_ratio" in step.figures), {})
+        return last.get(f"requested_{'size' if figure == 'bytes' else figure}", 0)
 
     @property
     def model_ratio(self) -> float:

@@ -26,6 +26,11 @@ def cache_folder() -> Path:
     return Path(os.environ.get("SLIMGPT_CACHE") or Path(base) / "slimgpt")
 
 
+def built_in_folder() -> Path:
+    """Where the built-in model lies, once it was converted; a lineage knows it by the folder's name."""
+    return cache_folder() / "smollm2-135m-instruct"
+
+
 def resolve_model(model: str | Path, *, revision: str = "") -> Path:
     """A local folder with config.json and safetensors for ``model``.
 
@@ -91,7 +96,7 @@ def _built_in() -> Path:
 
     Written in bfloat16, the dtype the model was published and is served in.
     """
-    folder = cache_folder() / "smollm2-135m-instruct"
+    folder = built_in_folder()
     if (folder / CONFIG).is_file():
         return folder
     import importlib.util

@@ -38,7 +38,14 @@ class Calibration:
 
 
 def token_blocks(
-    tokenizer: Any, text: TextSource, *, num_samples: int, seq_len: int, seed: int, bos: Bos = "none"
+    tokenizer: Any,
+    text: TextSource,
+    *,
+    num_samples: int,
+    seq_len: int,
+    seed: int,
+    bos: Bos = "none",
+    fewer: bool = False,
 ) -> Calibration:
     """Draw ``num_samples`` blocks of ``seq_len`` tokens: documents in random order, each closed by EOS, no overlap.
 
@@ -54,9 +61,11 @@ def token_blocks(
         seq_len: tokens in a block.
         seed: of the order.
         bos: where BOS stands; it counts among the ``seq_len`` tokens.
+        fewer: whether a text that is too short gives as many blocks as it has.
 
     Raises:
-        ValueError: when the text has fewer tokens than requested, or a conversation does not fit the chat template.
+        ValueError: when the text has fewer tokens than requested (with ``fewer``: than one block), or a conversation
+            does not fit the chat template.
     """
     documents, length = text.documents, PASSAGE_BLOCKS * seq_len
     passages = _passages(documents, length)
@@ -75,12 +84,13 @@ def token_blocks(
                 ids += next(encoded) + (end if last else [])
         if len(ids) >= wanted:
             break
-    if len(ids) < wanted:
+    blocks = blocks_of(ids[:wanted], bos, tokenizer.bos_token_id, seq_len)
+    if len(blocks) < (1 if fewer else num_samples):
         raise ValueError(
             f"{text.name} has {len(ids)} tokens; {num_samples} samples of {seq_len} need {wanted}: "
             f"ask for at most {len(ids) // seq_len} samples, or name a larger text"
         )
-    ids_NT = torch.tensor(blocks_of(ids[:wanted], bos, tokenizer.bos_token_id, seq_len), dtype=torch.long)
+    ids_NT, num_samples = torch.tensor(blocks, dtype=torch.long), len(blocks)
     facts = {
         "name": text.name,
         "origin": text.origin,
@@ -120,8 +130,10 @@ def _encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool) ->
     return encoded["input_ids"]  # type: ignore[no-any-return]
 
 
-def _together(parts: list[Calibration]) -> Calibration:
-    """The sequences of several texts, one text after the other."""
+def together(parts: list[Calibration]) -> Calibration:
+    """The sequences of several texts, one text after the other; of one text, that one."""
+    if len(parts) == 1:
+        return parts[0]
     ids_NT, facts = torch.cat([part.ids_NT for part in parts]), [part.facts for part in parts]
     samples = len(ids_NT)
     return Calibration(
@@ -139,9 +151,18 @@ def _together(parts: list[Calibration]) -> Calibration:
 
 
 def calibrate(
-    model: Path, source: str, *, num_samples: int, seq_len: int, seed: int, bos: BosPolicy = "auto"
+    model: Path,
+    source: str,
+    *,
+    num_samples: int,
+    seq_len: int,
+    seed: int,
+    bos: BosPolicy = "auto",
+    fewer: bool = False,
 ) -> Calibration:
     """The token blocks of ``source`` for the model in folder ``model``; several texts as in ``parts_of``.
+
+    With ``fewer``, a text that is too short gives as many blocks as it has.
 
     Raises:
         ValueError: when the source is empty or too short, the sequences are longer than the model reads, or its
@@ -162,10 +183,10 @@ def calibrate(
     resolved = resolve_bos(bos, tokenizer, config.model_type)
     texts = [(calibration_text(name), count) for name, count in parts_of(source, num_samples)]
     drawn = [
-        token_blocks(tokenizer, text, num_samples=count, seq_len=seq_len, seed=seed, bos=resolved)
+        token_blocks(tokenizer, text, num_samples=count, seq_len=seq_len, seed=seed, bos=resolved, fewer=fewer)
         for text, count in texts
     ]
-    blocks = drawn[0] if len(drawn) == 1 else _together(drawn)
+    blocks = together(drawn)
     if seq_len > (limit := positions(config)):
         raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
     largest = int(blocks.ids_NT.max())

@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers import AutoModelForCausalLM
 
-from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.engine.activations import Blocks, choose_place, make_blocks
 from slimgpt.engine.cost import LOGIT_TOKENS
 from slimgpt.engine.job import Job
@@ -47,34 +45,21 @@ class LayerMoments:
     ffn: MapMoments
 
 
-class _Given(nn.Module):
-    """Stands where the decoder was: the hidden states are given."""
-
-    def forward(self, *, inputs_embeds: Tensor, **_: Any) -> Any:
-        return SimpleNamespace(
-            last_hidden_state=inputs_embeds, past_key_values=None, hidden_states=None, attentions=None
-        )
-
-
 class Head:
-    """Final norm and output head, computed by the model's own class: soft caps and scales are its business."""
+    """Final norm and output head."""
 
     def __init__(self, job: Job):
-        with building, torch.device("meta"):
-            self.model = AutoModelForCausalLM.from_config(job.model_config, dtype=job.dtype).eval()
         prefix = job.family.layers.rsplit(".", 1)[0]
         tied = job.model_config.tie_word_embeddings
         source = f"{prefix}.embed_tokens.weight" if tied else "lm_head.weight"
         weights = job.shards.load([f"{prefix}.norm.weight", source], job.device)
-        self.norm = self.model.model.norm
+        self.output = OutputHead(job.model_config, weights[source].to(job.dtype))
+        self.norm = self.output.norm
         self.norm.weight = nn.Parameter(weights[f"{prefix}.norm.weight"].to(job.dtype), requires_grad=False)
-        self.model.lm_head.weight = nn.Parameter(weights[source].to(job.dtype), requires_grad=False)
-        self.model.model = _Given()
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """In float32 ``[T, V]``."""
-        out: Tensor = self.model(inputs_embeds=self.norm(x_TD[None]), use_cache=False).logits[0]
-        return out.float()
+        return self.output.logits(self.norm(x_TD))
 
     def gradient(self, x_BTD: Tensor, generator: torch.Generator) -> Tensor:
         """Of ``-sum log p(y)`` by the hidden states, y drawn from p."""

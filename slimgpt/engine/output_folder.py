@@ -19,6 +19,7 @@ from slimgpt.engine.journal import Journal
 from slimgpt.equal_bits import conditions
 from slimgpt.files import commit, digest_of, file_sha256, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
+from slimgpt.resuming import differences, remedy
 
 FORMAT = 2  # of the journal; a change makes older journals unusable
 KEPT = "finished layers are kept"
@@ -53,7 +54,7 @@ class OutputFolder:
                 )
         elif entries[0] != header:
             raise FileExistsError(
-                f"{out} holds another pruning: {_differences(entries[0], header)}; {_remedy(entries[0], header)}"
+                f"{out} holds another pruning: {differences(entries[0], header)}; {remedy(entries[0], header)}"
             )
         plans = [entry for entry in entries[1:] if entry["part"] == PLAN]
         self.plan = plans[0] if plans else None
@@ -191,28 +192,3 @@ class OutputFolder:
 # Not compared by its setting: activations change no bit wherever they are, and of the others the header has what came
 # of them (auto may be what was said by name before).
 _NAMED_BY_ITS_EFFECT = ("activations", "bos", "calibration", "device", "dtype")
-
-
-def _differences(old: dict[str, Any], new: dict[str, Any]) -> str:
-    keys = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    return ", ".join(
-        f"{key.removeprefix('config.')} was {_short(old.get(key))}, now {_short(new.get(key))}" for key in keys[:4]
-    )
-
-
-def _remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
-    if {**old, "threads": 0} == {**new, "threads": 0}:
-        return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
-    if {**old, "mkl": ""} == {**new, "mkl": ""}:
-        return "import slimgpt's engine before torch computes, with the MKL_CBWR it was begun with, or name another OUT"
-    for package in ("torch", "transformers"):
-        if {**old, package: ""} == {**new, package: ""} and package in old:
-            return f"install {package}=={old[package]} to resume it, or name another OUT"
-    if {**old, "code": ""} == {**new, "code": ""}:
-        return "take the version of slimgpt that began it, or name another OUT"
-    return "name another OUT"
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 20 else text[:12] + "..."

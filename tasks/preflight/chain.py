@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from slimgpt.checkpoints.lineage import Checkpoint
+from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.data.calibration import Calibration
 from slimgpt.method.shapes import LayerShape
 from slimgpt.report import LayerReport
@@ -18,7 +19,19 @@ from tasks.environment import RunFolder
 from tasks.preflight.models import ResolvedModel
 
 Keep = Literal["last", "all"]
-OnLayer = Callable[[LayerReport], None]
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What is told of a stage's work while it runs.
+
+    Args:
+        layer: called after each layer of a stage that goes layer by layer.
+        step: called with the step and what was measured, by a stage that trains.
+    """
+
+    layer: Callable[[LayerReport], None]
+    step: Callable[[int, dict[str, float]], None]
 
 
 @dataclass(frozen=True)
@@ -27,12 +40,14 @@ class Expected:
 
     Args:
         first: the model that the chain begins with: family, tokenizer and dtype stay the same.
+        size: bytes of the weight files.
         shapes: widths of each layer; None for those of the first model.
         ratio: share of the first model's projection parameters that will be gone.
         tokens: calibration tokens that were made already, for stages that read the same text.
     """
 
     first: Checkpoint
+    size: int
     shapes: list[LayerShape] | None = None
     ratio: float = 0.0
     tokens: Calibration | None = field(default=None, repr=False, compare=False)
@@ -62,11 +77,8 @@ class PlannedStage(Protocol):
     def after(self) -> Expected:
         """The model that it will probably leave."""
 
-    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], on_layer: OnLayer | None = None) -> Checkpoint:
-        """Make the checkpoint ``out`` of ``source``; what an earlier run made of the same ``facts`` is used again.
-
-        A stage that goes layer by layer calls ``on_layer`` after each.
-        """
+    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], watch: Watch | None = None) -> Checkpoint:
+        """Make the checkpoint ``out`` of ``source``; what an earlier run made of the same ``facts`` is used again."""
 
 
 class Stage(Protocol):
@@ -118,7 +130,8 @@ def plan_chain(dense: ResolvedModel, stages: Sequence[Stage], tokens: Calibratio
         ValueError: from the first stage that cannot work, with its name where there are several.
     """
     planned: list[PlannedStage] = []
-    expected = Expected(dense.checkpoint, tokens=tokens)
+    size = sum((dense.folder / name).stat().st_size for name in weight_files(dense.folder))
+    expected = Expected(dense.checkpoint, size, tokens=tokens)
     for i, stage in enumerate(stages, start=1):
         try:
             planned.append(stage.plan(expected))

@@ -36,6 +36,7 @@ from tasks.registry.run_content import (
     missing,
     pruning_metrics,
     source_tags,
+    training_metrics,
 )
 from tasks.registry.run_owner import has_ended, this_machine, this_process
 
@@ -79,6 +80,10 @@ class LiveRun:
     def log_layer(self, layer: LayerReport, prefix: str = "") -> None:
         """A layer's figures, with the layer as step."""
         self._try(lambda: log(self.client, self.run_id, {}, layer_metrics(layer, prefix)))
+
+    def log_training(self, step: int, measured: dict[str, float], prefix: str = "") -> None:
+        """What a training says of a step."""
+        self._try(lambda: log(self.client, self.run_id, {}, training_metrics(step, measured, prefix)))
 
     def log_pruning(self, steps: Lineage, lineage: Lineage) -> None:
         """The totals of the run's own steps, and the figures of those layers that are not logged yet."""

@@ -91,7 +91,11 @@ def _git_commit(folder: Path) -> str:
 def data_of(lineage: Lineage, texts: tuple[DataUsed, ...]) -> list[DatasetInput]:
     """Every text and data set, with its digest and what it was used for."""
     read = [step.data for step in lineage.steps if step.data]
-    used = [*dict.fromkeys((data["name"], data["sha256"], data.get("origin", ""), "calibration") for data in read)]
+    used = [
+        *dict.fromkeys(
+            (data["name"], data["sha256"], data.get("origin", ""), data.get("use", "calibration")) for data in read
+        )
+    ]
     used += [(text.name, text.sha256, text.origin, "evaluation") for text in texts]
     return [_dataset(*item) for item in used]
 
@@ -137,6 +141,13 @@ def layer_metrics(layer: LayerReport, prefix: str = "") -> list[Metric]:
     """Figures of one layer, whose number is MLflow's step."""
     now = int(time.time() * 1000)
     return [Metric(f"{prefix}layer/{name}", float(getattr(layer, name)), now, layer.layer) for name in _LAYER_METRICS]
+
+
+def training_metrics(step: int, measured: dict[str, float], prefix: str = "") -> list[Metric]:
+    """KL of the training's text and of the held-out text, in nats per token, and the learning rate."""
+    now = int(time.time() * 1000)
+    names = {"loss": "kl", "eval_loss": "held_out_kl", "learning_rate": "learning_rate"}
+    return [Metric(f"{prefix}recovery/{names[key]}", measured[key], now, step) for key in names if key in measured]
 
 
 def evaluation_metrics(side: str, figures: dict[str, float]) -> list[Metric]:

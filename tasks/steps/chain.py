@@ -9,7 +9,7 @@ from prefect import get_run_logger
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.report import LayerReport
 from tasks.environment import RunFolder
-from tasks.preflight.chain import Chain, Keep, OnLayer
+from tasks.preflight.chain import Chain, Keep, Watch
 from tasks.registry.live_run import LiveRun
 
 
@@ -38,8 +38,8 @@ def run_chain(chain: Chain, folder: RunFolder, keep: Keep = "last", run: LiveRun
     return source
 
 
-def _logging(run: LiveRun | None, source: Checkpoint, stage: int, stages: int) -> OnLayer | None:
-    """Log a layer as the lineage will hold it: with its ratio against the first dense model."""
+def _logging(run: LiveRun | None, source: Checkpoint, stage: int, stages: int) -> Watch | None:
+    """Log a training's figures, and a layer as the lineage will hold it: with its ratio against the first model."""
     if run is None:
         return None
     earlier, prefix = source.lineage.layers, "" if stage == stages else f"stage_{stage}/"
@@ -48,7 +48,7 @@ def _logging(run: LiveRun | None, source: Checkpoint, stage: int, stages: int) -
         kept = (1 - earlier[layer.layer].ratio if earlier else 1) * (1 - layer.ratio)
         run.log_layer(replace(layer, ratio=1 - kept), prefix)
 
-    return log
+    return Watch(log, lambda step, measured: run.log_training(step, measured, prefix))
 
 
 def _finished(chain: Chain, out: Path, stages: int) -> Checkpoint | None:

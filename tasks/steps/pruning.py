@@ -5,11 +5,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import httpx
 import torch
 from prefect import get_run_logger, runtime, task
-from prefect.artifacts import create_progress_artifact, update_progress_artifact
-from prefect.context import TaskRunContext
 from prefect.exceptions import TerminationSignal
 
 from slimgpt.checkpoints.lineage import Checkpoint
@@ -18,9 +15,11 @@ from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
 from slimgpt.equal_bits import conditions
 from slimgpt.report import LayerReport
-from tasks.digests import facts_digest, folder_digest
-from tasks.preflight.chain import Expected, OnLayer
+from tasks.digests import folder_digest
+from tasks.preflight.chain import Expected, Watch
 from tasks.preflight.planning import plan_pruning
+from tasks.steps.making import facts_and_folder, make
+from tasks.steps.progress import Progress
 
 
 def prune_stages(config: PruneConfig, first_ratios: tuple[float, ...] = ()) -> list["PruneStage"]:
@@ -102,20 +101,13 @@ class PlannedPruning:
     def after(self) -> Expected:
         """The model with the planned widths."""
         ratio = 1 - (1 - self.before.ratio) * (1 - self.plan.ratio)
-        return replace(self.before, shapes=self.plan.shapes, ratio=ratio, tokens=self.plan.tokens)
+        return replace(
+            self.before, size=self.bytes_after, shapes=self.plan.shapes, ratio=ratio, tokens=self.plan.tokens
+        )
 
-    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], on_layer: OnLayer | None = None) -> Checkpoint:
+    def run(self, source: Checkpoint, out: Path, facts: dict[str, Any], watch: Watch | None = None) -> Checkpoint:
         """The pruned model: an earlier run's, where its files are still as they were written, else a new one."""
-        logger, made = get_run_logger(), _prune(self, source, out, facts, on_layer)
-        if made["flow_run"] != runtime.flow_run.id:
-            if out.is_dir() and folder_digest(out) == made["digest"]:
-                logger.info(
-                    "nothing is pruned again: flow run %s made the same model, and it is intact", made["flow_run"]
-                )
-            else:
-                logger.warning("the model that flow run %s pruned is damaged: made again", made["flow_run"])
-                _prune.with_options(refresh_cache=True)(self, source, out, facts, on_layer)
-        return Checkpoint.open(out)
+        return make(_prune, self, source, out, facts, watch)
 
     def config_for(self, source: Checkpoint) -> PruneConfig:
         """The config with the ratio that is left to remove: what the stages before reached is known by now."""
@@ -128,43 +120,22 @@ def _further(config: PruneConfig, gone: float) -> PruneConfig:
     return replace(config, ratio=max(0.0, round(1 - (1 - config.ratio) / (1 - gone), 6))) if gone else config
 
 
-class _Progress:
-    """The progress artifact, as long as Prefect responds: hours of pruning must not end for want of a picture."""
-
-    def __init__(self, logger: Any) -> None:
-        self._logger, self._shown = logger, True
-        self._artifact = create_progress_artifact(0.0, key="compress-pruning", description="Pruned decoder layers")
-
-    def show(self, percent: float) -> None:
-        if not self._shown:
-            return
-        try:
-            update_progress_artifact(self._artifact, percent)  # type: ignore[arg-type]
-        except httpx.HTTPError as error:
-            self._shown = False  # each try takes Prefect's client a minute
-            self._logger.warning("Prefect does not answer (%s): pruning continues without showing progress", error)
-
-
-def _key(_: TaskRunContext, given: dict[str, Any]) -> str:
-    return facts_digest({**given["facts"], "folder": str(given["out"])})
-
-
-@task(name="prune", tags=["gpu"], cache_key_fn=_key, persist_result=True, result_serializer="json")
+@task(name="prune", tags=["gpu"], cache_key_fn=facts_and_folder, persist_result=True, result_serializer="json")
 def _prune(
     planned: PlannedPruning,
     source: Checkpoint,
     out: Path,
     facts: dict[str, Any],  # noqa: ARG001  the cache key
-    on_layer: OnLayer | None,
+    watch: Watch | None,
 ) -> dict[str, str]:
     """Prune layer by layer, with a progress artifact. Returns the flow run that made it, and its digest."""
     logger = get_run_logger()
-    progress = _Progress(logger)
+    progress = Progress("compress-pruning", "Pruned decoder layers")
 
     def finished(layer: LayerReport, layers: int) -> None:
         progress.show(100 * (layer.layer + 1) / layers)
-        if on_layer is not None:
-            on_layer(layer)
+        if watch is not None:
+            watch.layer(layer)
         logger.info(
             "layer %d of %d: %d heads, FFN %d, errors %.4f and %.4f, %.1f s",
             layer.layer + 1,

@@ -92,7 +92,8 @@ def run_file(parameters: dict[str, Any]) -> str:
 def _calibration(step: Step) -> str:
     facts = step.data
     origin = f" ({facts['origin']})" if "origin" in facts else ""
-    return f"Calibration: {facts.get('name')}{origin}, {facts.get('num_samples')} x {facts.get('seq_len')} tokens."
+    use = facts.get("use", "calibration").capitalize()
+    return f"{use}: {facts.get('name')}{origin}, {facts.get('num_samples')} x {facts.get('seq_len')} tokens."
 
 
 def _evaluation(dense: EvalResult) -> str:

@@ -5,23 +5,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimgpt.checkpoints.lineage import Checkpoint
-from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
 from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
-from tasks.preflight.chain import Chain, plan_chain
+from tasks.preflight.chain import Chain, Stage, plan_chain
 from tasks.preflight.models import ResolvedModel
 from tasks.registry.live_run import LiveRun
 from tasks.registry.names import default_name
-from tasks.steps.pruning import PruneStage
+from tasks.steps.recovery import stages_of
 from tasks.sweep.config import SweepConfig
 
 
 @dataclass(frozen=True)
 class Point:
-    """One model to try: a dense one, and how it is pruned."""
+    """One model to try: a dense one, how it is pruned and trained, and the stages that this takes."""
 
     dense: ResolvedModel
     config: PruneConfig
+    recover: RecoverConfig
+    stages: list[Stage]
     chain: Chain
 
     @property
@@ -50,8 +52,21 @@ class Tried:
     run: LiveRun
 
 
-def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) -> list[Point]:
+def grid_of(
+    models: list[ResolvedModel],
+    grid: SweepConfig,
+    prune: PruneConfig,
+    recover: RecoverConfig,
+    teacher: Path | None = None,
+) -> list[Point]:
     """Every point of the grid, each planned: what cannot be pruned is found before any long work.
+
+    Args:
+        models: dense ones.
+        grid: ratios and schedules.
+        prune: the rest of how they are pruned.
+        recover: how they are trained then; no tokens: not at all.
+        teacher: folder of the model that they learn from; None for the dense one.
 
     Raises:
         ValueError: naming the point and what is missing, or the models whose names are the same.
@@ -67,7 +82,8 @@ def grid_of(models: list[ResolvedModel], grid: SweepConfig, prune: PruneConfig) 
             for ratio in grid.ratios:
                 config = dataclasses.replace(prune, ratio=ratio, schedule=schedule)
                 try:
-                    points.append(Point(dense, config, plan_chain(dense, [PruneStage(config)], tokens)))
+                    stages = stages_of(config, recover, teacher)
+                    points.append(Point(dense, config, recover, stages, plan_chain(dense, stages, tokens)))
                 except ValueError as error:
                     raise ValueError(f"{title_of(dense, config)}: {error}") from None
                 tokens = points[-1].chain.stages[-1].after.tokens

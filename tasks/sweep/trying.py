@@ -15,7 +15,6 @@ from tasks.preflight.models import ResolvedModel
 from tasks.registry.live_run import LiveRun
 from tasks.steps.chain import run_chain
 from tasks.steps.evaluation import EvalRequest, evaluate_model
-from tasks.steps.pruning import PruneStage
 from tasks.sweep.points import Point, Tried, folder_of
 
 
@@ -25,7 +24,7 @@ def try_point(
 ) -> Tried:
     """Prune, or find what an earlier run pruned, and evaluate. ``run`` stays open for the figures that follow."""
     # Planned again here: Dask's worker may run where the GPU is.
-    chain = plan_chain(point.dense, [PruneStage(point.config)], point.chain.stages[-1].after.tokens)
+    chain = plan_chain(point.dense, point.stages, point.chain.stages[-1].after.tokens)
     folder = folder_of(chain, workspace)
     get_run_logger().info("%s: %s", point.title, folder.root)
     with run.working():

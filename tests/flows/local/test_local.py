@@ -167,7 +167,7 @@ def test_a_schedule_runs_it_and_another_evaluation_prunes_nothing_again_and_says
     run = servers.schedule(model=str(tiny), prune=PRUNE, evaluation=EVALUATION | {"max_blocks": 3})
     servers.wait(run, "COMPLETED")
     assert servers.tasks(run)["prune"] == "Cached"
-    assert f"nothing is pruned again: flow run {first} made the same model" in servers.log(run)
+    assert f"nothing is made again: flow run {first} made the same model" in servers.log(run)
 
 
 def test_up_twice_changes_nothing_and_a_schedule_that_a_user_switched_on_stays_on(servers):

@@ -76,7 +76,7 @@ def test_a_signal_at_any_moment_gives_a_one_line_error_and_the_next_run_resumes(
 
 def test_the_error_names_the_layer():
     with listening() as interrupts:
-        interrupts.layer_done(16, 30)
+        interrupts.unit_done(16, 30)
         with pytest.raises(Stopped) as stopped:
             signal.raise_signal(signal.SIGTERM)
     assert stopped.value.args[0].startswith("interrupted at layer 17 of 30; finished layers are kept")
@@ -87,10 +87,10 @@ def test_the_error_names_the_layer():
 def test_one_of_several_processes_stops_at_the_end_of_a_layer():
     with listening() as interrupts:
         interrupts.alone = False
-        interrupts.layer_done(2, 30)
+        interrupts.unit_done(2, 30)
         signal.raise_signal(signal.SIGINT)
         with pytest.raises(Stopped, match="at layer 4 of 30"):
-            interrupts.layer_done(3, 30)
+            interrupts.unit_done(3, 30)
 
 
 @pytest.mark.parametrize("kib_left", [0, 100, 140])

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from slimgpt.checkpoints.lineage import Checkpoint, Lineage
-from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
 from tasks.preflight.models import ResolvedModel
 from tasks.sweep.config import SweepConfig
 from tasks.sweep.points import check_judgeable, grid_of, title_of
@@ -77,4 +77,4 @@ def test_every_point_has_a_title_of_its_own():
 def test_two_models_of_one_name_are_refused():
     models = [named(model) for model in ("a/tiny", "b/tiny", "b/other")]
     with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which have the same name in tables"):
-        grid_of(models, SweepConfig(), PruneConfig())
+        grid_of(models, SweepConfig(), PruneConfig(), RecoverConfig(tokens=""))

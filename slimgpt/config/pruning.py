@@ -1,80 +1,15 @@
-"""Settings: frozen dataclasses, checked when they are made. ``ratio`` is the dial; the rest has a default."""
+"""How a model is pruned. ``ratio`` is the dial; the rest has a default."""
 
 import dataclasses
 import hashlib
 import json
-import math
-import operator
-import os
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
+from slimgpt.config.fields import BOS_WORDS, check_limits, option
 from slimgpt.quantities import BYTES, COUNTS, read_quantity
 
 MAX_RATIO = 0.9
-
-
-def option(default: Any, description: str, **limits: Any) -> Any:
-    """A config field whose description and limits (ge, gt, le, lt) reach the CLI's help and the UI's form."""
-    return field(default=default, metadata={"description": description, **limits})
-
-
-LIMITS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than"}
-
-
-def limits_text(metadata: Mapping[str, Any]) -> str:
-    """A field's limits as help, forms and documents show them: "at least 0, at most 0.9"; empty where it has none."""
-    return ", ".join(f"{words} {metadata[side]}" for side, words in LIMITS.items() if side in metadata)
-
-
-def check_limits(config: Any) -> None:
-    """Check every field of a config dataclass against its declared type and limits.
-
-    A ``Path`` becomes its text, and 8.0 where an integer belongs becomes 8: what a config holds can be written as JSON.
-
-    Raises:
-        ValueError: naming the field, its value, the limit and what the field means.
-    """
-    for item in dataclasses.fields(config):
-        value, meta = getattr(config, item.name), item.metadata
-        choices = getattr(item.type, "__args__", ()) if getattr(item.type, "__origin__", None) is Literal else ()
-        if choices and value not in choices:
-            raise ValueError(f"{item.name} is {value!r}; it must be one of {', '.join(map(str, choices))}")
-        if item.type is str and isinstance(value, os.PathLike):
-            object.__setattr__(config, item.name, os.fspath(value))
-        elif item.type in (str, bool) and not isinstance(value, item.type):
-            kind = "a text" if item.type is str else "true or false"
-            raise ValueError(f"{item.name} is {value!r}; it must be {kind}: {meta['description']}")
-        if item.type in (int, float):
-            if isinstance(value, str) and _is_number(value):
-                raise ValueError(f"{item.name} is the text {value!r}; write the number {float(value):g}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-                raise ValueError(f"{item.name} is {value!r}; it must be a finite number: {meta['description']}")
-            if item.type is int and value != int(value):
-                raise ValueError(f"{item.name} is {value!r}; it must be an integer: {meta['description']}")
-            if item.type is int:
-                object.__setattr__(config, item.name, int(value))  # 8.0 is a number of nothing that can be indexed
-            for side, words in LIMITS.items():
-                if side in meta and not getattr(operator, side)(value, meta[side]):
-                    raise ValueError(f"{item.name} is {value}; it must be {words} {meta[side]}: {meta['description']}")
-
-
-def _is_number(text: str) -> bool:
-    """Whether YAML's text stands for a number: it takes 1e-2, without a point, for a text."""
-    try:
-        return math.isfinite(float(text))
-    except ValueError:
-        return False
-
-
-BosPolicy = Literal["auto", "none", "stream", "block"]
-_BOS = (
-    "BOS before the text: block (before every block, as one of its tokens), stream (once), none, or auto: block where "
-    "the model's tokenizer or family has it, else none."
-)
-
-
 _RATIO = 0.25
 _TARGETS = {"target_size": BYTES, "target_parameters": COUNTS}
 
@@ -148,7 +83,7 @@ class PruneConfig:
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
     seed: int = option(0, "Which passages are drawn.", ge=0)
-    bos: Literal["auto", "none", "stream", "block"] = option("auto", _BOS)
+    bos: Literal["auto", "none", "stream", "block"] = option("auto", BOS_WORDS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "Dtype of the forward passes; auto is float32 on CPU and the checkpoint's own on a GPU."
@@ -229,49 +164,3 @@ def paper_preset(ratio: float) -> dict[str, Any]:
         "seq_len": 2048,
         "bos": "none",
     }
-
-
-# What can be done to a model, by the name of the step in its lineage.
-STAGE_CONFIGS = {"prune": PruneConfig}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvalConfig:
-    """What is measured.
-
-    Raises:
-        ValueError: on construction, when a field is outside its limits.
-    """
-
-    tasks: tuple[str, ...] = option(
-        ("auto",),
-        "lm-eval tasks: names, auto (the paper's seven where their data is available, else continuation), or none.",
-    )
-    limit: float = option(0, "Documents per task, the first ones; below 1 a share of them; 0 is all.", ge=0)
-    num_fewshot: int = option(-1, "Examples before each document of the tasks; -1: each task's own number.", ge=-1)
-    apply_chat_template: bool = option(
-        False, "Put the tasks' prompts through the model's chat template, examples as turns; for instruct models."
-    )
-    batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)
-    perplexity: str = option(
-        "auto", "Text for perplexity: wikitext2, python, a .txt, .raw, .jsonl or .parquet file, auto, or none."
-    )
-    seq_len: int = option(1024, "Tokens per perplexity block.", ge=2)
-    max_blocks: int = option(12, "Perplexity blocks, the first ones; 0 is all.", ge=0)
-    bos: Literal["auto", "none", "stream", "block"] = option("auto", _BOS + " Tasks: before every prompt, unless none.")
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Dtype of the model; auto is float32 on CPU and the checkpoint's own on a GPU."
-    )
-
-    def __post_init__(self) -> None:
-        given: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
-        items = [given] if isinstance(given, str) else given
-        tasks = tuple(name.strip() for item in items for name in item.split(",") if name.strip())
-        object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
-        check_limits(self)
-        if self.limit >= 1 and self.limit != int(self.limit):
-            raise ValueError(f"limit is {self.limit:g}; it must be a whole number of documents, or a share below 1")
-        object.__setattr__(self, "limit", int(self.limit) if self.limit == int(self.limit) else self.limit)
-        if not self.tasks and self.perplexity == "none":
-            raise ValueError("tasks is empty and perplexity is 'none'; nothing would be measured, name at least one")

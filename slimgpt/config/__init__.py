@@ -1,0 +1,22 @@
+"""Settings: frozen dataclasses, checked when they are made."""
+
+from slimgpt.config.evaluation import EvalConfig
+from slimgpt.config.fields import BosPolicy, check_limits, limits_text, option
+from slimgpt.config.pruning import MAX_RATIO, PruneConfig, paper_preset
+from slimgpt.config.recovery import RecoverConfig
+
+__all__ = [
+    "MAX_RATIO",
+    "STAGE_CONFIGS",
+    "BosPolicy",
+    "EvalConfig",
+    "PruneConfig",
+    "RecoverConfig",
+    "check_limits",
+    "limits_text",
+    "option",
+    "paper_preset",
+]
+
+# What can be done to a model, by the name of the step in its lineage.
+STAGE_CONFIGS = {"prune": PruneConfig, "recover": RecoverConfig}

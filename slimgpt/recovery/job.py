@@ -1,0 +1,136 @@
+"""A pruned model, its teacher and the config it is trained with: the checks before any work."""
+
+import shutil
+from functools import cached_property
+from math import prod
+from pathlib import Path
+
+import torch
+
+from slimgpt.checkpoints.families import family_of, layer_shapes, positions
+from slimgpt.checkpoints.headers import raw_config
+from slimgpt.checkpoints.lineage import Checkpoint
+from slimgpt.checkpoints.origins import read_config
+from slimgpt.checkpoints.shards import Shards
+from slimgpt.checkpoints.source import model_name
+from slimgpt.config import RecoverConfig
+from slimgpt.device import has_fast_bfloat16, resolve_device
+from slimgpt.recovery.teacher import check_vocabulary, find_teacher
+
+KEPT_STATES = 3  # of the training: the best, the last, and the one that is being written
+_ADAM, _FLOAT32 = 8, 4  # bytes of a trained parameter: its two moments, itself
+
+
+class RecoveryJob:
+    """Student, teacher and config, checked against each other; no weights have been read yet.
+
+    Args:
+        model: the student's folder.
+        config: how it is trained.
+        teacher: the teacher's folder; None for the one that the config or the lineage names.
+        pruned_before: the model will be pruned before it is trained; by then it is another than its teacher.
+
+    Raises:
+        ValueError: where they do not fit each other, or the device is none for training.
+        FileNotFoundError: where the teacher is not found.
+    """
+
+    def __init__(self, model: Path, config: RecoverConfig, teacher: Path | None = None, pruned_before: bool = False):
+        self.config, self.steps = config, config.steps
+        self.device = _device(config)
+        self.dtype = _dtype(config, self.device)
+        self.model_config = read_config(model)
+        self.family = family_of(self.model_config)
+        if (stored := raw_config(model).get("model_type")) != self.model_config.model_type:
+            raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
+        self.shards = Shards(model)
+        self.student = Checkpoint.open(model)
+        self.teacher = Checkpoint.open(teacher or find_teacher(self.student, config.teacher))
+        if self.teacher.digest == self.student.digest and not pruned_before:
+            raise ValueError(f"{self.teacher.folder} is the model that would learn from it; name another teacher")
+        self.teacher_config = read_config(self.teacher.folder)
+        check_vocabulary(self.teacher.folder, model)
+        for folder, side in ((model, self.model_config), (self.teacher.folder, self.teacher_config)):
+            if config.seq_len > (limit := positions(side)):
+                raise ValueError(
+                    f"seq_len is {config.seq_len}; {folder} reads at most {limit} tokens at once: lower seq_len"
+                )
+
+    @cached_property
+    def teacher_name(self) -> str:
+        """What others call it: never a path of this machine."""
+        steps = self.student.lineage.steps
+        if steps and steps[0].input == self.teacher.digest:
+            return steps[0].model
+        return self.teacher.lineage.model_name if self.teacher.lineage.steps else model_name(self.teacher.folder)
+
+    @cached_property
+    def model_name(self) -> str:
+        """The student's name."""
+        return self.student.lineage.model_name if self.student.lineage.steps else model_name(self.student.folder)
+
+    @property
+    def projections(self) -> int:
+        """Parameters of the student's projections."""
+        return sum(shape.parameters for shape in layer_shapes(self.model_config))
+
+    @cached_property
+    def parameters(self) -> int:
+        """How many parameters the student has."""
+        return sum(prod(self.shards.shape(name)[0]) for name in self.shards.names())
+
+    @cached_property
+    def trained(self) -> int:
+        """How many parameters are trained."""
+        layers = self.shards.names(f"{self.family.layers}.")
+        if self.config.trainable == "all":
+            return sum(prod(self.shards.shape(name)[0]) for name in layers)
+        projections = tuple(f".{name}.weight" for name in (*self.family.rows, self.family.output, self.family.down))
+        adapted = (self.shards.shape(name)[0] for name in layers if name.endswith(projections))
+        return sum(self.config.rank * (rows + columns) for rows, columns in adapted)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Of the result and of the states of the training."""
+        entire = self.shards.bytes * _FLOAT32 // self.stored_item if self.config.trainable == "all" else 0
+        state = self.trained * _ADAM + (entire or self.trained * _FLOAT32)
+        return int(1.02 * self.shards.bytes) + KEPT_STATES * state + (16 << 20)
+
+    @property
+    def stored_item(self) -> int:
+        """Bytes of a stored weight."""
+        return self.shards.shape(self.shards.names()[0])[1].itemsize
+
+    def check_space(self, out: Path) -> None:
+        """Refuse to start where the disk cannot hold the result and the states of the training.
+
+        Raises:
+            FileExistsError: where OUT is a file.
+            OSError: with the free and the needed size.
+        """
+        there = next(p for p in (out, *out.absolute().parents) if p.exists())
+        if not there.is_dir():
+            raise FileExistsError(f"{there} is a file; OUT must be a folder")
+        already = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
+        free, need = shutil.disk_usage(there).free, self.disk_bytes - already
+        if free < need:
+            raise OSError(
+                f"the disk of {out} has {free / 1e9:.2f} GB free; the model and the states of its training need "
+                f"{need / 1e9:.2f} GB"
+            )
+
+
+def _device(config: RecoverConfig) -> torch.device:
+    device = resolve_device(config.device)
+    if device.type == "cuda" and device.index:
+        raise ValueError(
+            f"device is {config.device}; training takes the first GPU that it sees: set CUDA_VISIBLE_DEVICES="
+            f"{device.index} and device cuda"
+        )
+    return device
+
+
+def _dtype(config: RecoverConfig, device: torch.device) -> torch.dtype:
+    if config.dtype == "auto":
+        return torch.bfloat16 if has_fast_bfloat16(device) else torch.float32
+    return torch.bfloat16 if config.dtype == "bfloat16" else torch.float32

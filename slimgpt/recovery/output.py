@@ -1,0 +1,106 @@
+"""The OUT folder of a training: which run it is of, the states in between, and when it becomes a model."""
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from slimgpt.checkpoints.companions import copy_companions
+from slimgpt.checkpoints.headers import CONFIG, INDEX, read_json
+from slimgpt.checkpoints.lineage import LINEAGE, Checkpoint, Step
+from slimgpt.checkpoints.shards import Shards, write_shard
+from slimgpt.files import commit, digest_of, file_sha256, write_atomically, writing
+from slimgpt.recovery.student import Change
+from slimgpt.report import REPORT
+from slimgpt.resuming import differences, remedy
+
+RUN = "recovery.json"
+STATES = "training"
+KEPT = "the training's states are kept"
+
+
+class RecoveryFolder:
+    """Owns OUT. A folder under construction holds recovery.json and training/, but no config.json.
+
+    Args:
+        out: the folder.
+        header: what the result depends on, bit for bit.
+
+    Raises:
+        FileExistsError: when OUT holds something else, or another training; the message names what differs.
+    """
+
+    def __init__(self, out: Path, header: dict[str, Any]):
+        self.out = out
+        run = out / RUN
+        if run.is_file():
+            before = read_json(run).get("run", {})
+            if before != header:
+                raise FileExistsError(
+                    f"{out} holds another training: {differences(before, header)}; {remedy(before, header)}"
+                )
+        elif strangers := sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp")):
+            raise FileExistsError(
+                f"{out} is not empty and not an output of slimgpt recover (it holds {strangers[0]}); name another OUT"
+            )
+        else:
+            write_atomically(run, _json({"run": header}))
+        self.header = header
+
+    @property
+    def finished(self) -> bool:
+        """Whether it is a model: config.json is written last."""
+        return (self.out / CONFIG).is_file()
+
+    def publish(self, source: Checkpoint, changes: Mapping[str, Change], step: Step, curve: list[list[float]]) -> None:
+        """Turn OUT into a model: ``source`` with its changed tensors, in files of the same names.
+
+        Args:
+            source: the model that was trained.
+            changes: from what is stored to what is to be, by the tensor's name.
+            step: for the lineage; its output is set here.
+            curve: step and KL of the held-out text, each time that it was read.
+        """
+        shards = Shards(source.folder)
+        with writing("the model", self.out, KEPT):
+            for name in sorted(set(shards.files.values())):
+                self._write(shards, name, changes)
+            copy_companions(source.folder, self.out)
+            code = [path.name for path in source.folder.glob("*.py")]
+            for name in (*code, REPORT, INDEX):
+                if (source.folder / name).is_file():
+                    write_atomically(self.out / name, (source.folder / name).read_bytes())
+            sha256_by_name = {name: file_sha256(self.out / name) for name in set(shards.files.values())}
+            sha256_by_name[CONFIG] = file_sha256(source.folder / CONFIG)
+            lineage = source.lineage.append(replace(step, output=digest_of(sha256_by_name)))
+            write_atomically(self.out / LINEAGE, _json(lineage.to_dict()))
+            write_atomically(self.out / RUN, _json({"run": self.header, "held_out_kl": curve}))
+            write_atomically(self.out / CONFIG, (source.folder / CONFIG).read_bytes())
+        shutil.rmtree(self.out / STATES, ignore_errors=True)
+
+    def _write(self, shards: Shards, name: str, changes: Mapping[str, Change]) -> None:
+        """One weight file; one that holds nothing new gets a second name, where the file system has such."""
+        names = [tensor for tensor, file in shards.files.items() if file == name]
+        if any(tensor in changes for tensor in names):
+            stored = shards.load(names)
+            write_shard(self.out / name, {tensor: changes.get(tensor, _same)(stored[tensor]) for tensor in names})
+            return
+        temporary = self.out / f"{name}.tmp"
+        for path in (temporary, self.out / name):  # POSIX renames no name of a file onto another name of it
+            path.unlink(missing_ok=True)
+        try:
+            os.link((shards.folder / name).resolve(), temporary)
+        except OSError:  # another file system, or one without hard links
+            shutil.copyfile(shards.folder / name, temporary)
+        commit(temporary, self.out / name)
+
+
+def _same(stored: Any) -> Any:
+    return stored
+
+
+def _json(data: dict[str, Any]) -> bytes:
+    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"

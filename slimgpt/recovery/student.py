@@ -1,0 +1,68 @@
+"""The model that is trained: what of it is, and what the training has made of each stored tensor."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM
+
+from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.families import Family, attention_kernel
+from slimgpt.config import RecoverConfig
+
+Change = Callable[[Tensor], Tensor]
+
+
+def load_frozen(folder: Path, model_config: Any, dtype: torch.dtype) -> Any:
+    """The model in ``folder``, on the CPU, of which nothing is trained."""
+    kernel = attention_kernel(model_config)
+    with building:
+        model = AutoModelForCausalLM.from_pretrained(
+            folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
+        )
+    return model.eval().requires_grad_(False)
+
+
+def load_student(folder: Path, model_config: Any, family: Family, config: RecoverConfig, dtype: torch.dtype) -> Any:
+    """The model in ``folder`` with what ``config.trainable`` names to be trained, in float32; the rest is frozen.
+
+    Args:
+        folder: of the pruned model.
+        model_config: its config.
+        family: where its projections are.
+        config: how it is trained.
+        dtype: of the products.
+    """
+    if config.trainable == "all":
+        model = load_frozen(folder, model_config, torch.float32)
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(name.startswith(f"{family.layers}."))
+        return model
+    from peft import LoraConfig, get_peft_model
+
+    projections = [*family.rows, family.output, family.down]
+    lora = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=projections, task_type="CAUSAL_LM")
+    return get_peft_model(load_frozen(folder, model_config, dtype), lora)
+
+
+def changes(model: Any) -> dict[str, Change]:
+    """What became of each stored tensor that was trained, by its name: from what is stored to what is to be.
+
+    Adapters are added in float32 to the weight as it is stored, not to its rounded copy that was trained with.
+    """
+    if not hasattr(model, "peft_config"):
+        return {name: _replaced(p) for name, p in model.named_parameters() if p.requires_grad}
+    from peft.tuners.lora import LoraLayer
+
+    modules = model.get_base_model().named_modules()
+    return {f"{name}.weight": _merged(module) for name, module in modules if isinstance(module, LoraLayer)}
+
+
+def _replaced(parameter: Tensor) -> Change:
+    return lambda stored: parameter.detach().to("cpu", stored.dtype)
+
+
+def _merged(adapter: Any) -> Change:
+    return lambda stored: (stored.float() + adapter.get_delta_weight("default").float().cpu()).to(stored.dtype)

@@ -1,0 +1,157 @@
+"""The training itself: transformers' Trainer with the distillation's loss, and where an interrupted one goes on."""
+
+import json
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+
+from slimgpt.checkpoints.output_head import OutputHead
+from slimgpt.config import RecoverConfig
+from slimgpt.recovery.distillation import mean_kl
+
+EVALUATIONS = 8  # of the held-out text at most, and 8 steps apart; each is also where an interrupted run goes on
+WARMUP = 0.05  # share of the steps
+OnStep = Callable[[int, int, dict[str, float]], None]
+
+
+class DistillationTrainer(Trainer):
+    """A Trainer whose loss is the KL of a frozen teacher to the model that is trained."""
+
+    loss_is_scaled_for_ga = False  # the mean over its own tokens: Trainer divides by the batches of a step
+
+    def __init__(self, *, teacher: Any, student_head: OutputHead, teacher_head: OutputHead, **arguments: Any):
+        super().__init__(**arguments)
+        self.teacher = teacher.get_decoder().to(self.args.device)
+        self.heads = student_head, teacher_head
+        self.model.get_decoder().norm.register_forward_hook(self._remember)
+        self._normed_BTD: Tensor | None = None
+
+    def _remember(self, _: Any, __: Any, normed_BTD: Tensor) -> None:
+        self._normed_BTD = normed_BTD
+
+    def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
+        """Nats per token. The model itself computes the logits of one position alone; the heads take all, in parts."""
+        with torch.no_grad():
+            target_BTE = self.teacher(**inputs, use_cache=False).last_hidden_state
+        model(**inputs, use_cache=False, logits_to_keep=1)
+        assert self._normed_BTD is not None, "the model's forward pass goes through its last norm"
+        student_BTD, self._normed_BTD = self._normed_BTD, None
+        return mean_kl(student_BTD, target_BTE, *self.heads)
+
+    def prediction_step(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
+        """The loss alone: nothing is gathered over the vocabulary."""
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, self._prepare_inputs(inputs)), None, None
+
+
+class _Watching(TrainerCallback):
+    """Tells what Trainer logs, and stops a training whose loss is none."""
+
+    def __init__(self, on_step: OnStep | None):
+        self.on_step = on_step
+
+    def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
+        for name in ("loss", "eval_loss"):
+            if not math.isfinite(logs.get(name, 0.0)):
+                raise ValueError(
+                    f"the loss is {logs[name]} at step {state.global_step} of {state.max_steps}; lower learning_rate"
+                )
+        if self.on_step and "train_runtime" not in logs:  # the totals in the end
+            self.on_step(state.global_step, state.max_steps, logs)
+
+
+def steps_between(steps: int) -> int:
+    """Steps from one evaluation of the held-out text to the next."""
+    return min(steps, max(EVALUATIONS, -(-steps // EVALUATIONS)))
+
+
+def arguments_for(config: RecoverConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
+    """Trainer's arguments: AdamW without weight decay, a cosine, the held-out text every so many steps.
+
+    Raises:
+        ValueError: where a step's sequences cannot be shared out among the processes.
+    """
+    every = steps_between(config.steps)
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=config.steps,
+        learning_rate=config.peak_learning_rate,
+        lr_scheduler_type="cosine",
+        warmup_steps=max(1, round(WARMUP * config.steps)),
+        weight_decay=0.0,
+        adam_beta2=0.95,
+        bf16=dtype == torch.bfloat16,
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        train_sampling_strategy="sequential",  # they were drawn in random order
+        remove_unused_columns=False,
+        logging_steps=1,
+        logging_nan_inf_filter=False,
+        eval_strategy="steps",
+        eval_steps=every,
+        eval_on_start=True,
+        prediction_loss_only=True,
+        save_strategy="steps",
+        save_steps=every,
+        save_total_limit=1,  # and the best one
+        load_best_model_at_end=True,
+        metric_for_best_model="loss",
+        greater_is_better=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+    arguments._n_gpu = min(arguments.n_gpu, 1)  # Trainer would copy the model to all GPUs of one process
+    if config.batch_size % arguments.world_size:
+        raise ValueError(
+            f"batch_size is {config.batch_size}, which {arguments.world_size} processes cannot share equally; make it "
+            "a multiple of their number"
+        )
+    own = config.batch_size // arguments.world_size
+    together = max(
+        n for n in range(1, own + 1) if own % n == 0 and (n == 1 or n * config.seq_len <= config.block_tokens)
+    )
+    arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = together
+    arguments.gradient_accumulation_steps = own // together
+    return arguments
+
+
+def rows(ids_NT: Tensor) -> list[dict[str, Tensor]]:
+    """Sequences as Trainer takes them."""
+    return [{"input_ids": ids_T} for ids_T in ids_NT]
+
+
+def newest(folder: Path) -> Path | None:
+    """The last complete state of an interrupted training: the one whose last file, ``trainer_state.json``, is whole."""
+    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
+    return next((path for path in found if _whole(path / "trainer_state.json")), None)
+
+
+def _whole(state: Path) -> bool:
+    try:
+        return bool(json.loads(state.read_text()))
+    except (OSError, ValueError):
+        return False
+
+
+def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[list[float]]:
+    """Train, from where an earlier run stopped; the best state is in the model then.
+
+    Args:
+        trainer: not used yet.
+        state: where it goes on; None for the beginning.
+        on_step: as of ``recover``.
+
+    Returns:
+        Step and KL of the held-out text, each time that it was read; first the model as it came.
+    """
+    trainer.remove_callback(PrinterCallback)
+    trainer.add_callback(_Watching(on_step))
+    trainer.train(resume_from_checkpoint=str(state) if state else None)
+    # A run that goes on reads the held-out text at its start once more.
+    curve = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
+    return [[step, kl] for step, kl in curve.items()]

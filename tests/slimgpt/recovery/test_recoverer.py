@@ -1,0 +1,224 @@
+"""A pruned model is trained again: it comes nearer to its teacher, keeps its form, and survives interruptions."""
+
+import json
+import random
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import slimgpt.recovery.recoverer as recoverer
+from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
+from slimgpt.checkpoints.origins import read_config
+from slimgpt.config import RecoverConfig
+from slimgpt.engine.pruner import prune
+from slimgpt.recovery.recoverer import recover
+from slimgpt.recovery.student import load_frozen
+from tests import processes
+from tests.slimgpt.engine.test_resume import model_files
+from tests.tiny_families import CASES
+from tests.tiny_models import write_dense
+
+
+@pytest.fixture(scope="module")
+def pruned(tmp_path_factory, dense, tiny_config):
+    """The tiny model, 30 % smaller; its widths differ from layer to layer."""
+    out = tmp_path_factory.mktemp("pruned") / "out"
+    prune(dense, out, tiny_config())
+    return out
+
+
+@pytest.fixture(scope="module")
+def config(text_file):
+    """20 steps of 4 x 32 tokens."""
+    return RecoverConfig(
+        tokens="2.56k", text=str(text_file), seq_len=32, rank=4, learning_rate=0.006, held_out=4, dtype="float32"
+    )
+
+
+@pytest.fixture(scope="module")
+def recovered(tmp_path_factory, pruned, dense, config):
+    """An uninterrupted run."""
+    out = tmp_path_factory.mktemp("recovered") / "out"
+    recover(pruned, out, config, teacher=dense)
+    return out
+
+
+def kl_to(teacher, folder, ids_BT):
+    """KL(teacher || model) per token, of whole logits."""
+    with torch.no_grad():
+        p, q = (
+            load_frozen(f, read_config(f), torch.float32)(input_ids=ids_BT).logits.log_softmax(-1)
+            for f in (teacher, folder)
+        )
+    return (p.exp() * (p - q)).sum(-1).mean().item()
+
+
+def held_out(pruned, config):
+    return recoverer.draw(pruned, config).held_out_NT
+
+
+def test_the_written_model_is_nearer_to_its_teacher_by_what_was_measured(pruned, dense, recovered, config):
+    step, ids_NT = load_lineage(recovered).steps[-1], held_out(pruned, config)
+    assert kl_to(dense, pruned, ids_NT) == pytest.approx(step.figures["kl_before"], rel=1e-4)
+    assert kl_to(dense, recovered, ids_NT) == pytest.approx(step.figures["kl_after"], rel=1e-4)
+    assert step.figures["kl_after"] < 0.9 * step.figures["kl_before"]
+
+
+def test_form_and_files_stay(pruned, recovered):
+    names = {path.name for path in pruned.iterdir()} - {"journal.jsonl"}
+    assert {path.name for path in recovered.iterdir()} == names | {"recovery.json"}
+    assert (recovered / "config.json").read_bytes() == (pruned / "config.json").read_bytes()
+    for path in pruned.glob("*.safetensors"):
+        before, after = load_file(path), load_file(recovered / path.name)
+        assert {n: (t.shape, t.dtype) for n, t in before.items()} == {n: (t.shape, t.dtype) for n, t in after.items()}
+        for name, tensor in before.items():
+            assert torch.equal(tensor, after[name]) != name.endswith("_proj.weight"), name
+
+
+def test_the_lineage_gains_a_step_that_says_what_was_done(pruned, dense, recovered):
+    lineage, source = load_lineage(recovered), Checkpoint.open(pruned)
+    assert lineage.names == "prune, recover"
+    assert lineage.ratio == source.lineage.ratio > 0
+    assert (lineage.steps[1].input, lineage.steps[1].output) == (source.digest, Checkpoint.open(recovered).digest)
+    assert lineage.steps[1].data["tokens"] == 2560
+    assert str(dense) not in json.dumps(lineage.to_dict())
+
+
+def test_all_weights_of_the_layers_can_be_trained_and_nothing_else_changes(pruned, dense, config, tmp_path):
+    all_weights = replace(config, trainable="all", learning_rate=3e-4)
+    made = recover(pruned, tmp_path / "out", all_weights, teacher=dense)
+    step, ids_NT = made.lineage.steps[-1], held_out(pruned, config)
+    assert kl_to(dense, made.folder, ids_NT) == pytest.approx(step.figures["kl_after"], rel=1e-4)
+    assert step.figures["kl_after"] < 0.95 * step.figures["kl_before"]
+    for path in pruned.glob("*.safetensors"):
+        after = load_file(made.folder / path.name)
+        for name, tensor in load_file(path).items():
+            assert torch.equal(tensor, after[name]) != name.startswith("model.layers."), name
+
+
+def test_blocks_that_pass_one_by_one_give_the_step_of_all_together(pruned, dense, config, tmp_path, recovered):
+    """The mean over a step's sequences, however many pass at once."""
+    recover(pruned, tmp_path / "out", replace(config, block_tokens=32), teacher=dense)
+    name = "model-00002-of-00006.safetensors"
+    one, all_at_once = load_file(tmp_path / "out" / name), load_file(recovered / name)
+    for key, tensor in all_at_once.items():
+        assert torch.allclose(tensor, one[key], atol=1e-3), key
+
+
+class CrashError(Exception):
+    """Stands for anything that ends a run."""
+
+
+@pytest.mark.parametrize("step", [3, 8, 13, 20])
+def test_an_interrupted_run_goes_on_and_is_bit_identical(step, pruned, dense, config, tmp_path, recovered):
+    def crash(at, *_):
+        if at == step:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        recover(pruned, tmp_path / "out", config, teacher=dense, on_step=crash)
+    assert not (tmp_path / "out" / "config.json").exists()
+    steps = []
+    recover(pruned, tmp_path / "out", config, teacher=dense, on_step=lambda at, *_: steps.append(at))
+    assert model_files(tmp_path / "out") == model_files(recovered)
+    assert min(steps) == (step - 1) // 8 * 8  # a state is kept each 8 steps, after what is told of the step
+    steps.clear()
+    recover(pruned, tmp_path / "out", config, teacher=dense, on_step=lambda at, *_: steps.append(at))
+    assert steps == []  # finished
+
+
+def _recover(pruned, out, config, dense):
+    recover(pruned, out, config, teacher=dense)
+
+
+def test_a_run_that_is_killed_at_any_moment_goes_on(pruned, dense, config, tmp_path, recovered):
+    out, chance = tmp_path / "out", random.Random(0)
+    for _ in range(4):
+        process = processes.start(_recover, pruned, out, config, dense)
+        process.join(chance.uniform(1, 8))
+        process.kill()
+        process.join()
+    recover(pruned, out, config, teacher=dense)
+    assert model_files(out) == model_files(recovered)
+
+
+def test_another_run_is_not_gone_on_with(pruned, dense, config, tmp_path, recovered):
+    with pytest.raises(FileExistsError, match="holds another training: rank was 4, now 8; name another OUT"):
+        recover(pruned, recovered, replace(config, rank=8), teacher=dense)
+    (tmp_path / "notes.txt").touch()
+    with pytest.raises(FileExistsError, match=r"not an output of slimgpt recover \(it holds notes.txt\)"):
+        recover(pruned, tmp_path, config, teacher=dense)
+
+
+def test_a_rate_that_makes_it_worse_leaves_the_weights_as_they_came(pruned, dense, config, tmp_path, caplog):
+    made = recover(pruned, tmp_path / "out", replace(config, tokens="256", learning_rate=1.0), teacher=dense)
+    assert "training raised the KL of the held-out text" in caplog.text
+    figures = made.lineage.steps[-1].figures
+    assert figures["kl_after"] == figures["kl_before"]
+    for path in pruned.glob("*.safetensors"):
+        assert path.read_bytes() == (made.folder / path.name).read_bytes()
+
+
+def test_the_teacher_is_the_first_model_of_the_lineage(pruned, dense, config, tmp_path, monkeypatch):
+    with pytest.raises(FileNotFoundError, match="was made from dense0, which would be its teacher.*name the teacher"):
+        recover(pruned, tmp_path / "out", config)
+    monkeypatch.chdir(dense.parent)  # where a folder has its name
+    assert recover(pruned, tmp_path / "out", replace(config, tokens="128")).lineage.names == "prune, recover"
+    other = write_dense(tmp_path / dense.name, num_hidden_layers=4, seed=5)
+    monkeypatch.chdir(other.parent)
+    with pytest.raises(ValueError, match=f"is not the {dense.name} from which"):
+        recover(pruned, tmp_path / "out2", config)
+
+
+def test_a_teacher_that_does_not_fit_is_refused_at_the_start(pruned, dense, config, tmp_path):
+    with pytest.raises(ValueError, match="is the model that would learn from it"):
+        recover(pruned, tmp_path / "out", config, teacher=pruned)
+    other = tmp_path / "other"
+    shutil.copytree(dense, other)
+    tokenizer = json.loads((other / "tokenizer.json").read_text())
+    vocabulary = tokenizer["model"]["vocab"]
+    first, second = list(vocabulary)[300:302]
+    vocabulary[first], vocabulary[second] = vocabulary[second], vocabulary[first]
+    (other / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(ValueError, match=r"has another vocabulary \(512 tokens\) than .* \(512\)"):
+        recover(pruned, tmp_path / "out", config, teacher=other)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tokens": ""}, "tokens is empty; say how many"),
+        ({"tokens": "many"}, "tokens is 'many'; it must be a number"),
+        ({"seq_len": 1024}, "seq_len is 1024; .* reads at most 512 tokens at once"),
+        ({"batch_size": 100_000}, "a step takes 100000: name a larger text, or lower"),
+        ({"device": "abacus"}, "device 'abacus' is not usable here"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_the_work(fields, message, pruned, dense, config, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        recover(pruned, tmp_path / "out", replace(config, **fields), teacher=dense)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_short_text_is_read_again_and_again(pruned, dense, config, tmp_path):
+    short = tmp_path / "short.txt"
+    short.write_text("The quick brown fox jumps over the lazy dog. " * 40)
+    made = recover(pruned, tmp_path / "out", replace(config, text=str(short)), teacher=dense)
+    facts = made.lineage.steps[-1].data
+    assert facts["tokens"] == 2560 > facts["different_tokens"] > 0
+    assert facts["different_tokens"] % (4 * 32) == 0
+
+
+@pytest.mark.parametrize("case", list(CASES))
+def test_every_family_recovers(case, pruned_family, config, tmp_path):
+    dense, pruned = pruned_family(case)
+    small = replace(config, tokens="1k", text="python")
+    made = recover(pruned, tmp_path / "out", small, teacher=dense)
+    figures = made.lineage.steps[-1].figures
+    ids_NT = held_out(pruned, small)
+    assert kl_to(dense, made.folder, ids_NT) == pytest.approx(figures["kl_after"], rel=1e-3)
+    assert figures["kl_after"] < figures["kl_before"]
