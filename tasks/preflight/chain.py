@@ -53,7 +53,7 @@ class Expected:
     tokens: Calibration | None = field(default=None, repr=False, compare=False)
 
 
-@runtime_checkable  # pydantic asks for it where a flow takes a chain
+@runtime_checkable  # pydantic asks for it where a flow takes chains or stages
 class PlannedStage(Protocol):
     """A stage that has passed its check."""
 
@@ -81,6 +81,7 @@ class PlannedStage(Protocol):
         """Make the checkpoint ``out`` of ``source``; what an earlier run made of the same ``facts`` is used again."""
 
 
+@runtime_checkable
 class Stage(Protocol):
     """What a flow lists: a stage and its config."""
 

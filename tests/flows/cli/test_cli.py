@@ -182,6 +182,25 @@ def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
     assert "serve.yaml" in one_line(slimgpt("package", bundle, "--verify"))
 
 
+def test_recover_says_what_it_will_do_does_it_and_goes_on_with_nothing_else(slimgpt, dense, tmp_path):
+    pruned, out = tmp_path / "pruned", tmp_path / "out"
+    assert slimgpt("prune", dense, pruned, *SMALL)[0] == 0
+    small = ["--teacher", dense, "--tokens", 512, "--seq-len", 32, "--text", "python"]
+    code, text, _ = slimgpt("recover", pruned, out, "--dry-run", *small)
+    assert code == 0
+    assert "4 steps" in text
+    assert "teacher       tiny" in text
+    assert not out.exists()
+    code, text, err = slimgpt("recover", pruned, out, *small)
+    assert code == 0, err
+    assert "KL of held-out text" in text
+    assert "4/4" in err
+    code, text, _ = slimgpt("inspect", out)
+    assert "step 2        recover tiny after prune" in text
+    other = one_line(slimgpt("recover", pruned, out, *small, "--rank", 2))
+    assert "holds another training: rank was 16, now 2" in other
+
+
 def test_the_papers_preset_gives_way_to_flags(slimgpt, dense, tmp_path):
     code, _, _ = slimgpt("prune", dense, tmp_path / "out", "--preset", "paper", "--ratio", "0.5", *SMALL)
     assert code == 0
@@ -254,7 +273,8 @@ def test_flags_win_over_the_file_and_the_file_over_defaults():
 
 
 @pytest.mark.parametrize(
-    "command", ["prune", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package"]
+    "command",
+    ["prune", "recover", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package"],
 )
 def test_help_shows_defaults_and_imports_nothing_heavy(command):
     code = f"""
