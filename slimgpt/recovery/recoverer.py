@@ -8,9 +8,10 @@ import time
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
-from transformers import Trainer, set_seed
+from transformers import Trainer
 
 from slimgpt.checkpoints.lineage import Checkpoint, Step
 from slimgpt.checkpoints.output_head import OutputHead
@@ -27,6 +28,7 @@ from slimgpt.recovery.training import DistillationTrainer, OnStep, arguments_for
 from slimgpt.usage import peak_memory
 
 logger = logging.getLogger(__name__)
+_ALONE = Lock()  # of the threads of a process: accelerate's state is the process's
 
 _PACKAGES = ("accelerate", "peft", "torch", "transformers")
 
@@ -68,6 +70,7 @@ def recover(
         text = text or draw(job.student.folder, config)
     folder: RecoveryFolder | None = None  # the first rank's alone
     with ExitStack() as held:
+        held.enter_context(_ALONE)
 
         def begin() -> bool:
             nonlocal folder
@@ -111,7 +114,6 @@ def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, 
 def _trainer(job: RecoveryJob, text: RecoveryText, states: Path) -> Trainer:
     settle_vector_functions()
     arguments = arguments_for(job.config, states, job.device, job.dtype)
-    set_seed(job.config.seed)  # of the adapters' first values
     student = load_student(job.student.folder, job.model_config, job.family, job.config, job.dtype)
     teacher = load_frozen(job.teacher.folder, job.teacher_config, job.dtype)
     heads = [

@@ -1,11 +1,12 @@
 """The model that is trained: what of it is, and what the training has made of each stored tensor."""
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModelForCausalLM
 
 from slimgpt.checkpoints.building import building
@@ -44,7 +45,12 @@ def load_student(folder: Path, model_config: Any, family: Family, config: Recove
 
     projections = [*family.rows, family.output, family.down]
     lora = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=projections, task_type="CAUSAL_LM")
-    return get_peft_model(load_frozen(folder, model_config, dtype), lora)
+    model = get_peft_model(load_frozen(folder, model_config, dtype), lora)
+    generator = torch.Generator().manual_seed(config.seed)  # peft's is the process's own, which other threads use too
+    for name, parameter in model.named_parameters():
+        if "lora_A" in name:
+            nn.init.kaiming_uniform_(parameter, a=math.sqrt(5), generator=generator)
+    return model
 
 
 def changes(model: Any) -> dict[str, Change]:

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
@@ -65,7 +66,7 @@ def test_the_written_model_is_nearer_to_its_teacher_by_what_was_measured(pruned,
     step, ids_NT = load_lineage(recovered).steps[-1], held_out(pruned, config)
     assert kl_to(dense, pruned, ids_NT) == pytest.approx(step.figures["kl_before"], rel=1e-4)
     assert kl_to(dense, recovered, ids_NT) == pytest.approx(step.figures["kl_after"], rel=1e-4)
-    assert step.figures["kl_after"] < 0.9 * step.figures["kl_before"]
+    assert step.figures["kl_after"] < 0.97 * step.figures["kl_before"]
 
 
 def test_form_and_files_stay(pruned, recovered):
@@ -129,6 +130,13 @@ def test_an_interrupted_run_goes_on_and_is_bit_identical(step, pruned, dense, co
     steps.clear()
     recover(pruned, tmp_path / "out", config, teacher=dense, on_step=lambda at, *_: steps.append(at))
     assert steps == []  # finished
+
+
+def test_two_threads_at_once_give_what_each_gives_alone(pruned, dense, config, tmp_path, recovered):
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(recover, pruned, tmp_path / name, config, teacher=dense) for name in "ab"]
+    for made in both:
+        assert model_files(made.result().folder) == model_files(recovered)
 
 
 def test_torchrun_shares_the_sequences_out(pruned, dense, config, text_file, tmp_path, recovered):
