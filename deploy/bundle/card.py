@@ -14,6 +14,7 @@ from huggingface_hub.repocard import metadata_load
 
 from deploy.bundle.files import render
 from deploy.engines.vllm_entry import TESTED_VLLM
+from deploy.report.answers import answers_markdown
 from deploy.report.comparison import HEADER, Comparison, rows
 from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.config import STAGE_CONFIGS
@@ -93,6 +94,7 @@ def model_card(
             "model_ratio": lineage.model_ratio,
             "steps": [(step.step, step.summary) for step in lineage.steps],
             "texts": [(use, name, _TEXTS[name][1] if name in _TEXTS else "") for use, name in _texts(lineage)],
+            "answers": answers_markdown(lineage),
             "compared_with": _hub_name(comparison.steps.base_model),
             "ffn_multiple": math.gcd(*(layer.intermediate_size for layer in lineage.layers)),
             "commands": _commands(lineage),

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from deploy.bench.results import SIDES, BenchReport, Footprint, Paired
+from deploy.report.answers import answers_markdown
 from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.metrics import percent, quoted_metrics
 
@@ -262,6 +263,7 @@ def to_markdown(comparison: Comparison) -> str:
         lines += ["## Serve", "", "```sh", *comparison.serve, "```", ""]
     if comparison.parameters:
         lines += ["## Reproduce", "", REPRODUCE, "", "```yaml", comparison.parameters.rstrip(), "```", ""]
+    lines += answers_markdown(comparison.lineage)
     lines += ["## Layers", ""]
     lines += [_markdown_row(LAYER_HEADER), "|" + "---:|" * len(LAYER_HEADER)]
     lines += [_markdown_row(cells) for cells in layer_cells(comparison.lineage)]

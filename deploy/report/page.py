@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from deploy.report.answers import answers_of
 from deploy.report.comparison import HEADER, LAYER_HEADER, REPRODUCE, Comparison, layer_cells, notes, rows
 
 GROUPS = {
@@ -50,6 +51,7 @@ def to_html(comparison: Comparison) -> str:
         serve=comparison.serve,
         reproduce=REPRODUCE,
         parameters=comparison.parameters,
+        answers=answers_of(lineage),
         layer_header=LAYER_HEADER,
         layers=layer_cells(lineage),
         versions=", ".join(f"{name} {number}" for name, number in lineage.steps[-1].versions.items()),

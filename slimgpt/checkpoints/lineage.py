@@ -39,6 +39,7 @@ class Step:
         layers: widths and errors of each layer; empty where the stage changes no widths.
         versions: of the packages that decide the result.
         device: what it ran on.
+        answers: prompts and what the models said to them: ``prompt``, and by the model's name what it said.
         input, output: digest of the checkpoint before and after; empty where none was recorded.
     """
 
@@ -51,6 +52,7 @@ class Step:
     layers: list[LayerReport] = field(default_factory=list)
     versions: dict[str, str] = field(default_factory=dict)
     device: str = ""
+    answers: list[dict[str, str]] = field(default_factory=list)
     input: str = ""
     output: str = ""
 
@@ -60,6 +62,8 @@ class Step:
         for layer in data["layers"]:
             for name in _KEPT:
                 del layer[name]
+        if not self.answers:
+            del data["answers"]
         return data
 
     @classmethod

@@ -6,6 +6,7 @@ slimgpt recover pruned out --tokens 131072        (about 5 minutes on 2 CPU core
 import logging
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock
@@ -20,6 +21,7 @@ from slimgpt.device import device_name
 from slimgpt.engine.ranks import Ranks
 from slimgpt.equal_bits import conditions, settle_vector_functions
 from slimgpt.files import locked
+from slimgpt.recovery.answers import PROMPTS, answer
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.output import STATES, RecoveryFolder
 from slimgpt.recovery.student import Change, changes, load_frozen, load_student
@@ -85,16 +87,26 @@ def recover(
         start = time.perf_counter()
         with ranks.together():
             trainer = _trainer(job, text, out / STATES)
+            said = {"teacher": _answers(trainer.teacher, job), "pruned": _answers(trainer.model, job)}
         curve = train(trainer, ranks.from_first(lambda: newest(out / STATES)), on_step if ranks.first else None)
         memory = max(ranks.gather(peak_memory(job.device)))
 
         def end() -> None:
             assert folder is not None, "only the first rank publishes"
-            step = _step(job, text, curve, time.perf_counter() - start, memory)
-            folder.publish(job.student, _kept(trainer.model, curve), step, curve)
+            step, kept = _step(job, text, curve, time.perf_counter() - start, memory), _kept(trainer.model, curve)
+            said["recovered"] = _answers(trainer.model, job) if kept else said["pruned"]
+            answers = [
+                {"prompt": prompt} | {name: texts[i] for name, texts in said.items()}
+                for i, prompt in enumerate(PROMPTS)
+            ]
+            folder.publish(job.student, kept, replace(step, answers=answers), curve)
 
         ranks.from_first(end)
         return Checkpoint.open(out)
+
+
+def _answers(model: Any, job: RecoveryJob) -> list[str]:
+    return answer(model.get_base_model() if hasattr(model, "peft_config") else model, job.student.folder)
 
 
 def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, Any]:

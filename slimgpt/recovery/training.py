@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ class DistillationTrainer(Trainer):
 
     def __init__(self, *, teacher: Any, student_head: OutputHead, teacher_head: OutputHead, **arguments: Any):
         super().__init__(**arguments)
-        self.teacher = teacher.get_decoder().to(self.args.device)
+        self.teacher = teacher.to(self.args.device)
         self.heads = student_head, teacher_head
         self.model.get_decoder().norm.register_forward_hook(self._remember)
         self._normed_BTD: Tensor | None = None
@@ -37,7 +38,7 @@ class DistillationTrainer(Trainer):
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Nats per token. The model itself computes the logits of one position alone; the heads take all, in parts."""
         with torch.no_grad():
-            target_BTE = self.teacher(**inputs, use_cache=False).last_hidden_state
+            target_BTE = self.teacher.get_decoder()(**inputs, use_cache=False).last_hidden_state
         model(**inputs, use_cache=False, logits_to_keep=1)
         assert self._normed_BTD is not None, "the model's forward pass goes through its last norm"
         student_BTD, self._normed_BTD = self._normed_BTD, None
@@ -151,7 +152,12 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Watching(on_step))
-    trainer.train(resume_from_checkpoint=str(state) if state else None)
+    with ExitStack() as held:
+        if hasattr(trainer.model, "peft_config"):
+            from peft.helpers import disable_input_dtype_casting
+
+            held.enter_context(disable_input_dtype_casting(trainer.model))  # to float32: autocast casts back
+        trainer.train(resume_from_checkpoint=str(state) if state else None)
     # A run that goes on reads the held-out text at its start once more.
     curve = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     return [[step, kl] for step, kl in curve.items()]

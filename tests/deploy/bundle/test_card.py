@@ -10,7 +10,7 @@ from deploy.bundle.card import model_card
 from flows.cli.app import app
 from flows.cli.flags import config_from, given
 from slimgpt.checkpoints.lineage import Lineage, load_lineage, prune_step
-from slimgpt.config import PruneConfig
+from slimgpt.config import PruneConfig, RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.perplexity import PerplexityResult
@@ -232,3 +232,19 @@ def test_calibration_data_from_the_hub_is_listed_as_a_dataset(card, report, name
     read = card(report=changed)
     assert read.data.datasets == expected
     assert "/home/me" not in str(read)
+
+
+def test_a_recovered_models_card_names_its_texts_with_their_licences_and_shows_what_it_says(model, report, evaluations):
+    data = {"use": "training", "name": "c4:0.8, notes.txt:0.2", "tokens": 1000}
+    answers = [{"prompt": "The sky is", "teacher": " blue.", "pruned": " green", "recovered": " blue"}]
+    config = {**RecoverConfig(tokens="1000", rank=4).to_dict(), "teacher": "org/tiny"}
+    recovered = dataclasses.replace(
+        prune_step(report), step="recover", summary="trained", config=config, data=data, layers=[], answers=answers
+    )
+    lineage = Lineage((prune_step(report), recovered))
+    text = model_card("me/t", model, **BUNDLE, lineage=lineage, evaluations=evaluations)
+    assert "- Text for training: c4 (ODC-BY 1.0 and Common Crawl's terms of use)" in text
+    assert "- Text for training: notes.txt (its licence is not known here)" in text
+    assert "- recovered: `blue`" in text
+    assert "slimgpt recover step1 out --tokens 1000 --teacher org/tiny --rank 4" in text
+    assert ModelCard(text).data.datasets == ["allenai/c4"]

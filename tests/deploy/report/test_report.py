@@ -226,3 +226,13 @@ def test_a_benchmark_of_every_kind_round_trips_through_json_with_a_number_for_ev
     assert metrics["load_50pct/ratio/p95_e2el_ms"] == 0.625
     assert "pruned/load_seconds" not in metrics
     assert all(isinstance(value, int | float) for value in metrics.values())
+
+
+def test_answers_stand_in_both_reports_as_text(comparison):
+    said = {"prompt": "The sky is", "teacher": " blue.", "pruned": " <b>`green`</b>\nand", "recovered": " blue"}
+    step = dataclasses.replace(comparison.lineage.steps[0], answers=[said])
+    answered = dataclasses.replace(comparison, lineage=Lineage((step,)))
+    assert "## Answers" in to_markdown(answered)
+    assert "- pruned: `<b>'green'</b> and`" in to_markdown(answered)
+    assert "<li><small>pruned</small>  &lt;b&gt;`green`&lt;/b&gt;\nand</li>" in to_html(answered)
+    assert "Answers" not in to_markdown(comparison) + to_html(comparison)

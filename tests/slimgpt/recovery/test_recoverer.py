@@ -9,12 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import AutoTokenizer
 
 import slimgpt.recovery.recoverer as recoverer
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import RecoverConfig
 from slimgpt.engine.pruner import prune
+from slimgpt.recovery.answers import NEW_TOKENS, PROMPTS, answer
 from slimgpt.recovery.recoverer import recover
 from slimgpt.recovery.student import load_frozen
 from tests import processes
@@ -86,7 +88,21 @@ def test_the_lineage_gains_a_step_that_says_what_was_done(pruned, dense, recover
     assert lineage.ratio == source.lineage.ratio > 0
     assert (lineage.steps[1].input, lineage.steps[1].output) == (source.digest, Checkpoint.open(recovered).digest)
     assert lineage.steps[1].data["tokens"] == 2560
+    assert [answers["prompt"] for answers in lineage.steps[1].answers] == list(PROMPTS)
+    assert all(set(answers) == {"prompt", "teacher", "pruned", "recovered"} for answers in lineage.steps[1].answers)
     assert str(dense) not in json.dumps(lineage.to_dict())
+
+
+def test_an_answer_is_the_most_probable_continuation_of_its_prompt_alone(dense):
+    """Prompts of several lengths pass at once; each says what it says alone, without a cache."""
+    model, tokenizer = load_frozen(dense, read_config(dense), torch.float32), AutoTokenizer.from_pretrained(dense)
+    for prompt, said in zip(PROMPTS, answer(model, dense), strict=True):
+        ids = tokenizer(prompt)["input_ids"]
+        for _ in range(NEW_TOKENS):
+            ids.append(int(model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == tokenizer.eos_token_id:
+                break
+        assert tokenizer.decode(ids[len(tokenizer(prompt)["input_ids"]) :], skip_special_tokens=True) == said
 
 
 def test_all_weights_of_the_layers_can_be_trained_and_nothing_else_changes(pruned, dense, config, tmp_path):
