@@ -16,6 +16,7 @@ from filelock import FileLock, Timeout, lock_descriptor
 from safetensors import SafetensorError
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_TORCH_SAVE = ("inline_container", "iostream error")  # what torch.save says where a file could not be written
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP)
 _SETTLED_NS = 3_000_000_000
 _OPENS_FOLDERS = hasattr(os, "O_DIRECTORY")  # not so on Windows
@@ -81,8 +82,10 @@ def writing(what: str, folder: Path, kept: str = "") -> Iterator[None]:
     """
     try:
         yield
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno not in _NO_ROOM:
+            raise
+        if isinstance(error, RuntimeError) and not any(word in str(error) for word in _TORCH_SAVE):
             raise
         reason = getattr(error, "strerror", None) or str(error)
         there = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -20,10 +20,10 @@ from slimgpt.config import RecoverConfig
 from slimgpt.device import device_name
 from slimgpt.engine.ranks import Ranks
 from slimgpt.equal_bits import conditions, settle_vector_functions
-from slimgpt.files import locked
+from slimgpt.files import locked, writing
 from slimgpt.recovery.answers import PROMPTS, answer
 from slimgpt.recovery.job import RecoveryJob
-from slimgpt.recovery.output import STATES, RecoveryFolder
+from slimgpt.recovery.output import KEPT, STATES, RecoveryFolder
 from slimgpt.recovery.student import Change, changes, load_frozen, load_student
 from slimgpt.recovery.text import RecoveryText, draw
 from slimgpt.recovery.training import DistillationTrainer, OnStep, arguments_for, newest, rows, train
@@ -66,7 +66,7 @@ def recover(
         BlockingIOError: when another process writes to ``out``.
         OSError: when the disk is too small.
     """
-    ranks, out = Ranks(), Path(out)
+    ranks, out = Ranks(), Path(out).absolute()
     with ranks.together():
         job = RecoveryJob(Path(model), config, Path(teacher) if teacher else None)
         text = text or draw(job.student.folder, config)
@@ -88,7 +88,9 @@ def recover(
         with ranks.together():
             trainer = _trainer(job, text, out / STATES)
             said = {"teacher": _answers(trainer.teacher, job), "pruned": _answers(trainer.model, job)}
-        curve = train(trainer, ranks.from_first(lambda: newest(out / STATES)), on_step if ranks.first else None)
+        state = ranks.from_first(lambda: newest(out / STATES))
+        with writing("a state of the training", out, KEPT):
+            curve = train(trainer, state, on_step if ranks.first else None)
         memory = max(ranks.gather(peak_memory(job.device)))
 
         def end() -> None:

@@ -127,16 +127,20 @@ def rows(ids_NT: Tensor) -> list[dict[str, Tensor]]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The last complete state of an interrupted training: the one whose last file, ``trainer_state.json``, is whole."""
+    """The last complete state of an interrupted training: the one whose last file, ``trainer_state.json``, is whole.
+
+    A state names the best one by its absolute path; where that is not beside it, the folder was moved.
+    """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in found if _whole(path / "trainer_state.json")), None)
+    return next((path for path in found if _whole(path)), None)
 
 
-def _whole(state: Path) -> bool:
+def _whole(path: Path) -> bool:
     try:
-        return bool(json.loads(state.read_text()))
-    except (OSError, ValueError):
+        best = json.loads((path / "trainer_state.json").read_text())["best_model_checkpoint"]
+    except (OSError, ValueError, KeyError):
         return False
+    return not best or (Path(best).parent == path.parent and Path(best).is_dir())
 
 
 def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[list[float]]:
@@ -146,6 +150,9 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
         trainer: not used yet.
         state: where it goes on; None for the beginning.
         on_step: as of ``recover``.
+
+    Raises:
+        ValueError: where the loss is no number, or the device's memory does not hold the training.
 
     Returns:
         Step and KL of the held-out text, each time that it was read; first the model as it came.
@@ -157,7 +164,12 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
             from peft.helpers import disable_input_dtype_casting
 
             held.enter_context(disable_input_dtype_casting(trainer.model))  # to float32: autocast casts back
-        trainer.train(resume_from_checkpoint=str(state) if state else None)
+        try:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        except torch.OutOfMemoryError as error:
+            raise ValueError(
+                f"the device has too little memory ({str(error).split('. ')[0]}); lower block_tokens, or train lora"
+            ) from error
     # A run that goes on reads the held-out text at its start once more.
     curve = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     return [[step, kl] for step, kl in curve.items()]

@@ -3,6 +3,7 @@
 import json
 import random
 import shutil
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
@@ -17,6 +18,7 @@ from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.recovery.answers import NEW_TOKENS, PROMPTS, answer
+from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.recoverer import recover
 from slimgpt.recovery.student import load_frozen
 from tests import processes
@@ -164,6 +166,34 @@ def test_torchrun_shares_the_sequences_out(pruned, dense, config, text_file, tmp
     one, two = (load_lineage(folder).steps[-1].figures for folder in (recovered, tmp_path / "two"))
     assert two["kl_before"] == pytest.approx(one["kl_before"], rel=1e-4)
     assert two["kl_after"] == pytest.approx(one["kl_after"], rel=1e-2)
+
+
+def test_a_folder_that_was_moved_begins_again(pruned, dense, config, tmp_path, recovered):
+    """Its states name the best one by a path that is no more: going on would end with the last one instead."""
+
+    def crash(at, *_):
+        if at == 13:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        recover(pruned, tmp_path / "out", config, teacher=dense, on_step=crash)
+    (tmp_path / "out").rename(tmp_path / "moved")
+    recover(pruned, tmp_path / "moved", config, teacher=dense)
+    assert model_files(tmp_path / "moved") == model_files(recovered)
+
+
+@pytest.mark.parametrize("size", [40, 120, 400, 700])
+def test_a_full_disk_is_one_line_and_the_next_run_goes_on(
+    size, pruned, dense, config, small_disk, recovered, monkeypatch
+):
+    """What is checked before is taken away meanwhile."""
+    monkeypatch.setattr(RecoveryJob, "check_space", lambda *_: None)
+    with small_disk(f"{size}k") as disk:
+        with pytest.raises(OSError, match="could not be written to .*make room there and run the same command again"):
+            recover(pruned, disk / "out", config, teacher=dense)
+        subprocess.run(["mount", "-o", "remount,size=50M", disk], check=True)
+        recover(pruned, disk / "out", config, teacher=dense)
+        assert model_files(disk / "out") == model_files(recovered)
 
 
 def _recover(pruned, out, config, dense):
