@@ -32,6 +32,7 @@ from slimgpt.usage import peak_memory
 logger = logging.getLogger(__name__)
 _ALONE = Lock()  # of the threads of a process: accelerate's state is the process's
 
+_NAMED_BY_THEIR_EFFECT = ("bos", "device", "dtype", "teacher", "text", "tokens")
 _PACKAGES = ("accelerate", "peft", "torch", "transformers")
 
 
@@ -113,15 +114,16 @@ def _answers(model: Any, job: RecoveryJob) -> list[str]:
 
 def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, Any]:
     """What the result depends on, bit for bit, besides the model; part of the config is named by its effect."""
-    config = job.config.to_dict()
+    config = {name: value for name, value in job.config.to_dict().items() if name not in _NAMED_BY_THEIR_EFFECT}
     return {
         "teacher": job.teacher.digest,
         "text": text.facts["ids_sha256"],
         "dtype": str(job.dtype).removeprefix("torch."),
         "processes": processes,
+        "steps": job.steps,
         **conditions(job.device),
         **{package: version(package) for package in _PACKAGES},
-        **{f"config.{key}": config[key] for key in config if key not in ("bos", "device", "dtype", "teacher", "text")},
+        **{f"config.{name}": value for name, value in config.items()},
     }
 
 
