@@ -52,6 +52,7 @@ _TEXTS = {
     "c4": ("allenai/c4", "ODC-BY 1.0 and Common Crawl's terms of use"),
     "wikitext": ("Salesforce/wikitext", "CC BY-SA 3.0"),
     "python": ("", "PSF License"),
+    "alpaca": ("tatsu-lab/alpaca", "CC BY-NC 4.0: not for commercial use"),
 }
 
 

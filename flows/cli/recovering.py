@@ -101,4 +101,4 @@ def _progress(interrupts: Any) -> Iterator[Callable[[int, int, dict[str, float]]
             bar.close()
 
 
-_MEASURED = {"KL": "loss", "held out": "eval_loss"}
+_MEASURED = {"loss": "loss", "held out": "eval_loss"}

@@ -71,9 +71,9 @@ def recovery_plan(planned: Any) -> None:
     again = facts["tokens"] / different if (different := facts.get("different_tokens", 0)) else 1
     for text in (
         f"model         {planned.model}, {planned.dtype} on {planned.device}",
-        f"teacher       {planned.teacher}",
+        *([f"teacher       {planned.teacher}"] if planned.teacher else []),
         f"trained       {planned.trained:,} parameters, for a model of {planned.parameters:,}; {planned.steps:,} steps",
-        f"text          {facts['name']}, {facts['tokens']:,} tokens"
+        f"text          {facts['name']}, {facts.get('tokens', 0):,} tokens"
         + (f", each {again:.1f} times" if again > 1 else ""),
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
         f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",

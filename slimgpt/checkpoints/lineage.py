@@ -34,7 +34,7 @@ class Step:
             weight files), each ``_before`` and ``_after``; ``seconds`` and ``peak_memory_bytes``; where the stage
             removes parameters, ``requested_ratio``, of the projections, and ``requested_size`` (bytes) or
             ``requested_parameters`` where the ratio was computed from one of them; where it trains, ``kl_before`` and
-            ``kl_after``, of text that is held out.
+            ``kl_after``, or ``cross_entropy_``, of text that is held out.
         data: the text that it read: name, tokens, sha256, origin.
         layers: widths and errors of each layer; empty where the stage changes no widths.
         versions: of the packages that decide the result.

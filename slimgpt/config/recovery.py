@@ -1,45 +1,62 @@
 """How a pruned model is trained again."""
 
 import dataclasses
-import hashlib
-import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from slimgpt.config.fields import BOS_WORDS, check_limits, option
 from slimgpt.quantities import COUNTS, read_quantity
 
-_LEARNING_RATES = {"lora": 2e-3, "all": 3e-4}
+ENTIRE = "all"
+# What a method does where a field is 0. That of lora is the paper's, which follows LLM-Pruner.
+_OWN: dict[str, dict[str, Any]] = {
+    "distill": {"rank": 16, "batch_size": 4, "seq_len": 1024, "held_out": 8},
+    "lora": {"rank": 8, "batch_size": 64, "seq_len": 256, "held_out": 128},
+}
+_LEARNING_RATES = {("distill", "lora"): 5e-3, ("distill", "all"): 3e-4, ("lora", "lora"): 1e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RecoverConfig:
-    """How a pruned model learns to predict what its teacher predicts.
+    """How a pruned model learns again, by default to predict what its teacher predicts.
 
     Raises:
         ValueError: on construction, when a field is outside its limits.
     """
 
     tokens: str = option(
-        "2M", "Tokens to train on, such as 131072, 500k or 2M; a text that is shorter is read several times."
+        "2M",
+        "Tokens to train on, such as 131072, 500k or 2M; a text that is shorter is read several times. lora: also all, "
+        "the entire text once.",
+    )
+    method: Literal["distill", "lora"] = option(
+        "distill",
+        "distill: the next-word distributions of a teacher, on plain text. lora: the paper's, the answers to "
+        "instructions.",
     )
     teacher: str = option(
-        "", "Model whose distributions are learned: a folder or a name as for MODEL; empty: the one that was pruned."
+        "",
+        "distill: model whose distributions are learned: a folder or a name as for MODEL; empty: the one that was "
+        "pruned.",
     )
     text: str = option(
         "auto",
-        "Text to train on: as for calibration, so also several with their shares: c4,notes.txt:0.2. Part of it is held "
-        "out and decides which state of the training is kept.",
+        "distill: text as for calibration, so also several with their shares: c4,notes.txt:0.2. lora: a .jsonl or "
+        ".parquet file with instruction, input and output, or alpaca. Part is held out; it decides what is kept.",
     )
     trainable: Literal["lora", "all"] = option(
         "lora", "What is trained: low-rank adapters of all projections, merged at the end; or the decoder layers."
     )
-    rank: int = option(16, "lora: rank of the adapters.", ge=1)
-    learning_rate: float = option(0.0, "Peak of the learning rate; 0: 2e-3 for lora, 3e-4 for all.", ge=0, le=1)
-    batch_size: int = option(4, "Sequences per optimizer step, of all processes together.", ge=1)
-    seq_len: int = option(1024, "Tokens per sequence.", ge=2)
+    rank: int = option(0, "Rank of the adapters; 0: 16 for distill, 8 for lora.", ge=0)
+    learning_rate: float = option(
+        0.0, "Peak of the learning rate; 0: 5e-3 for adapters, 3e-4 for all; 1e-4 for lora.", ge=0, le=1
+    )
+    batch_size: int = option(
+        0, "Sequences per optimizer step, of all processes together; 0: 4 for distill, 64 for lora.", ge=0
+    )
+    seq_len: int = option(0, "Tokens per sequence, for lora at most; 0: 1024 for distill, 256 for lora.", ge=0)
     block_tokens: int = option(4096, "Tokens that pass the model at once; lower it to save memory.", ge=1)
-    held_out: int = option(8, "Sequences that are held out.", ge=1)
+    held_out: int = option(0, "Sequences that are held out; 0: 8 for distill, 128 for lora.", ge=0)
     seed: int = option(1, "Which passages are drawn; by default others than for calibration.", ge=0)
     bos: Literal["auto", "none", "stream", "block"] = option("auto", BOS_WORDS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
@@ -49,32 +66,35 @@ class RecoverConfig:
 
     def __post_init__(self) -> None:
         check_limits(self)
-        if self.tokens:
+        if self.tokens == ENTIRE and self.method != "lora":
+            raise ValueError(f"tokens is {ENTIRE!r} and method {self.method!r}; say how many tokens, such as 2M")
+        if self.tokens not in ("", ENTIRE):
             _number(self.tokens)
+        if self.seq_len == 1:
+            raise ValueError("seq_len is 1; it must be at least 2: the first token of a sequence predicts the second")
+        if self.method == "lora" and self.trainable != "lora":
+            raise ValueError(f"method is 'lora' and trainable {self.trainable!r}; the paper's method trains adapters")
 
-    @property
-    def peak_learning_rate(self) -> float:
-        """The rate after warming up."""
-        return self.learning_rate or _LEARNING_RATES[self.trainable]
-
-    @property
-    def steps(self) -> int:
-        """Optimizer steps: so many that ``tokens`` are read, rounded up.
+    def filled(self) -> "RecoverConfig":
+        """With the method's own values for the fields that are 0.
 
         Raises:
             ValueError: where no tokens are given.
         """
         if not self.tokens:
             raise ValueError("tokens is empty; say how many tokens the model is trained on, such as 2M")
-        return -(-_number(self.tokens) // (self.batch_size * self.seq_len))
+        own = {name: value for name, value in _OWN[self.method].items() if not getattr(self, name)}
+        rate = self.learning_rate or _LEARNING_RATES[self.method, self.trainable]
+        return dataclasses.replace(self, **own, learning_rate=rate)
+
+    @property
+    def token_count(self) -> int | None:
+        """How many tokens are read; None for the entire text once."""
+        return None if self.tokens == ENTIRE else _number(self.tokens)
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON and YAML hold it."""
         return dataclasses.asdict(self)
-
-    def fingerprint(self) -> str:
-        """sha256 of every field: two runs that differ in any setting are two runs."""
-        return hashlib.sha256(json.dumps(self.to_dict(), sort_keys=True).encode()).hexdigest()
 
 
 def _number(tokens: str) -> int:

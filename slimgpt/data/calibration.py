@@ -76,12 +76,12 @@ def token_blocks(
     for start in range(0, len(passages), 64):  # in batches: tokenizers run them in parallel
         batch = [_passage(documents, *divmod(code, 1 << PART_BITS), length) for code in passages[start : start + 64]]
         plain = [passage for passage, _ in batch if not isinstance(passage, Chat)]
-        encoded = iter(_encoded(tokenizer, plain, split_special_tokens=True))
+        plain_ids = iter(encoded(tokenizer, plain, split_special_tokens=True))
         for passage, last in batch:
             if isinstance(passage, Chat):
-                ids += _encoded(tokenizer, [passage.render(tokenizer)], split_special_tokens=False)[0]
+                ids += encoded(tokenizer, [passage.render(tokenizer)], split_special_tokens=False)[0]
             else:
-                ids += next(encoded) + (end if last else [])
+                ids += next(plain_ids) + (end if last else [])
         if len(ids) >= wanted:
             break
     blocks = blocks_of(ids[:wanted], bos, tokenizer.bos_token_id, seq_len)
@@ -123,11 +123,12 @@ def _passage(documents: Documents, i: int, part: int, length: int) -> tuple[str,
     return document[part * length : end], end >= len(document)
 
 
-def _encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool) -> list[list[int]]:
+def encoded(tokenizer: Any, texts: list[str], *, split_special_tokens: bool = True) -> list[list[int]]:
+    """The tokens of each text; with ``split_special_tokens`` text is text, whatever it spells."""
     if not texts:
         return []
-    encoded = tokenizer(texts, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)
-    return encoded["input_ids"]  # type: ignore[no-any-return]
+    made = tokenizer(texts, add_special_tokens=False, split_special_tokens=split_special_tokens, verbose=False)
+    return made["input_ids"]  # type: ignore[no-any-return]
 
 
 def together(parts: list[Calibration]) -> Calibration:
@@ -150,6 +151,24 @@ def together(parts: list[Calibration]) -> Calibration:
     )
 
 
+def load_tokenizer(model: Path) -> Any:
+    """The tokenizer in folder ``model``.
+
+    Raises:
+        ValueError: when there is none that loads without code of its own.
+    """
+    from transformers import AutoTokenizer
+
+    try:
+        return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    except Exception as error:  # tokenizers' and transformers' errors share no class
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
+        raise ValueError(
+            f"{model} has no tokenizer that loads without its own code ({reason}); "
+            "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the original model"
+        ) from None
+
+
 def calibrate(
     model: Path,
     source: str,
@@ -169,17 +188,7 @@ def calibrate(
             tokenizer is missing, damaged, another model's, or without the BOS that ``bos`` requests.
         FileNotFoundError: when the source does not exist.
     """
-    from transformers import AutoTokenizer
-
-    config = read_config(model)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
-    except Exception as error:  # tokenizers' and transformers' errors share no class
-        reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
-        raise ValueError(
-            f"{model} has no tokenizer that loads without its own code ({reason}); "
-            "copy tokenizer.json or tokenizer.model, and tokenizer_config.json, from the original model"
-        ) from None
+    config, tokenizer = read_config(model), load_tokenizer(model)
     resolved = resolve_bos(bos, tokenizer, config.model_type)
     texts = [(calibration_text(name), count) for name, count in parts_of(source, num_samples)]
     drawn = [

@@ -51,6 +51,13 @@ _WIKITEXT_TEST = _OnHub(
     _WIKITEXT_REVISION,
     "wikitext-2-raw-v1/test-00000-of-00001.parquet",
 )
+ALPACA = _OnHub(
+    "alpaca",
+    "alpaca/train.jsonl",
+    "tatsu-lab/alpaca",
+    "dce01c9b08f87459cf36a430d809084718273017",
+    "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,23 +155,33 @@ def _at_hand(data: _OnHub) -> bool:
     return isinstance(cached, str) or not hub_obstacle()
 
 
-def _data_set(data: _OnHub) -> TextSource:
+def fetched(data: _OnHub) -> tuple[Path, Origin]:
+    """The file of a data set and where it is from: local data, else the hub.
+
+    Raises:
+        FileNotFoundError: when it is neither local nor on a reachable hub.
+    """
     if local := _local(data.local):
-        return _source(data.name, read_documents(local), "local data")
+        return local, "local data"
     from huggingface_hub import hf_hub_download
 
     try:
         with asking(data.repo, data.revision) as offline:
-            path = Path(
-                hf_hub_download(
-                    data.repo, data.path, repo_type="dataset", revision=data.revision, local_files_only=offline
-                )
+            path = hf_hub_download(
+                data.repo, data.path, repo_type="dataset", revision=data.revision, local_files_only=offline
             )
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{data.name} is not available: {error}, and {DATA_VARIABLE} does not name a folder with {data.local}; "
             f"set {DATA_VARIABLE}, name a {'/'.join(SUFFIXES)} file, or use 'python' (text that ships with Python)"
         ) from None
+    return Path(path), "hub"
+
+
+def _data_set(data: _OnHub) -> TextSource:
+    path, origin = fetched(data)
+    if origin == "local data":
+        return _source(data.name, read_documents(path), origin)
     if data is _C4:
         return _source(data.name, read_documents(path, C4_DOCUMENTS), "hub")
     return _source(data.name, [join_wikitext_rows(read_parquet(path))], "hub")

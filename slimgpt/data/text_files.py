@@ -53,6 +53,42 @@ def _read_jsonl(path: Path) -> Iterator[str]:
         raise ValueError(f"{str(path)!r} cannot be read: {error}; copy or download it again") from None
 
 
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """Every row of a .jsonl or .parquet file, with all its fields.
+
+    Raises:
+        ValueError: naming the file, when it is damaged or a row is no object.
+    """
+    if path.suffix == ".parquet":
+        import pyarrow as pa
+        from pyarrow import parquet
+
+        try:
+            with parquet.ParquetFile(path) as table:
+                for batch in table.iter_batches(ROWS):
+                    yield from batch.to_pylist()
+        except (pa.ArrowInvalid, OSError) as error:
+            raise ValueError(f"{str(path)!r} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+        return
+    try:
+        with _opened(path) as lines:
+            for number, line in enumerate(lines, 1):
+                if line.strip():
+                    yield _object(line, f"{str(path)!r} line {number}")
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} cannot be read: {error}; copy or download it again") from None
+
+
+def _object(line: bytes, place: str) -> dict[str, Any]:
+    try:
+        row = json.loads(_decoded(line, place))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
+    if not isinstance(row, dict):
+        raise ValueError(f"{place} is a {type(row).__name__}; such a file holds one object per line")
+    return row
+
+
 def _opened(path: Path) -> IO[bytes]:
     if path.suffix == ".jsonl":
         return path.open("rb")
@@ -62,17 +98,13 @@ def _opened(path: Path) -> IO[bytes]:
 
 
 def _text_of(line: bytes, place: str) -> str:
-    try:
-        row = json.loads(_decoded(line, place))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
-    text = row.get("text") if isinstance(row, dict) else None
-    if text is None and isinstance(row, dict):
+    row = _object(line, place)
+    text = row.get("text")
+    if text is None:
         text = chat_of(row, place)
     if not isinstance(text, str):
-        has = ", ".join(row) if isinstance(row, dict) else type(row).__name__
         raise ValueError(
-            f"{place} has no field 'text' that is a string, nor {' or '.join(CHAT_FIELDS)} (it has: {has}); "
+            f"{place} has no field 'text' that is a string, nor {' or '.join(CHAT_FIELDS)} (it has: {', '.join(row)}); "
             "rename the field"
         )
     try:

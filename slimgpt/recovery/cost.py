@@ -7,11 +7,13 @@ multiplication or addition each.
 from transformers import PretrainedConfig
 
 from slimgpt.checkpoints.families import layer_shapes
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.engine.cost import IMPORTS, measure_rates
 from slimgpt.method.shapes import LayerShape
 from slimgpt.recovery.distillation import LOGIT_BYTES
 from slimgpt.recovery.job import RecoveryJob
-from slimgpt.recovery.training import steps_between
+from slimgpt.recovery.text import RecoveryText
+from slimgpt.recovery.training import LORA_LOGIT_BYTES, steps_between
 
 # Share of the rate of one large product that a training reaches: norms, softmax, elementwise work, the backward pass of
 # attention and the optimizer are not counted, or slower. From SmolLM2 on a CPU (benchmarks/RESULTS.md).
@@ -29,31 +31,37 @@ def _head(config: PretrainedConfig) -> float:
     return float(2 * config.hidden_size * config.vocab_size)
 
 
-def operations(job: RecoveryJob) -> float:
+def operations(job: RecoveryJob, text: RecoveryText) -> float:
     """Of the whole training and the evaluations of the held-out text."""
-    c, student, teacher = job.config, job.model_config, job.teacher_config
-    look = _forward(teacher, c.seq_len) + _head(teacher) + _forward(student, c.seq_len) + _head(student)
+    c, student = job.config, job.model_config
+    look = _forward(student, c.seq_len) + _head(student)
+    if job.teacher is not None:
+        teacher = read_config(job.teacher.folder)
+        look += _forward(teacher, c.seq_len) + _head(teacher)
     back = (2 if c.trainable == "all" else 1) * _forward(student, c.seq_len) + _head(student)
-    held_out = (job.steps / steps_between(job.steps) + 1) * c.held_out * c.seq_len
-    return job.steps * c.batch_size * c.seq_len * (look + back) + held_out * look
+    held_out = (text.steps / steps_between(text.steps) + 1) * sum(len(row["input_ids"]) for row in text.held_out)
+    return float(text.facts["tokens"] * (look + back) + held_out * look)
 
 
-def seconds(job: RecoveryJob) -> float:
+def seconds(job: RecoveryJob, text: RecoveryText) -> float:
     """Estimated, from the rate of one product just now; reading the text is not part of it."""
-    return operations(job) / (TRAINING_SHARE * measure_rates(job.device, job.dtype).forward)
+    return operations(job, text) / (TRAINING_SHARE * measure_rates(job.device, job.dtype).forward)
 
 
 def memory_bytes(job: RecoveryJob) -> int:
     """Estimated peak where the training computes."""
     c, item, shapes = job.config, job.dtype.itemsize, layer_shapes(job.model_config)
-    teacher = sum(s.parameters for s in layer_shapes(job.teacher_config)) * item
+    teacher = 0
+    if job.teacher is not None:
+        teacher = sum(s.parameters for s in layer_shapes(read_config(job.teacher.folder))) * item
     embeddings = 2 * job.model_config.vocab_size * job.model_config.hidden_size * item
     own = job.shards.bytes // job.stored_item * (4 if c.trainable == "all" else item)
     trained = job.trained * (4 + 4 + 8)  # itself, its gradient, two moments
     tokens = min(c.batch_size * c.seq_len, max(c.seq_len, c.block_tokens))
     residual = 4 if c.trainable == "all" else item
     kept = tokens * sum(_kept(s, item, residual) for s in shapes)
-    logits = _LOGIT_COPIES * LOGIT_BYTES[job.device.type]
+    part = LOGIT_BYTES[job.device.type] if job.teacher is not None else LORA_LOGIT_BYTES
+    logits = _LOGIT_COPIES * part
     base = IMPORTS + _LIBRARIES if job.device.type == "cpu" else 0
     return int(base + teacher + embeddings + own + trained + kept + logits)
 

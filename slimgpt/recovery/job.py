@@ -36,7 +36,7 @@ class RecoveryJob:
     """
 
     def __init__(self, model: Path, config: RecoverConfig, teacher: Path | None = None, pruned_before: bool = False):
-        self.config, self.steps = config, config.steps
+        self.config = config = config.filled()
         self.device = _device(config)
         self.dtype = _dtype(config, self.device)
         self.model_config = read_config(model)
@@ -45,20 +45,26 @@ class RecoveryJob:
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
         self.shards = Shards(model)
         self.student = Checkpoint.open(model)
-        self.teacher = Checkpoint.open(teacher or find_teacher(self.student, config.teacher))
-        if self.teacher.digest == self.student.digest and not pruned_before:
-            raise ValueError(f"{self.teacher.folder} is the model that would learn from it; name another teacher")
-        self.teacher_config = read_config(self.teacher.folder)
-        check_vocabulary(self.teacher.folder, model)
-        for folder, side in ((model, self.model_config), (self.teacher.folder, self.teacher_config)):
-            if config.seq_len > (limit := positions(side)):
-                raise ValueError(
-                    f"seq_len is {config.seq_len}; {folder} reads at most {limit} tokens at once: lower seq_len"
-                )
+        self._check_length(self.student)
+        self.teacher: Checkpoint | None = None  # where nothing is learned from one
+        if config.method == "distill":
+            self.teacher = Checkpoint.open(teacher or find_teacher(self.student, config.teacher))
+            if self.teacher.digest == self.student.digest and not pruned_before:
+                raise ValueError(f"{self.teacher.folder} is the model that would learn from it; name another teacher")
+            check_vocabulary(self.teacher.folder, model)
+            self._check_length(self.teacher)
+
+    def _check_length(self, side: Checkpoint) -> None:
+        if self.config.seq_len > (limit := positions(read_config(side.folder))):
+            raise ValueError(
+                f"seq_len is {self.config.seq_len}; {side.folder} reads at most {limit} tokens at once: lower seq_len"
+            )
 
     @cached_property
     def teacher_name(self) -> str:
-        """What others call it: never a path of this machine."""
+        """What others call it: never a path of this machine; empty where there is none."""
+        if self.teacher is None:
+            return ""
         steps = self.student.lineage.steps
         if steps and steps[0].input == self.teacher.digest:
             return steps[0].model

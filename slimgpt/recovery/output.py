@@ -62,7 +62,7 @@ class RecoveryFolder:
             source: the model that was trained.
             changes: from what is stored to what is to be, by the tensor's name.
             step: for the lineage; its output is set here.
-            curve: step and KL of the held-out text, each time that it was read.
+            curve: step and loss of the held-out text, each time that it was read.
         """
         shards = Shards(source.folder)
         with writing("the model", self.out, KEPT):
@@ -77,7 +77,7 @@ class RecoveryFolder:
             sha256_by_name[CONFIG] = file_sha256(source.folder / CONFIG)
             lineage = source.lineage.append(replace(step, output=digest_of(sha256_by_name)))
             write_atomically(self.out / LINEAGE, _json(lineage.to_dict()))
-            write_atomically(self.out / RUN, _json({"run": self.header, "held_out_kl": curve}))
+            write_atomically(self.out / RUN, _json({"run": self.header, "held_out_loss": curve}))
             write_atomically(self.out / CONFIG, (source.folder / CONFIG).read_bytes())
         shutil.rmtree(self.out / STATES, ignore_errors=True)
 

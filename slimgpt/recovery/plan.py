@@ -15,10 +15,10 @@ class RecoverPlan:
     """What would happen.
 
     Attributes:
-        model, teacher: their names.
+        model, teacher: their names; no teacher where nothing is learned from one.
         trained: parameters that are trained; ``parameters`` are all.
         steps: of the optimizer.
-        text: facts of the text: name, tokens in all, different tokens.
+        text: facts of the text: name, tokens in all, different tokens; its name alone where it is missing.
         memory_bytes, disk_bytes: estimated peak memory, and disk that the run needs.
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now.
         missing: one line each; empty when training could start.
@@ -60,10 +60,9 @@ def plan(
     Raises:
         ValueError, FileNotFoundError: where ``recover`` would refuse the model, the teacher or the config.
     """
-    job, missing = RecoveryJob(Path(model), config, Path(teacher) if teacher else None), []
-    facts = {"name": config.text, "tokens": config.steps * config.batch_size * config.seq_len}
+    job, text, missing = RecoveryJob(Path(model), config, Path(teacher) if teacher else None), None, []
     try:
-        facts = draw(job.student.folder, config).facts
+        text = draw(job.student.folder, job.config)
     except (ValueError, OSError) as error:
         missing.append(str(error))
     if out is not None:
@@ -78,10 +77,10 @@ def plan(
         dtype=str(job.dtype).removeprefix("torch."),
         parameters=job.parameters,
         trained=job.trained,
-        steps=job.steps,
-        text=facts,
+        steps=text.steps if text else 0,
+        text=text.facts if text else {"name": config.text},
         memory_bytes=cost.memory_bytes(job),
         disk_bytes=job.disk_bytes,
-        seconds=cost.seconds(job),
+        seconds=cost.seconds(job, text) if text else 0.0,
         missing=missing,
     )

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import Trainer
 
 from slimgpt.checkpoints.lineage import Checkpoint, Step
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.config import RecoverConfig
 from slimgpt.device import device_name
@@ -26,7 +27,7 @@ from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.output import KEPT, STATES, RecoveryFolder
 from slimgpt.recovery.student import Change, changes, load_frozen, load_student
 from slimgpt.recovery.text import RecoveryText, draw
-from slimgpt.recovery.training import DistillationTrainer, OnStep, arguments_for, newest, rows, train
+from slimgpt.recovery.training import DistillationTrainer, OnStep, arguments_for, newest, padded, train
 from slimgpt.usage import peak_memory
 
 logger = logging.getLogger(__name__)
@@ -70,7 +71,7 @@ def recover(
     ranks, out = Ranks(), Path(out).absolute()
     with ranks.together():
         job = RecoveryJob(Path(model), config, Path(teacher) if teacher else None)
-        text = text or draw(job.student.folder, config)
+        text = text or draw(job.student.folder, job.config)
     folder: RecoveryFolder | None = None  # the first rank's alone
     with ExitStack() as held:
         held.enter_context(_ALONE)
@@ -88,7 +89,8 @@ def recover(
         start = time.perf_counter()
         with ranks.together():
             trainer = _trainer(job, text, out / STATES)
-            said = {"teacher": _answers(trainer.teacher, job), "pruned": _answers(trainer.model, job)}
+            said = {"teacher": _answers(trainer.teacher, job)} if job.teacher is not None else {}
+            said["pruned"] = _answers(trainer.model, job)
         state = ranks.from_first(lambda: newest(out / STATES))
         with writing("a state of the training", out, KEPT):
             curve = train(trainer, state, on_step if ranks.first else None)
@@ -116,11 +118,11 @@ def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, 
     """What the result depends on, bit for bit, besides the model; part of the config is named by its effect."""
     config = {name: value for name, value in job.config.to_dict().items() if name not in _NAMED_BY_THEIR_EFFECT}
     return {
-        "teacher": job.teacher.digest,
+        "teacher": job.teacher.digest if job.teacher is not None else "",
         "text": text.facts["ids_sha256"],
         "dtype": str(job.dtype).removeprefix("torch."),
         "processes": processes,
-        "steps": job.steps,
+        "steps": text.steps,
         **conditions(job.device),
         **{package: version(package) for package in _PACKAGES},
         **{f"config.{name}": value for name, value in config.items()},
@@ -129,48 +131,46 @@ def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, 
 
 def _trainer(job: RecoveryJob, text: RecoveryText, states: Path) -> Trainer:
     settle_vector_functions()
-    arguments = arguments_for(job.config, states, job.device, job.dtype)
+    vocab_size = job.model_config.vocab_size
+    arguments = arguments_for(job.config, text.steps, states, job.device, job.dtype, vocab_size)
     student = load_student(job.student.folder, job.model_config, job.family, job.config, job.dtype)
-    teacher = load_frozen(job.teacher.folder, job.teacher_config, job.dtype)
+    given = {"model": student, "args": arguments, "train_dataset": text.train, "eval_dataset": text.held_out}
+    if job.teacher is None:
+        return Trainer(data_collator=padded, **given)
+    teacher = load_frozen(job.teacher.folder, read_config(job.teacher.folder), job.dtype)
     heads = [
-        OutputHead(config, model.get_output_embeddings().weight.detach().to(arguments.device, job.dtype))
-        for config, model in ((job.model_config, student), (job.teacher_config, teacher))
+        OutputHead(model.config, model.get_output_embeddings().weight.detach().to(arguments.device, job.dtype))
+        for model in (student, teacher)
     ]
-    return DistillationTrainer(
-        model=student,
-        args=arguments,
-        train_dataset=rows(text.train_NT),
-        eval_dataset=rows(text.held_out_NT),
-        teacher=teacher,
-        student_head=heads[0],
-        teacher_head=heads[1],
-    )
+    return DistillationTrainer(teacher=teacher, student_head=heads[0], teacher_head=heads[1], **given)
 
 
 def _kept(model: Any, curve: list[list[float]]) -> dict[str, Change]:
     """The changes of the best state, which the model holds by now; none where training made it worse from the start."""
     (_, before), *later = curve
-    if later and min(kl for _, kl in later) < before:
+    if later and min(loss for _, loss in later) < before:
         return changes(model)
     logger.warning(
-        "training raised the KL of the held-out text from %.4f; the weights stay as they came: lower learning_rate, or "
-        "train on more tokens",
+        "training raised the loss of the held-out text from %.4f; the weights stay as they came: lower learning_rate, "
+        "or train on more tokens",
         before,
     )
     return {}
 
 
 def _step(job: RecoveryJob, text: RecoveryText, curve: list[list[float]], seconds: float, memory: int) -> Step:
-    config, before = job.config, curve[0][1]
-    after = min(kl for _, kl in curve)
+    config, before, after = job.config, curve[0][1], min(loss for _, loss in curve)
     how = f"adapters of rank {config.rank}, merged" if config.trainable == "lora" else "all weights of the layers"
+    if job.teacher is not None:
+        aim, loss, name = f"to predict what {job.teacher_name} predicts", "KL of held-out text", "kl"
+    else:
+        aim, loss, name = "to give their answers", "cross entropy of held-out answers", "cross_entropy"
     return Step(
         step="recover",
         model=job.model_name,
         summary=(
-            f"trained on {text.facts['tokens']:,} tokens of {text.facts['name']} to predict what {job.teacher_name} "
-            f"predicts ({how}; learning rate {config.peak_learning_rate:g}): KL of held-out text {before:.3f} -> "
-            f"{after:.3f} nats per token"
+            f"trained on {text.facts['tokens']:,} tokens of {text.facts['name']} {aim} ({how}; learning rate "
+            f"{config.learning_rate:g}): {loss} {before:.3f} -> {after:.3f} nats per token"
         ),
         config={**config.to_dict(), "teacher": job.teacher_name},
         figures={
@@ -180,8 +180,8 @@ def _step(job: RecoveryJob, text: RecoveryText, curve: list[list[float]], second
             "projections_after": job.projections,
             "bytes_before": job.shards.bytes,
             "bytes_after": job.shards.bytes,
-            "kl_before": before,
-            "kl_after": after,
+            f"{name}_before": before,
+            f"{name}_after": after,
             "seconds": seconds,
             "peak_memory_bytes": memory,
         },

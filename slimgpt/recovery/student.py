@@ -13,6 +13,8 @@ from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import Family, attention_kernel
 from slimgpt.config import RecoverConfig
 
+LORA_SCALE = {"distill": 1, "lora": 2}  # the paper's: rank 8, alpha 16, dropout 0.05
+LORA_DROPOUT = {"distill": 0.0, "lora": 0.05}
 Change = Callable[[Tensor], Tensor]
 
 
@@ -44,7 +46,14 @@ def load_student(folder: Path, model_config: Any, family: Family, config: Recove
     from peft import LoraConfig, get_peft_model
 
     projections = [*family.rows, family.output, family.down]
-    lora = LoraConfig(r=config.rank, lora_alpha=config.rank, target_modules=projections, task_type="CAUSAL_LM")
+    scale, dropout = LORA_SCALE[config.method], LORA_DROPOUT[config.method]
+    lora = LoraConfig(
+        r=config.rank,
+        lora_alpha=scale * config.rank,
+        lora_dropout=dropout,
+        target_modules=projections,
+        task_type="CAUSAL_LM",
+    )
     model = get_peft_model(load_frozen(folder, model_config, dtype), lora)
     generator = torch.Generator().manual_seed(config.seed)  # peft's is the process's own, which other threads use too
     for name, parameter in model.named_parameters():

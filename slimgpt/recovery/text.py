@@ -1,5 +1,7 @@
-"""The sequences that a model is trained on, and those that are held out."""
+"""What a model is trained on, and what is held out: sequences of plain text, or instructions with answers."""
 
+import hashlib
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,29 +9,53 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import RecoverConfig
-from slimgpt.data.calibration import calibrate, together
+from slimgpt.data.bos import resolve_bos
+from slimgpt.data.calibration import calibrate, encoded, load_tokenizer, together
+from slimgpt.data.instructions import Instructions, read_instructions
 from slimgpt.data.mixture import parts_of
+
+Row = dict[str, Tensor]
+UNSCORED = -100  # a label that the loss leaves out
 
 
 @dataclass(frozen=True)
 class RecoveryText:
-    """Token ids ``[sequences, seq_len]``, and what the lineage says of the text."""
+    """Sequences as Trainer takes them: ``input_ids``, and of instructions ``labels``.
 
-    train_NT: Tensor
-    held_out_NT: Tensor
+    Attributes:
+        train: in the order in which they are read, over and over until the steps are done.
+        held_out: decide which state is kept.
+        steps: of the optimizer.
+        facts: what the lineage says of the text.
+    """
+
+    train: list[Row]
+    held_out: list[Row]
+    steps: int
     facts: dict[str, Any]
 
 
 def draw(model: Path, config: RecoverConfig) -> RecoveryText:
-    """Draw the sequences for the model in folder ``model``: as many as are needed, or as the text has.
+    """Draw what the model in folder ``model`` is trained on: as much as is needed, or as the text has.
 
-    Of each text the last sequences drawn are held out. The others come in random order, in whole steps.
+    Args:
+        model: a folder with a tokenizer.
+        config: filled.
 
     Raises:
-        ValueError, FileNotFoundError: as ``calibrate`` raises; where the text is too short for one step.
+        ValueError, FileNotFoundError: as ``calibrate`` and ``read_instructions`` raise; where the text is too short for
+            one step.
     """
-    wanted = config.steps * config.batch_size
+    return _instructions(model, config) if config.method == "lora" else _plain(model, config)
+
+
+def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
+    """Blocks of text. Of each text the last ones drawn are held out; the others come in random order."""
+    assert config.token_count is not None, "the config has seen to it"
+    steps = -(-config.token_count // (config.batch_size * config.seq_len))
+    wanted = steps * config.batch_size
     train, held_out, parts = [], [], []
     for name, count in parts_of(config.text, wanted):
         kept = max(1, round(config.held_out * count / wanted))
@@ -42,17 +68,72 @@ def draw(model: Path, config: RecoverConfig) -> RecoveryText:
             bos=config.bos,
             fewer=True,
         )
-        train.append(part.ids_NT[:-kept])
-        held_out.append(part.ids_NT[-kept:])
+        train += [{"input_ids": ids_T} for ids_T in part.ids_NT[:-kept]]
+        held_out += [{"input_ids": ids_T} for ids_T in part.ids_NT[-kept:]]
         parts.append(part)
-    all_NT, facts = torch.cat(train), together(parts).facts
-    sequences = len(all_NT) // config.batch_size * config.batch_size
-    if not sequences:
+    facts = together(parts).facts
+    random.Random(config.seed).shuffle(train)
+    train = _whole_steps(train, config, facts["name"], len(held_out))
+    different = len(train) * config.seq_len
+    facts |= {"use": "training", "tokens": wanted * config.seq_len, "different_tokens": different}
+    return RecoveryText(train, held_out, steps, facts)
+
+
+def _instructions(model: Path, config: RecoverConfig) -> RecoveryText:
+    """Prompts with answers, of which the answers are scored; one that the length cuts off altogether is left out."""
+    source = read_instructions("alpaca" if config.text == "auto" else config.text)
+    rows, bos = _tokenised(source, model, config)
+    random.Random(config.seed).shuffle(rows)
+    held_out, rows = rows[: config.held_out], rows[config.held_out :]
+    tokens = sum(len(row["input_ids"]) for row in rows)
+    steps = len(rows) // config.batch_size
+    if config.token_count is not None and tokens:
+        steps = -(-config.token_count * len(rows) // (tokens * config.batch_size))
+    rows = _whole_steps(rows[: steps * config.batch_size], config, source.name, len(held_out))
+    different = sum(len(row["input_ids"]) for row in rows)
+    digest = hashlib.sha256(b"".join(row["input_ids"].numpy().tobytes() for row in (*held_out, *rows)))
+    return RecoveryText(
+        rows,
+        held_out,
+        steps,
+        {
+            "name": source.name,
+            "origin": source.origin,
+            "sha256": source.sha256,
+            "use": "training",
+            "num_samples": len(rows),
+            "seq_len": config.seq_len,
+            "tokens": round(different * steps * config.batch_size / len(rows)),
+            "different_tokens": different,
+            "seed": config.seed,
+            "bos": bos,
+            "ids_sha256": digest.hexdigest(),
+        },
+    )
+
+
+def _tokenised(source: Instructions, model: Path, config: RecoverConfig) -> tuple[list[Row], str]:
+    tokenizer = load_tokenizer(model)
+    bos = resolve_bos(config.bos, tokenizer, read_config(model).model_type)
+    start = [] if bos == "none" else [tokenizer.bos_token_id]
+    end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
+    prompts, answers = (encoded(tokenizer, list(texts)) for texts in zip(*source.pairs, strict=True))
+    rows = []
+    for prompt, answer in zip(prompts, answers, strict=True):
+        ids = (start + prompt + answer + end)[: config.seq_len]
+        unscored = len(start) + len(prompt)
+        if len(ids) > unscored:
+            labels = [UNSCORED] * unscored + ids[unscored:]
+            rows.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
+    return rows, bos
+
+
+def _whole_steps(rows: list[Row], config: RecoverConfig, name: str, held_out: int) -> list[Row]:
+    """So many that each step has all of its sequences."""
+    count = len(rows) // config.batch_size * config.batch_size
+    if not count:
         raise ValueError(
-            f"{facts['name']} has {facts['num_samples']} sequences of {config.seq_len} tokens, of which "
-            f"{sum(map(len, held_out))} are held out; a step takes {config.batch_size}: name a larger text, or lower "
-            "seq_len, batch_size or held_out"
+            f"{name} gives {len(rows) + held_out} sequences of {config.seq_len} tokens, of which {held_out} are held "
+            f"out; a step takes {config.batch_size}: name a larger text, or lower seq_len, batch_size or held_out"
         )
-    order = torch.randperm(len(all_NT), generator=torch.Generator().manual_seed(config.seed))[:sequences]
-    facts |= {"use": "training", "tokens": wanted * config.seq_len, "different_tokens": sequences * config.seq_len}
-    return RecoveryText(all_NT[order], torch.cat(held_out), facts)
+    return rows[:count]

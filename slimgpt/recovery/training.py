@@ -9,13 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.config import RecoverConfig
 from slimgpt.recovery.distillation import mean_kl
+from slimgpt.recovery.text import UNSCORED, Row
 
 EVALUATIONS = 8  # of the held-out text at most, and 8 steps apart; each is also where an interrupted run goes on
+LORA_LOGIT_BYTES = 1 << 30
 WARMUP = 0.05  # share of the steps
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -71,19 +74,29 @@ def steps_between(steps: int) -> int:
     return min(steps, max(EVALUATIONS, -(-steps // EVALUATIONS)))
 
 
-def arguments_for(config: RecoverConfig, folder: Path, device: torch.device, dtype: torch.dtype) -> TrainingArguments:
+def arguments_for(
+    config: RecoverConfig, steps: int, folder: Path, device: torch.device, dtype: torch.dtype, vocab_size: int
+) -> TrainingArguments:
     """Trainer's arguments: AdamW without weight decay, a cosine, the held-out text every so many steps.
+
+    Args:
+        config: filled.
+        steps: of the optimizer.
+        folder: for the states.
+        device: of this process.
+        dtype: of the products.
+        vocab_size: of the model.
 
     Raises:
         ValueError: where a step's sequences cannot be shared out among the processes.
     """
-    every = steps_between(config.steps)
+    every = steps_between(steps)
     arguments = TrainingArguments(
         output_dir=str(folder),
-        max_steps=config.steps,
-        learning_rate=config.peak_learning_rate,
+        max_steps=steps,
+        learning_rate=config.learning_rate,
         lr_scheduler_type="cosine",
-        warmup_steps=max(1, round(WARMUP * config.steps)),
+        warmup_steps=max(1, round(WARMUP * steps)),
         weight_decay=0.0,
         adam_beta2=0.95,
         bf16=dtype == torch.bfloat16,
@@ -112,18 +125,24 @@ def arguments_for(config: RecoverConfig, folder: Path, device: torch.device, dty
             f"batch_size is {config.batch_size}, which {arguments.world_size} processes cannot share equally; make it "
             "a multiple of their number"
         )
-    own = config.batch_size // arguments.world_size
-    together = max(
-        n for n in range(1, own + 1) if own % n == 0 and (n == 1 or n * config.seq_len <= config.block_tokens)
-    )
+    own, most = config.batch_size // arguments.world_size, config.block_tokens
+    if config.method == "lora":  # the model itself makes the logits of all tokens
+        most = min(most, LORA_LOGIT_BYTES // (4 * vocab_size))
+    fitting = [n for n in range(1, own + 1) if own % n == 0 and n * config.seq_len <= most]
+    together = max(fitting, default=1)
     arguments.per_device_train_batch_size = arguments.per_device_eval_batch_size = together
     arguments.gradient_accumulation_steps = own // together
     return arguments
 
 
-def rows(ids_NT: Tensor) -> list[dict[str, Tensor]]:
-    """Sequences as Trainer takes them."""
-    return [{"input_ids": ids_T} for ids_T in ids_NT]
+def padded(rows: list[Row]) -> dict[str, Tensor]:
+    """Sequences of several lengths as one batch ``[B, T]``, the rest masked and unscored."""
+    masks = [torch.ones_like(row["input_ids"]) for row in rows]
+    return {
+        "input_ids": pad_sequence([row["input_ids"] for row in rows], batch_first=True),
+        "attention_mask": pad_sequence(masks, batch_first=True),
+        "labels": pad_sequence([row["labels"] for row in rows], batch_first=True, padding_value=UNSCORED),
+    }
 
 
 def newest(folder: Path) -> Path | None:
@@ -155,7 +174,7 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
         ValueError: where the loss is no number, or the device's memory does not hold the training.
 
     Returns:
-        Step and KL of the held-out text, each time that it was read; first the model as it came.
+        Step and loss of the held-out text, each time that it was read; first the model as it came.
     """
     trainer.remove_callback(PrinterCallback)
     trainer.add_callback(_Watching(on_step))
@@ -172,4 +191,4 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
             ) from error
     # A run that goes on reads the held-out text at its start once more.
     curve = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
-    return [[step, kl] for step, kl in curve.items()]
+    return [[step, loss] for step, loss in curve.items()]

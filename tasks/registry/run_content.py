@@ -144,9 +144,9 @@ def layer_metrics(layer: LayerReport, prefix: str = "") -> list[Metric]:
 
 
 def training_metrics(step: int, measured: dict[str, float], prefix: str = "") -> list[Metric]:
-    """KL of the training's text and of the held-out text, in nats per token, and the learning rate."""
+    """The loss of the training's text and of the held-out text, in nats per token, and the learning rate."""
     now = int(time.time() * 1000)
-    names = {"loss": "kl", "eval_loss": "held_out_kl", "learning_rate": "learning_rate"}
+    names = {"loss": "loss", "eval_loss": "held_out_loss", "learning_rate": "learning_rate"}
     return [Metric(f"{prefix}recovery/{names[key]}", measured[key], now, step) for key in names if key in measured]
 
 

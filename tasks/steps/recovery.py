@@ -12,7 +12,6 @@ from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import PruneConfig, RecoverConfig
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.recoverer import facts_of, recover
-from slimgpt.recovery.teacher import find_teacher
 from slimgpt.recovery.text import RecoveryText, draw
 from tasks.digests import folder_digest
 from tasks.preflight.chain import Expected, Stage, Watch
@@ -73,15 +72,15 @@ class RecoverStage:
             ValueError, FileNotFoundError: one line with what is wrong and the remedy.
         """
         first = model.first
-        teacher = self.teacher or (find_teacher(first) if first.lineage.steps else first.folder)
+        teacher = self.teacher or (None if first.lineage.steps else first.folder)
         job = RecoveryJob(first.folder, self.config, teacher, pruned_before=True)
-        text = draw(first.folder, self.config)
+        text = draw(first.folder, job.config)
         get_run_logger().info(
-            "recovery: %d steps on %d tokens of %s, learned from %s",
-            job.steps,
+            "recovery: %d steps on %d tokens of %s%s",
+            text.steps,
             text.facts["tokens"],
             text.facts["name"],
-            job.teacher_name,
+            f", learned from {job.teacher_name}" if job.teacher is not None else "",
         )
         return PlannedRecovery(self.config, job, text, model)
 
@@ -138,13 +137,12 @@ def _recover(
         if watch is not None:
             watch.step(step, measured)
         if "eval_loss" in measured:
-            logger.info("step %d of %d: KL of held-out text %.4f nats per token", step, steps, measured["eval_loss"])
+            logger.info("step %d of %d: loss of held-out text %.4f nats per token", step, steps, measured["eval_loss"])
 
     out.parent.mkdir(parents=True, exist_ok=True)
     try:
-        made = recover(
-            source.folder, out, planned.config, teacher=planned.job.teacher.folder, text=planned.text, on_step=on_step
-        )
+        teacher = planned.job.teacher.folder if planned.job.teacher is not None else None
+        made = recover(source.folder, out, planned.config, teacher=teacher, text=planned.text, on_step=on_step)
     except (KeyboardInterrupt, TerminationSignal):
         logger.warning("interrupted; the states of the training are kept: run the same command again to resume")
         raise

@@ -10,9 +10,9 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.nn import functional
 from transformers import AutoTokenizer
 
-import slimgpt.recovery.recoverer as recoverer
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import RecoverConfig
@@ -21,6 +21,7 @@ from slimgpt.recovery.answers import NEW_TOKENS, PROMPTS, answer
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.recoverer import recover
 from slimgpt.recovery.student import load_frozen
+from slimgpt.recovery.text import draw
 from tests import processes
 from tests.slimgpt.engine.test_ranks import torchrun
 from tests.slimgpt.engine.test_resume import model_files
@@ -30,9 +31,9 @@ from tests.tiny_models import write_dense
 
 @pytest.fixture(scope="module")
 def pruned(tmp_path_factory, dense, tiny_config):
-    """The tiny model, 30 % smaller; its widths differ from layer to layer."""
+    """The tiny model at half its size; its widths differ from layer to layer."""
     out = tmp_path_factory.mktemp("pruned") / "out"
-    prune(dense, out, tiny_config())
+    prune(dense, out, tiny_config(ratio=0.5))
     return out
 
 
@@ -40,7 +41,7 @@ def pruned(tmp_path_factory, dense, tiny_config):
 def config(text_file):
     """20 steps of 4 x 32 tokens."""
     return RecoverConfig(
-        tokens="2.56k", text=str(text_file), seq_len=32, rank=4, learning_rate=0.006, held_out=4, dtype="float32"
+        tokens="2.56k", text=str(text_file), seq_len=32, learning_rate=0.004, held_out=4, dtype="float32"
     )
 
 
@@ -63,14 +64,14 @@ def kl_to(teacher, folder, ids_BT):
 
 
 def held_out(pruned, config):
-    return recoverer.draw(pruned, config).held_out_NT
+    return torch.stack([row["input_ids"] for row in draw(pruned, config.filled()).held_out])
 
 
 def test_the_written_model_is_nearer_to_its_teacher_by_what_was_measured(pruned, dense, recovered, config):
     step, ids_NT = load_lineage(recovered).steps[-1], held_out(pruned, config)
     assert kl_to(dense, pruned, ids_NT) == pytest.approx(step.figures["kl_before"], rel=1e-4)
     assert kl_to(dense, recovered, ids_NT) == pytest.approx(step.figures["kl_after"], rel=1e-4)
-    assert step.figures["kl_after"] < 0.97 * step.figures["kl_before"]
+    assert step.figures["kl_after"] < 0.93 * step.figures["kl_before"]
 
 
 def test_form_and_files_stay(pruned, recovered):
@@ -158,8 +159,8 @@ def test_two_threads_at_once_give_what_each_gives_alone(pruned, dense, config, t
 
 
 def test_torchrun_shares_the_sequences_out(pruned, dense, config, text_file, tmp_path, recovered):
-    flags = ["--teacher", dense, "--tokens", 2560, "--text", text_file, "--seq-len", 32, "--rank", 4]
-    flags += ["--learning-rate", 0.006, "--held-out", 4, "--dtype", "float32"]
+    flags = ["--teacher", dense, "--tokens", 2560, "--text", text_file, "--seq-len", 32]
+    flags += ["--learning-rate", 0.004, "--held-out", 4, "--dtype", "float32"]
     done = torchrun("recover", pruned, tmp_path / "two", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1
@@ -212,7 +213,7 @@ def test_a_run_that_is_killed_at_any_moment_goes_on(pruned, dense, config, tmp_p
 
 
 def test_another_run_is_not_gone_on_with(pruned, dense, config, tmp_path, recovered):
-    with pytest.raises(FileExistsError, match="holds another training: rank was 4, now 8; name another OUT"):
+    with pytest.raises(FileExistsError, match="holds another training: rank was 16, now 8; name another OUT"):
         recover(pruned, recovered, replace(config, rank=8), teacher=dense)
     (tmp_path / "notes.txt").touch()
     with pytest.raises(FileExistsError, match=r"not an output of slimgpt recover \(it holds notes.txt\)"):
@@ -221,7 +222,7 @@ def test_another_run_is_not_gone_on_with(pruned, dense, config, tmp_path, recove
 
 def test_a_rate_that_makes_it_worse_leaves_the_weights_as_they_came(pruned, dense, config, tmp_path, caplog):
     made = recover(pruned, tmp_path / "out", replace(config, tokens="256", learning_rate=1.0), teacher=dense)
-    assert "training raised the KL of the held-out text" in caplog.text
+    assert "training raised the loss of the held-out text" in caplog.text
     figures = made.lineage.steps[-1].figures
     assert figures["kl_after"] == figures["kl_before"]
     for path in pruned.glob("*.safetensors"):
@@ -259,6 +260,10 @@ def test_a_teacher_that_does_not_fit_is_refused_at_the_start(pruned, dense, conf
     [
         ({"tokens": ""}, "tokens is empty; say how many"),
         ({"tokens": "many"}, "tokens is 'many'; it must be a number"),
+        ({"tokens": "all"}, "tokens is 'all' and method 'distill'; say how many"),
+        ({"seq_len": 1}, "seq_len is 1; it must be at least 2"),
+        ({"method": "lora", "trainable": "all"}, "method is 'lora' and trainable 'all'"),
+        ({"method": "lora", "text": "notes.txt"}, "instructions are 'notes.txt'; they must be a .jsonl"),
         ({"seq_len": 1024}, "seq_len is 1024; .* reads at most 512 tokens at once"),
         ({"batch_size": 100_000}, "a step takes 100000: name a larger text, or lower"),
         ({"device": "abacus"}, "device 'abacus' is not usable here"),
@@ -277,6 +282,80 @@ def test_a_short_text_is_read_again_and_again(pruned, dense, config, tmp_path):
     facts = made.lineage.steps[-1].data
     assert facts["tokens"] == 2560 > facts["different_tokens"] > 0
     assert facts["different_tokens"] % (4 * 32) == 0
+
+
+@pytest.fixture(scope="module")
+def instructions(tmp_path_factory):
+    """Sixty sums, some with an input of their own, and one without an answer."""
+    path = tmp_path_factory.mktemp("instructions") / "sums.jsonl"
+    rows = [{"instruction": f"What is {i} + 1?", "input": "", "output": f"It is {i + 1}."} for i in range(40)]
+    rows += [{"instruction": "Add one.", "input": str(i), "output": f"{i + 1}"} for i in range(20)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in [*rows, {"instruction": "Silence?", "output": ""}]))
+    return path
+
+
+@pytest.fixture(scope="module")
+def as_in_the_paper(instructions):
+    return RecoverConfig(
+        method="lora",
+        tokens="all",
+        text=str(instructions),
+        batch_size=8,
+        held_out=4,
+        learning_rate=0.01,
+        dtype="float32",
+    )
+
+
+def test_answers_to_instructions_are_learned_without_a_teacher(pruned, as_in_the_paper, tmp_path):
+    made = recover(pruned, tmp_path / "out", as_in_the_paper)
+    step, rows = made.lineage.steps[-1], draw(pruned, as_in_the_paper.filled()).held_out
+
+    def loss(folder):
+        model, nats, count = load_frozen(folder, read_config(folder), torch.float32), 0.0, 0
+        for row in rows:  # one by one, not padded
+            logits_TV = model(input_ids=row["input_ids"][None]).logits[0, :-1]
+            nats += functional.cross_entropy(logits_TV, row["labels"][1:], ignore_index=-100, reduction="sum").item()
+            count += int((row["labels"][1:] != -100).sum())
+        return nats / count
+
+    assert loss(pruned) == pytest.approx(step.figures["cross_entropy_before"], rel=1e-3)
+    assert loss(made.folder) == pytest.approx(step.figures["cross_entropy_after"], rel=1e-3)
+    assert step.figures["cross_entropy_after"] < 0.9 * step.figures["cross_entropy_before"]
+    assert step.config["teacher"] == ""
+    assert (step.config["rank"], step.config["seq_len"]) == (8, 256)
+    assert set(step.answers[0]) == {"prompt", "pruned", "recovered"}
+
+
+def test_with_dropout_too_an_interrupted_run_is_bit_identical(pruned, as_in_the_paper, tmp_path):
+    config = replace(as_in_the_paper, tokens="20k")  # several times through the text
+    recover(pruned, tmp_path / "one", config)
+
+    def crash(at, *_):
+        if at == 10:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        recover(pruned, tmp_path / "two", config, on_step=crash)
+    recover(pruned, tmp_path / "two", config)
+    assert model_files(tmp_path / "one") == model_files(tmp_path / "two")
+
+
+def test_prompts_are_alpacas_and_only_answers_are_scored(pruned, as_in_the_paper):
+    text = draw(pruned, as_in_the_paper.filled())
+    tokenizer = AutoTokenizer.from_pretrained(pruned)
+    assert (len(text.train), len(text.held_out), text.steps) == (56, 4, 7)
+    row = next(row for row in text.train if "### Input:" in tokenizer.decode(row["input_ids"]))
+    scored = row["labels"] != -100
+    number = tokenizer.decode(row["input_ids"][scored], skip_special_tokens=True)
+    assert tokenizer.decode(row["input_ids"][~scored]) == (
+        "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+        "response that appropriately completes the request.\n\n### Instruction:\nAdd one.\n\n"
+        f"### Input:\n{int(number) - 1}\n\n### Response:\n"
+    )
+    assert row["input_ids"][-1] == tokenizer.eos_token_id == row["labels"][-1]
+    short = draw(pruned, replace(as_in_the_paper, seq_len=int(scored.nonzero()[0]) + 1).filled())
+    assert all((row["labels"] != -100).any() for row in (*short.train, *short.held_out))
 
 
 OFTEN = ("llama", "gemma2", "phi3", "granite")  # biases, a soft cap and norms, fused projections, scales
