@@ -30,7 +30,7 @@ def prune(
 ) -> None:
     """Prune MODEL into the folder OUT. Run it again to resume after an interruption.
 
-    On several GPUs, or CPUs: torchrun --nproc-per-node=N -m flows.cli prune MODEL OUT ...
+    On several GPUs, or CPUs: torchrun --nproc-per-node=N -m slimgpt prune MODEL OUT ...
 
     Args:
         model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.

@@ -26,7 +26,7 @@ def recover(
 ) -> None:
     """Train the pruned MODEL into the folder OUT, to predict what the dense one predicts. Run it again to resume.
 
-    On several GPUs, or CPUs: torchrun --nproc-per-node=N -m flows.cli recover MODEL OUT ...
+    On several GPUs, or CPUs: torchrun --nproc-per-node=N -m slimgpt recover MODEL OUT ...
 
     Args:
         model: A pruned model: a folder, a hub id, models:/NAME@alias or runs:/RUN_ID.

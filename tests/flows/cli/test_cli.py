@@ -295,6 +295,8 @@ print("heavy:", [name for name in heavy if name in sys.modules])
     assert result.returncode == 0, result.stderr
     assert "heavy: []" in result.stdout
     assert "Usage: slimgpt " + command in result.stdout
+    if command in ("prune", "recover"):
+        assert f"-m slimgpt {command} MODEL OUT" in result.stdout  # what test_ranks.py starts
     if command in ("prune", "compress"):
         assert "[at least 0, at most 0.9] [default: 0.25]" in result.stdout
 
