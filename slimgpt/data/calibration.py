@@ -85,10 +85,15 @@ def token_blocks(
         if len(ids) >= wanted:
             break
     blocks = blocks_of(ids[:wanted], bos, tokenizer.bos_token_id, seq_len)
-    if len(blocks) < (1 if fewer else num_samples):
+    if not blocks:
+        raise ValueError(
+            f"{text.name} has {len(ids)} tokens, fewer than one sequence of {seq_len}; lower seq_len, or name a larger "
+            "text"
+        )
+    if len(blocks) < num_samples and not fewer:
         raise ValueError(
             f"{text.name} has {len(ids)} tokens; {num_samples} samples of {seq_len} need {wanted}: "
-            f"ask for at most {len(ids) // seq_len} samples, or name a larger text"
+            f"ask for at most {len(blocks)} samples, or name a larger text"
         )
     ids_NT, num_samples = torch.tensor(blocks, dtype=torch.long), len(blocks)
     facts = {

@@ -46,7 +46,7 @@ def test_short_documents_fill_blocks_without_padding(tokenizer, tmp_path):
 def test_too_few_tokens_are_refused_with_the_available_number(tokenizer, tmp_path):
     path = tmp_path / "tiny.txt"
     path.write_text("only a few words here")
-    with pytest.raises(ValueError, match=r"tiny.txt.* has \d+ tokens; 100 samples of 64 need 6400: ask for at most 0"):
+    with pytest.raises(ValueError, match=r"tiny.txt.* has \d+ tokens, fewer than one sequence of 64; lower seq_len"):
         token_blocks(tokenizer, calibration_text(str(path)), num_samples=100, seq_len=64, seed=0)
 
 
