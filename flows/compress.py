@@ -21,6 +21,7 @@ from flows.defaults import (
     PruneSection,
     RecoverSection,
     RegistrySection,
+    check_recovery,
 )
 from flows.prefect_api import reached
 from tasks.environment import prepare
@@ -90,6 +91,7 @@ def compress(
     ready = check_request(name, evaluation, workspace, skip)
     dense = resolve(model, revision, workspace)
     ready = check_measurable(dense.folder, evaluation, bench, ready)
+    check_recovery(recover)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
     chain = plan_chain(dense, stages_of(prune, recover, teacher, first_ratios, rounds))
     folder = workspace.run(name, chain.facts())

@@ -23,6 +23,16 @@ REGISTRY = RegistryConfig()
 SWEEP = SweepConfig()
 
 
+def check_recovery(recover: RecoverConfig) -> None:
+    """Refuse settings of a training that would not take place.
+
+    Raises:
+        ValueError: naming what is missing.
+    """
+    if not recover.tokens and recover != RECOVER:
+        raise ValueError("recover has settings and no tokens, so nothing would be trained; give recover.tokens")
+
+
 def _completed(defaults: Any, given: Any) -> Any:
     """A section as JSON brings it, with the flow's defaults for what it does not set."""
     if not isinstance(given, dict):

@@ -26,6 +26,7 @@ from flows.defaults import (
     RecoverSection,
     RegistrySection,
     SweepSection,
+    check_recovery,
 )
 from flows.prefect_api import reached
 from slimgpt.config import EvalConfig
@@ -99,6 +100,7 @@ def sweep(
     for dense in resolved:
         ready = check_measurable(dense.folder, evaluation, bench, ready)
     check_judgeable(grid, evaluation, ready.serving_obstacle)
+    check_recovery(recover)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
     points = grid_of(resolved, grid, prune, recover, teacher)
     check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)

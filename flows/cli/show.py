@@ -128,13 +128,14 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     from slimgpt.checkpoints.headers import raw_config
     from slimgpt.checkpoints.lineage import check_parameters, load_lineage
     from slimgpt.checkpoints.weight_files import count_parameters, weight_files
-    from slimgpt.report import load_report
+    from slimgpt.report import REPORT, load_report
 
     config = raw_config(folder)
     lineage = load_lineage(folder)
     check_parameters(lineage, folder)
     if lineage.steps:
-        return {"pruned": True, **load_report(folder).to_dict(), "lineage": lineage.to_dict()}
+        report = load_report(folder).to_dict() if (folder / REPORT).is_file() else {}  # none where only trained
+        return {"pruned": True, **report, "lineage": lineage.to_dict()}
     own = {int(i): widths for i, widths in (config.get("per_layer_config") or {}).items()}
     defaults = {"num_key_value_heads": config.get("num_attention_heads")}
     layers = [

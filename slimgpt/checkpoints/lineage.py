@@ -18,6 +18,7 @@ from slimgpt.report import REPORT, LayerReport, PruneReport, load_report
 
 LINEAGE = "lineage.json"
 _FORMAT = 1
+_FIGURES = tuple(f"{name}_{side}" for name in ("parameters", "projections", "bytes") for side in ("before", "after"))
 _KEPT = ("kept_heads", "kept_kv_heads", "kept_channels")  # long, and in pruning.json
 
 
@@ -68,7 +69,13 @@ class Step:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of ``to_dict``."""
+        """The inverse of ``to_dict``.
+
+        Raises:
+            ValueError: naming a figure that is missing.
+        """
+        if lacking := [name for name in _FIGURES if name not in data["figures"]]:
+            raise ValueError(f"step {data['step']} has no figure {lacking[0]}")
         return cls(**{**data, "layers": [LayerReport(**layer) for layer in data["layers"]]})
 
 

@@ -34,21 +34,10 @@ class RecoveryFolder:
     """
 
     def __init__(self, out: Path, header: dict[str, Any]):
-        self.out = out
-        run = out / RUN
-        if run.is_file():
-            before = read_json(run).get("run", {})
-            if before != header:
-                raise FileExistsError(
-                    f"{out} holds another training: {differences(before, header)}; {remedy(before, header)}"
-                )
-        elif strangers := sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp")):
-            raise FileExistsError(
-                f"{out} is not empty and not an output of slimgpt recover (it holds {strangers[0]}); name another OUT"
-            )
-        else:
-            write_atomically(run, _json({"run": header}))
-        self.header = header
+        self.out, self.header = out, header
+        check_out(out, header)
+        if not (out / RUN).is_file():
+            write_atomically(out / RUN, _json({"run": header}))
 
     @property
     def finished(self) -> bool:
@@ -96,6 +85,24 @@ class RecoveryFolder:
         except OSError:  # another file system, or one without hard links
             shutil.copyfile(shards.folder / name, temporary)
         commit(temporary, self.out / name)
+
+
+def check_out(out: Path, header: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than this training; one that is not there yet is fine.
+
+    Raises:
+        FileExistsError: naming what it holds, or what differs.
+    """
+    if (out / RUN).is_file():
+        before = read_json(out / RUN).get("run", {})
+        if before != header:
+            raise FileExistsError(
+                f"{out} holds another training: {differences(before, header)}; {remedy(before, header)}"
+            )
+    elif out.is_dir() and (strangers := sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))):
+        raise FileExistsError(
+            f"{out} is not empty and not an output of slimgpt recover (it holds {strangers[0]}); name another OUT"
+        )
 
 
 def _same(stored: Any) -> Any:

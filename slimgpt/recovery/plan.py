@@ -7,6 +7,8 @@ from typing import Any
 from slimgpt.config import RecoverConfig
 from slimgpt.recovery import cost
 from slimgpt.recovery.job import RecoveryJob
+from slimgpt.recovery.output import check_out
+from slimgpt.recovery.recoverer import header_of
 from slimgpt.recovery.text import draw
 
 
@@ -54,7 +56,7 @@ def plan(
     Args:
         model: as of ``recover``.
         config: as of ``recover``.
-        out: where the recovered checkpoint would go; its disk is looked at.
+        out: where the recovered checkpoint would go; its disk and what it holds are looked at.
         teacher: as of ``recover``.
 
     Raises:
@@ -68,6 +70,8 @@ def plan(
     if out is not None:
         try:
             job.check_space(Path(out))
+            if text is not None:
+                check_out(Path(out).absolute(), header_of(job, text))
         except OSError as error:
             missing.append(str(error))
     return RecoverPlan(

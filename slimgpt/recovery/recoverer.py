@@ -5,7 +5,7 @@ slimgpt recover pruned out --tokens 131072        (about 5 minutes on 2 CPU core
 
 import logging
 import time
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,7 +27,15 @@ from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.output import KEPT, STATES, RecoveryFolder
 from slimgpt.recovery.student import Change, changes, load_frozen, load_student
 from slimgpt.recovery.text import RecoveryText, draw
-from slimgpt.recovery.training import DistillationTrainer, OnStep, arguments_for, newest, padded, train
+from slimgpt.recovery.training import (
+    DistillationTrainer,
+    OnStep,
+    arguments_for,
+    measure_as_written,
+    newest,
+    padded,
+    train,
+)
 from slimgpt.usage import peak_memory
 
 logger = logging.getLogger(__name__)
@@ -81,7 +89,7 @@ def recover(
             job.check_space(out)
             out.mkdir(parents=True, exist_ok=True)
             held.enter_context(locked(out))
-            folder = RecoveryFolder(out, {"model": job.student.digest, **facts_of(job, text, ranks.count)})
+            folder = RecoveryFolder(out, header_of(job, text, ranks.count))
             return folder.finished
 
         if ranks.from_first(begin):
@@ -94,12 +102,14 @@ def recover(
         state = ranks.from_first(lambda: newest(out / STATES))
         with writing("a state of the training", out, KEPT):
             curve = train(trainer, state, on_step if ranks.first else None)
+        after = measure_as_written(trainer, lambda name: job.shards.load([name])[name])
         memory = max(ranks.gather(peak_memory(job.device)))
 
         def end() -> None:
             assert folder is not None, "only the first rank publishes"
-            step, kept = _step(job, text, curve, time.perf_counter() - start, memory), _kept(trainer.model, curve)
-            said["recovered"] = _answers(trainer.model, job) if kept else said["pruned"]
+            kept = _kept(trainer.model, curve[0][1], after)
+            step = _step(job, text, (curve[0][1], after if kept else curve[0][1]), time.perf_counter() - start, memory)
+            said["recovered"] = _answers(trainer.model, job, merged=True) if kept else said["pruned"]
             answers = [
                 {"prompt": prompt} | {name: texts[i] for name, texts in said.items()}
                 for i, prompt in enumerate(PROMPTS)
@@ -110,8 +120,17 @@ def recover(
         return Checkpoint.open(out)
 
 
-def _answers(model: Any, job: RecoveryJob) -> list[str]:
-    return answer(model.get_base_model() if hasattr(model, "peft_config") else model, job.student.folder)
+def _answers(model: Any, job: RecoveryJob, *, merged: bool = False) -> list[str]:
+    """What the model says; with ``merged`` its adapters are a part of the weights already."""
+    if not hasattr(model, "peft_config"):
+        return answer(model, job.student.folder)
+    with model.disable_adapter() if merged else nullcontext():
+        return answer(model.get_base_model(), job.student.folder)
+
+
+def header_of(job: RecoveryJob, text: RecoveryText, processes: int = 1) -> dict[str, Any]:
+    """All that the result depends on, bit for bit."""
+    return {"model": job.student.digest, **facts_of(job, text, processes)}
 
 
 def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, Any]:
@@ -145,21 +164,21 @@ def _trainer(job: RecoveryJob, text: RecoveryText, states: Path) -> Trainer:
     return DistillationTrainer(teacher=teacher, student_head=heads[0], teacher_head=heads[1], **given)
 
 
-def _kept(model: Any, curve: list[list[float]]) -> dict[str, Change]:
-    """The changes of the best state, which the model holds by now; none where training made it worse from the start."""
-    (_, before), *later = curve
-    if later and min(loss for _, loss in later) < before:
+def _kept(model: Any, before: float, after: float) -> dict[str, Change]:
+    """The changes of the best state, which the model holds by now; none where that is no better than what came."""
+    if after < before:
         return changes(model)
     logger.warning(
-        "training raised the loss of the held-out text from %.4f; the weights stay as they came: lower learning_rate, "
-        "or train on more tokens",
+        "training did not lower the loss of the held-out text (%.4f, then %.4f); the weights stay as they came: try "
+        "another learning_rate, or more tokens",
         before,
+        after,
     )
     return {}
 
 
-def _step(job: RecoveryJob, text: RecoveryText, curve: list[list[float]], seconds: float, memory: int) -> Step:
-    config, before, after = job.config, curve[0][1], min(loss for _, loss in curve)
+def _step(job: RecoveryJob, text: RecoveryText, losses: tuple[float, float], seconds: float, memory: int) -> Step:
+    config, (before, after) = job.config, losses
     how = f"adapters of rank {config.rank}, merged" if config.trainable == "lora" else "all weights of the layers"
     if job.teacher is not None:
         aim, loss, name = f"to predict what {job.teacher_name} predicts", "KL of held-out text", "kl"
@@ -171,6 +190,7 @@ def _step(job: RecoveryJob, text: RecoveryText, curve: list[list[float]], second
         summary=(
             f"trained on {text.facts['tokens']:,} tokens of {text.facts['name']} {aim} ({how}; learning rate "
             f"{config.learning_rate:g}): {loss} {before:.3f} -> {after:.3f} nats per token"
+            + ("" if after < before else "; training made it no better, so the weights are as they came")
         ),
         config={**config.to_dict(), "teacher": job.teacher_name},
         figures={

@@ -75,6 +75,24 @@ def changes(model: Any) -> dict[str, Change]:
     return {f"{name}.weight": _merged(module) for name, module in modules if isinstance(module, LoraLayer)}
 
 
+def take_as_written(model: Any, stored: Callable[[str], Tensor]) -> None:
+    """Give the model the weights that ``changes`` makes, rounded as they are written; adapters are merged, and stay.
+
+    Args:
+        model: trained; one with adapters computes what is written while they are disabled.
+        stored: a tensor of the checkpoint that was trained, by its name.
+    """
+    adapted = hasattr(model, "peft_config")
+    own = model.get_base_model() if adapted else model
+    with torch.no_grad():
+        for name, change in changes(model).items():
+            module, _, kind = name.rpartition(".")
+            parameter = (
+                own.get_submodule(module).base_layer.weight if adapted else getattr(own.get_submodule(module), kind)
+            )
+            parameter.copy_(change(stored(name)))
+
+
 def _replaced(parameter: Tensor) -> Change:
     return lambda stored: parameter.detach().to("cpu", stored.dtype)
 

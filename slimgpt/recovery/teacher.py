@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-from transformers import AutoTokenizer
-
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.source import BUILT_IN, built_in_folder, resolve_model
+from slimgpt.data.calibration import load_tokenizer
 
 
 def find_teacher(student: Checkpoint, name: str = "") -> Path:
@@ -26,7 +25,7 @@ def find_teacher(student: Checkpoint, name: str = "") -> Path:
     except FileNotFoundError as error:
         raise FileNotFoundError(
             f"{student.folder} was made from {first.model}, which would be its teacher, and {error}; name the "
-            "teacher's folder"
+            "teacher's folder (--teacher)"
         ) from None
     if first.input and Checkpoint.open(folder).digest != first.input:
         raise ValueError(
@@ -44,11 +43,11 @@ def check_vocabulary(teacher: Path, student: Path) -> None:
     """
     sizes = [read_config(folder).vocab_size for folder in (teacher, student)]
     if sizes[0] != sizes[1] or _tokens(teacher) != _tokens(student):
+        how = f"{sizes[0]} and {sizes[1]} tokens" if sizes[0] != sizes[1] else "other tokens for the same numbers"
         raise ValueError(
-            f"the teacher {teacher} has another vocabulary ({sizes[0]} tokens) than {student} ({sizes[1]}); name a "
-            "teacher with the same"
+            f"the teacher {teacher} and {student} have different vocabularies ({how}); name a teacher with the same"
         )
 
 
 def _tokens(folder: Path) -> dict[str, int]:
-    return dict(AutoTokenizer.from_pretrained(folder, trust_remote_code=False).get_vocab())
+    return dict(load_tokenizer(folder).get_vocab())

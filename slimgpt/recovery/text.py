@@ -3,6 +3,7 @@
 import hashlib
 import random
 from dataclasses import dataclass
+from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +57,9 @@ def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
     assert config.token_count is not None, "the config has seen to it"
     steps = -(-config.token_count // (config.batch_size * config.seq_len))
     wanted = steps * config.batch_size
-    train, held_out, parts = [], [], []
-    for name, count in parts_of(config.text, wanted):
+    train, held_out, parts, different = [], [], [], 0
+    named = parts_of(config.text, wanted)
+    for name, count in named:
         kept = max(1, round(config.held_out * count / wanted))
         part = calibrate(
             model,
@@ -68,14 +70,29 @@ def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
             bos=config.bos,
             fewer=True,
         )
-        train += [{"input_ids": ids_T} for ids_T in part.ids_NT[:-kept]]
+        own = [{"input_ids": ids_T} for ids_T in part.ids_NT[:-kept]]
+        if not own:
+            raise ValueError(
+                f"{part.facts['name']} has {len(part.ids_NT)} sequences of {config.seq_len} tokens, and {kept} are to be "
+                "held out; name a larger text, or lower seq_len or held_out"
+            )
+        different += len(own)
+        train += list(islice(cycle(own), count)) if len(named) > 1 else own  # each text keeps its share
         held_out += [{"input_ids": ids_T} for ids_T in part.ids_NT[-kept:]]
         parts.append(part)
     facts = together(parts).facts
+    if len(named) > 1:
+        facts["name"] = ", ".join(
+            f"{part.facts['name']}:{count / wanted:.3g}" for part, (_, count) in zip(parts, named, strict=True)
+        )
     random.Random(config.seed).shuffle(train)
     train = _whole_steps(train, config, facts["name"], len(held_out))
-    different = len(train) * config.seq_len
-    facts |= {"use": "training", "tokens": wanted * config.seq_len, "different_tokens": different}
+    facts |= {
+        "use": "training",
+        "num_samples": len(train),
+        "tokens": wanted * config.seq_len,
+        "different_tokens": min(different, len(train)) * config.seq_len,
+    }
     return RecoveryText(train, held_out, steps, facts)
 
 

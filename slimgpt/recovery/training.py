@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,15 @@ from transformers import PrinterCallback, Trainer, TrainerCallback, TrainingArgu
 
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.config import RecoverConfig
+from slimgpt.files import write_atomically
 from slimgpt.recovery.distillation import mean_kl
+from slimgpt.recovery.student import take_as_written
 from slimgpt.recovery.text import UNSCORED, Row
 
 EVALUATIONS = 8  # of the held-out text at most, and 8 steps apart; each is also where an interrupted run goes on
 LORA_LOGIT_BYTES = 1 << 30
 WARMUP = 0.05  # share of the steps
+SIZES = "sizes.json"  # of a state's files; written last
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
@@ -54,10 +58,19 @@ class DistillationTrainer(Trainer):
 
 
 class _Watching(TrainerCallback):
-    """Tells what Trainer logs, and stops a training whose loss is none."""
+    """Tells what Trainer logs, marks what it saves, and stops a training whose loss is none."""
 
     def __init__(self, on_step: OnStep | None):
         self.on_step = on_step
+
+    def on_save(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
+        """Mark what was saved as complete: after all of it is on the disk."""
+        path = Path(arguments.output_dir) / f"checkpoint-{state.global_step}"
+        if arguments.should_save and path.is_dir():
+            for file in path.iterdir():
+                with file.open("rb") as saved:
+                    os.fsync(saved.fileno())
+            write_atomically(path / SIZES, json.dumps(_sizes(path)))
 
     def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
         for name in ("loss", "eval_loss"):
@@ -146,7 +159,7 @@ def padded(rows: list[Row]) -> dict[str, Tensor]:
 
 
 def newest(folder: Path) -> Path | None:
-    """The last complete state of an interrupted training: the one whose last file, ``trainer_state.json``, is whole.
+    """The last complete state of an interrupted training; None where there is none.
 
     A state names the best one by its absolute path; where that is not beside it, the folder was moved.
     """
@@ -157,9 +170,15 @@ def newest(folder: Path) -> Path | None:
 def _whole(path: Path) -> bool:
     try:
         best = json.loads((path / "trainer_state.json").read_text())["best_model_checkpoint"]
+        sizes = json.loads((path / SIZES).read_text())
     except (OSError, ValueError, KeyError):
         return False
-    return not best or (Path(best).parent == path.parent and Path(best).is_dir())
+    beside = not best or (Path(best).parent == path.parent and Path(best).is_dir())
+    return beside and sizes == _sizes(path)
+
+
+def _sizes(path: Path) -> dict[str, int]:
+    return {file.name: file.stat().st_size for file in path.iterdir() if file.name != SIZES}
 
 
 def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[list[float]]:
@@ -192,3 +211,16 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
     # A run that goes on reads the held-out text at its start once more.
     curve = {entry["step"]: entry["eval_loss"] for entry in trainer.state.log_history if "eval_loss" in entry}
     return [[step, loss] for step, loss in curve.items()]
+
+
+def measure_as_written(trainer: Trainer, stored: Callable[[str], Tensor]) -> float:
+    """The held-out loss of the weights as they are written, which the model has from then on.
+
+    Args:
+        trainer: after its training.
+        stored: a tensor of the checkpoint that was trained, by its name.
+    """
+    take_as_written(trainer.model, stored)
+    trainer.callback_handler.callbacks = [c for c in trainer.callback_handler.callbacks if not isinstance(c, _Watching)]
+    with trainer.model.disable_adapter() if hasattr(trainer.model, "peft_config") else nullcontext():
+        return float(trainer.evaluate()["eval_loss"])
