@@ -73,8 +73,8 @@ def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
         own = [{"input_ids": ids_T} for ids_T in part.ids_NT[:-kept]]
         if not own:
             raise ValueError(
-                f"{part.facts['name']} has {len(part.ids_NT)} sequences of {config.seq_len} tokens, and {kept} are to be "
-                "held out; name a larger text, or lower seq_len or held_out"
+                f"{part.facts['name']} has {len(part.ids_NT)} sequences of {config.seq_len} tokens, and {kept} are to "
+                "be held out; name a larger text, or lower seq_len or held_out"
             )
         different += len(own)
         train += list(islice(cycle(own), count)) if len(named) > 1 else own  # each text keeps its share
