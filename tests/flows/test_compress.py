@@ -18,7 +18,7 @@ from deploy.bundle.folder import verify_bundle
 from deploy.engines.availability import vllm_obstacle
 from flows.cli.flags import config_from, read_config_file
 from flows.compress import compress
-from flows.defaults import BENCH, EVALUATION, PRUNE, REGISTRY
+from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY, check_recovery
 from flows.sweep import sweep
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.evaluation.harness import EvalResult
@@ -211,12 +211,12 @@ def test_the_report_names_the_file_that_repeats_the_run(done, parameters, tmp_pa
     """As a user would: copy it out of the report, save it, name it."""
     text = done.report.markdown.read_text()
     (tmp_path / "run.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
-    sections = {"prune": PRUNE, "evaluation": EVALUATION, "bench": BENCH}
-    plain = ("model", "name", "first_ratios", "keep", "skip", "revision", "runs")
+    sections = {"prune": PRUNE, "recover": RECOVER, "evaluation": EVALUATION, "bench": BENCH}
+    plain = ("model", "name", "first_ratios", "rounds", "keep", "skip", "revision", "runs")
     read = read_config_file(str(tmp_path / "run.yaml"), sections, plain)
     assert (read["first_ratios"], read["keep"]) == ([], "last")
     for section, defaults in sections.items():
-        assert config_from(defaults, read[section]) == parameters[section]
+        assert config_from(defaults, read[section]) == parameters.get(section, defaults)
     assert read["name"] == "tiny-slim"
     assert read["model"] == Path(parameters["model"]).name  # no path of this machine
     assert f"slimgpt serve models:/tiny-slim@{done.version.alias}" in text
@@ -240,8 +240,17 @@ def test_a_section_with_one_key_keeps_the_flows_defaults_for_the_others(flow):
     assert cast["evaluation"] == dataclasses.replace(EVALUATION, tasks=("piqa",))
     assert cast["bench"] == dataclasses.replace(BENCH, pairs=1)
     assert cast["registry"] == REGISTRY
+    assert flow.validate_parameters({"recover": {"tokens": "2M"}})["recover"] == dataclasses.replace(
+        RECOVER, tokens="2M"
+    )
     whole = PruneConfig(ratio=0.2)  # from Python: taken as it is
     assert flow.validate_parameters({"prune": whole})["prune"] == whole
+
+
+def test_settings_of_a_training_without_tokens_are_refused():
+    with pytest.raises(ValueError, match="recover has settings and no tokens, so nothing would be trained"):
+        check_recovery(dataclasses.replace(RECOVER, rank=4))
+    check_recovery(RECOVER)
 
 
 def test_a_key_that_a_section_does_not_have_is_refused():
