@@ -27,6 +27,7 @@ SMALLER = "--calibration python --num-samples 4 --seq-len 64 --ffn-multiple 4"
 EVALUATION = "--evaluation.tasks none --evaluation.perplexity python --evaluation.seq-len 64 --evaluation.max-blocks 2"
 FLAGS = {
     "prune": SMALLER,
+    "recover": "--tokens 512 --seq-len 32 --text python",
     "eval": "--tasks none --perplexity python --seq-len 64 --max-blocks 2",
     "compress": f"--model tiny {SMALLER} {EVALUATION}",
     "sweep": f"--models tiny {SMALLER} {EVALUATION} --min-accuracy-retention 0",  # a random model answers no question
@@ -88,7 +89,7 @@ def document(name):
 
 
 def test_readme(place, folder):
-    assert run(README) == {"prune", "inspect", "eval", "package", "compress", "promote", "sweep"}
+    assert run(README) == {"prune", "recover", "inspect", "eval", "package", "compress", "promote", "sweep"}
     assert load_report(folder / "out").ratio == pytest.approx(0.25, abs=0.005)
     assert verify_bundle(folder / "bundle") == []
     assert aliases(place) == {"challenger": 2, "champion": 1}  # the sweep's and compress's
