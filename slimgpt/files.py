@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import json
 import os
 import shutil
 import stat
@@ -11,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import cache
 from pathlib import Path, PurePath
+from typing import Any
 
 from filelock import FileLock, Timeout, lock_descriptor
 from safetensors import SafetensorError
@@ -52,6 +54,36 @@ def commit(temporary: Path, path: Path) -> None:
         os.fsync(handle)  # the new name itself
     finally:
         os.close(handle)
+
+
+def link(source: Path, path: Path) -> bool:
+    """Give a file a second name, in place of what has that name; False where the file system has no hard links."""
+    temporary = path.with_name(path.name + ".tmp")
+    for taken in (temporary, path):  # POSIX renames no name of a file onto another name of it
+        taken.unlink(missing_ok=True)
+    try:
+        os.link(source.resolve(), temporary)
+    except OSError:  # another file system, or one without hard links
+        return False
+    commit(temporary, path)
+    return True
+
+
+def json_bytes(data: Any) -> bytes:
+    """JSON as files hold it: indented, keys in order, so that equal data gives equal bytes."""
+    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
+
+
+def free_bytes(folder: Path) -> int:
+    """Free bytes of the disk that holds a folder, or will hold it.
+
+    Raises:
+        FileExistsError: where a file stands in its way.
+    """
+    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not there.is_dir():
+        raise FileExistsError(f"{there} is a file; OUT must be a folder")
+    return shutil.disk_usage(there).free
 
 
 def share(folder: Path) -> None:

@@ -34,8 +34,8 @@ class Step:
         figures: ``parameters_``, ``projections_`` (parameters of the decoder's projections) and ``bytes_`` (of the
             weight files), each ``_before`` and ``_after``; ``seconds`` and ``peak_memory_bytes``; where the stage
             removes parameters, ``requested_ratio``, of the projections, and ``requested_size`` (bytes) or
-            ``requested_parameters`` where the ratio was computed from one of them; where it trains, ``kl_before`` and
-            ``kl_after``, or ``cross_entropy_``, of text that is held out.
+            ``requested_parameters`` where the ratio was computed from one of them; where it trains, ``kl_`` or
+            ``cross_entropy_`` of held-out text, before and after.
         data: the text that it read: name, tokens, sha256, origin.
         layers: widths and errors of each layer; empty where the stage changes no widths.
         versions: of the packages that decide the result.
@@ -69,11 +69,7 @@ class Step:
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of ``to_dict``.
-
-        Raises:
-            ValueError: naming a figure that is missing.
-        """
+        """The inverse of ``to_dict``; a ValueError names a figure that is missing."""
         if lacking := [name for name in _FIGURES if name not in data["figures"]]:
             raise ValueError(f"step {data['step']} has no figure {lacking[0]}")
         return cls(**{**data, "layers": [LayerReport(**layer) for layer in data["layers"]]})

@@ -1,7 +1,6 @@
 """The checkpoint that comes out: names of its shards, its config, and the step that completes it."""
 
 import hashlib
-import json
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from slimgpt import modeling
 from slimgpt.checkpoints.families import Family
 from slimgpt.checkpoints.headers import CONFIG, INDEX
 from slimgpt.checkpoints.lineage import LINEAGE, Lineage
-from slimgpt.files import write_atomically
+from slimgpt.files import json_bytes, write_atomically
 from slimgpt.method.shapes import LayerShape, Unit
 from slimgpt.report import REPORT, PruneReport
 
@@ -85,20 +84,16 @@ def publish(
     lineage: Lineage,
 ) -> None:
     """Write what turns finished shards into a model: report, lineage, code, index and, last of all, config.json."""
-    write_atomically(out / REPORT, _json(report.to_dict()))
-    write_atomically(out / LINEAGE, _json(lineage.to_dict()))
+    write_atomically(out / REPORT, json_bytes(report.to_dict()))
+    write_atomically(out / LINEAGE, json_bytes(lineage.to_dict()))
     if config["model_type"] == family.slim:
         for source in (Path(modeling.__file__).parent / name for name in ("per_layer.py", f"{family.slim}.py")):
             write_atomically(out / source.name, source.read_bytes())
     index = {"metadata": {"total_size": total_bytes}, "weight_map": weight_map}
-    write_atomically(out / INDEX, _json(index))
-    write_atomically(out / CONFIG, _json(config))
+    write_atomically(out / INDEX, json_bytes(index))
+    write_atomically(out / CONFIG, json_bytes(config))
 
 
 def config_sha256(config: dict[str, Any]) -> str:
     """The sha256 that ``publish`` gives config.json."""
-    return hashlib.sha256(_json(config)).hexdigest()
-
-
-def _json(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
+    return hashlib.sha256(json_bytes(config)).hexdigest()

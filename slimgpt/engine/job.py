@@ -1,7 +1,6 @@
 """A model and the config it is pruned with: the checks before any work, the widths, what the work costs."""
 
 import logging
-import shutil
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -18,6 +17,7 @@ from slimgpt.device import resolve_device
 from slimgpt.engine import cost
 from slimgpt.engine.activations import Place
 from slimgpt.engine.budget import within_budget
+from slimgpt.files import free_bytes
 from slimgpt.method.allocation import Allocation, planned_shapes
 from slimgpt.method.shapes import LayerShape
 
@@ -189,10 +189,8 @@ class Job:
         Raises:
             OSError: with the free and the needed size.
         """
-        there = next(p for p in (out, *out.absolute().parents) if p.exists())
-        if not there.is_dir():
-            raise FileExistsError(f"{there} is a file; OUT must be a folder")
+        free = free_bytes(out)
         already = sum(p.stat().st_size for p in out.glob("*.safetensors")) if out.is_dir() else 0
-        free, need = shutil.disk_usage(there).free, int(1.02 * self.weight_bytes()) + (16 << 20) - already
+        need = int(1.02 * self.weight_bytes()) + (16 << 20) - already
         if free < need:
             raise OSError(f"the disk of {out} has {free / 1e9:.2f} GB free; the pruned model needs {need / 1e9:.2f} GB")

@@ -1,6 +1,5 @@
 """The OUT folder while a model is pruned: what is finished, what an earlier run left, and when it becomes a model."""
 
-import os
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from slimgpt.data.calibration import Calibration
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
 from slimgpt.equal_bits import conditions
-from slimgpt.files import commit, digest_of, file_sha256, writing
+from slimgpt.files import digest_of, file_sha256, link, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
 from slimgpt.resuming import differences, remedy
 
@@ -148,14 +147,8 @@ class OutputFolder:
         held = [tensor for tensor, file in self.job.shards.files.items() if file == name]
         if not self.source.lineage.steps or sorted(held) != sorted(names):
             return False
-        temporary = self.out / f"{name}.tmp"
-        for path in (temporary, self.out / name):  # POSIX renames no name of a file onto another name of it
-            path.unlink(missing_ok=True)
-        try:
-            os.link((self.job.model / name).resolve(), temporary)
-        except OSError:  # another file system, or one without hard links
+        if not link(self.job.model / name, self.out / name):
             return False
-        commit(temporary, self.out / name)
         self._enter(part, name, file_sha256(self.out / name), names, self.job.shards.size(names))
         return True
 

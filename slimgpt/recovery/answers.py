@@ -4,9 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, GenerationConfig
+from transformers import GenerationConfig
 
 from slimgpt.data.bos import lost_bos
+from slimgpt.data.calibration import load_tokenizer
 
 PROMPTS = (
     "The three largest cities of France are",
@@ -25,7 +26,7 @@ def answer(model: Any, folder: Path) -> list[str]:
         model: a causal language model of transformers.
         folder: with its tokenizer.
     """
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    tokenizer = load_tokenizer(folder)
     start = lost_bos(tokenizer, model.config.model_type)
     prompts = [tokenizer(start + prompt)["input_ids"] for prompt in PROMPTS]
     longest, end = max(map(len, prompts)), tokenizer.eos_token_id

@@ -1,6 +1,5 @@
 """A pruned model, its teacher and the config it is trained with: the checks before any work."""
 
-import shutil
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -15,6 +14,7 @@ from slimgpt.checkpoints.shards import Shards
 from slimgpt.checkpoints.source import model_name
 from slimgpt.config import RecoverConfig
 from slimgpt.device import has_fast_bfloat16, resolve_device
+from slimgpt.files import free_bytes
 from slimgpt.recovery.teacher import check_vocabulary, find_teacher
 
 KEPT_STATES = 3  # of the training: the best, the last, and the one that is being written
@@ -114,11 +114,9 @@ class RecoveryJob:
             FileExistsError: where OUT is a file.
             OSError: with the free and the needed size.
         """
-        there = next(p for p in (out, *out.absolute().parents) if p.exists())
-        if not there.is_dir():
-            raise FileExistsError(f"{there} is a file; OUT must be a folder")
+        free = free_bytes(out)
         already = sum(path.stat().st_size for path in out.rglob("*") if path.is_file()) if out.is_dir() else 0
-        free, need = shutil.disk_usage(there).free, self.disk_bytes - already
+        need = self.disk_bytes - already
         if free < need:
             raise OSError(
                 f"the disk of {out} has {free / 1e9:.2f} GB free; the model and the states of its training need "

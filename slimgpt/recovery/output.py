@@ -1,7 +1,5 @@
 """The OUT folder of a training: which run it is of, the states in between, and when it becomes a model."""
 
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -12,7 +10,7 @@ from slimgpt.checkpoints.companions import copy_companions
 from slimgpt.checkpoints.headers import CONFIG, INDEX, read_json
 from slimgpt.checkpoints.lineage import LINEAGE, Checkpoint, Step
 from slimgpt.checkpoints.shards import Shards, write_shard
-from slimgpt.files import commit, digest_of, file_sha256, write_atomically, writing
+from slimgpt.files import commit, digest_of, file_sha256, json_bytes, link, write_atomically, writing
 from slimgpt.recovery.student import Change
 from slimgpt.report import REPORT
 from slimgpt.resuming import differences, remedy
@@ -37,7 +35,7 @@ class RecoveryFolder:
         self.out, self.header = out, header
         check_out(out, header)
         if not (out / RUN).is_file():
-            write_atomically(out / RUN, _json({"run": header}))
+            write_atomically(out / RUN, json_bytes({"run": header}))
 
     @property
     def finished(self) -> bool:
@@ -65,8 +63,8 @@ class RecoveryFolder:
             sha256_by_name = {name: file_sha256(self.out / name) for name in set(shards.files.values())}
             sha256_by_name[CONFIG] = file_sha256(source.folder / CONFIG)
             lineage = source.lineage.append(replace(step, output=digest_of(sha256_by_name)))
-            write_atomically(self.out / LINEAGE, _json(lineage.to_dict()))
-            write_atomically(self.out / RUN, _json({"run": self.header, "held_out_loss": curve}))
+            write_atomically(self.out / LINEAGE, json_bytes(lineage.to_dict()))
+            write_atomically(self.out / RUN, json_bytes({"run": self.header, "held_out_loss": curve}))
             write_atomically(self.out / CONFIG, (source.folder / CONFIG).read_bytes())
         shutil.rmtree(self.out / STATES, ignore_errors=True)
 
@@ -77,14 +75,10 @@ class RecoveryFolder:
             stored = shards.load(names)
             write_shard(self.out / name, {tensor: changes.get(tensor, _same)(stored[tensor]) for tensor in names})
             return
-        temporary = self.out / f"{name}.tmp"
-        for path in (temporary, self.out / name):  # POSIX renames no name of a file onto another name of it
-            path.unlink(missing_ok=True)
-        try:
-            os.link((shards.folder / name).resolve(), temporary)
-        except OSError:  # another file system, or one without hard links
+        if not link(shards.folder / name, self.out / name):
+            temporary = self.out / f"{name}.tmp"
             shutil.copyfile(shards.folder / name, temporary)
-        commit(temporary, self.out / name)
+            commit(temporary, self.out / name)
 
 
 def check_out(out: Path, header: dict[str, Any]) -> None:
@@ -107,7 +101,3 @@ def check_out(out: Path, header: dict[str, Any]) -> None:
 
 def _same(stored: Any) -> Any:
     return stored
-
-
-def _json(data: dict[str, Any]) -> bytes:
-    return json.dumps(data, indent=2, sort_keys=True).encode() + b"\n"
