@@ -1,6 +1,6 @@
 """The cheapest way to meet a budget: one option of every table, chosen by dynamic programming."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from math import gcd, inf
 
 import torch
@@ -53,3 +53,39 @@ def cheapest(tables: Sequence[Sequence[tuple[int, float]]], need: int) -> list[i
         options.append(int(choice[left]))
         left = max(0, left - table[options[-1]][0] // step)
     return options[::-1]
+
+
+def few_kinds(
+    tables: Sequence[Sequence[tuple[int, float]]],
+    kinds: Sequence[Sequence[Hashable]],
+    need: int,
+    picked: list[int],
+    most: int,
+) -> list[int]:
+    """Go on from what ``cheapest`` picked until at most ``most`` kinds of option are in use.
+
+    The kind that is missed least goes, one after the other: not always the best set of kinds, but near it.
+
+    Args:
+        tables: as of ``cheapest``; those whose options have kinds come first.
+        kinds: of each option of those tables.
+        need: as of ``cheapest``.
+        picked: one option of each table.
+        most: at least 1.
+
+    Raises:
+        ValueError: when so few kinds cannot save ``need``.
+    """
+    while len(used := {of[o] for of, o in zip(kinds, picked, strict=False)}) > most:
+        plans = []
+        for gone in sorted(used, key=repr):
+            left = [[o for o, kind in enumerate(of) if kind in used and kind != gone] for of in kinds]
+            left += [list(range(len(table))) for table in tables[len(kinds) :]]
+            options = [[table[o] for o in of] for table, of in zip(tables, left, strict=True)]
+            if all(left) and sum(max(saving for saving, _ in table) for table in options) >= need:
+                plan = [of[o] for of, o in zip(left, cheapest(options, need), strict=True)]
+                plans.append((sum(table[o][1] for table, o in zip(tables, plan, strict=True)), plan))
+        if not plans:
+            raise ValueError(f"{len(used) - 1} kinds of option cannot save {need:,}; {len(used)} can")
+        picked = min(plans)[1]
+    return picked
