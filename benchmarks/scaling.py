@@ -56,6 +56,7 @@ def counted(shape: Shape, config: PruneConfig, *, cpu: bool, place: Place, proce
         cpu=cpu,
         place=place,
         processes=processes,
+        priced=config.schedule == "nats",
     )
     embedding, pruned = shape.vocab_size * shape.hidden_size, planned_shapes(config, dense)
     parameters = 2 * embedding + sum(layer.parameters for layer in pruned)
@@ -68,6 +69,7 @@ def measure() -> list[dict[str, Any]]:
     for varied, value, shape, tokens in points():
         config = PruneConfig(
             ratio=0.25,
+            schedule="log",  # prices are counted in the tables
             num_samples=tokens // SEQ_LEN,
             seq_len=SEQ_LEN,
             device="cpu",

@@ -23,6 +23,7 @@ if count := int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "0")):
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // count)))
 
 from deploy.engines.vllm_entry import collect_seldom  # noqa: E402
+from slimgpt.checkpoints.source import built_in_folder  # noqa: E402
 from tasks.environment import prepare  # noqa: E402
 from tests import vllm_environment  # noqa: E402
 
@@ -30,6 +31,11 @@ os.environ |= vllm_environment.QUICK
 # As in flows/local: seven processes for LLM judges, each of which imports MLflow for seconds, and which nothing uses.
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 prepare()
+_BUILT_IN = built_in_folder()
+os.environ["SLIMGPT_CACHE"] = f"{_HOME}/cache"
+if _BUILT_IN.is_dir():  # conversion takes half a minute
+    built_in_folder().parent.mkdir()
+    built_in_folder().symlink_to(_BUILT_IN)
 collect_seldom()  # as flows and servers do
 # A shell that starts the tests in the background has Ctrl-C ignored, and processes inherit that: servers that end
 # themselves by it would be waited for.

@@ -25,7 +25,7 @@ def prune(
     revision: str = "",
     dry_run: bool = False,
     measure: bool = False,
-    preset: Literal["paper"] | None = None,
+    preset: Literal["best", "paper"] | None = None,
     options: Annotated[PruneFlags, _all] = PruneFlags(),
 ) -> None:
     """Prune MODEL into the folder OUT. Run it again to resume after an interruption.
@@ -40,7 +40,7 @@ def prune(
         measure: With --dry-run: make all decisions, in the time that pruning takes, and write nothing. Gives the widths
             where they depend on the calibration text.
         preset: paper sets what the flags do not to the paper's method: its head scores, budgets, ratios by layer and
-            calibration (256 x 2048 tokens of C4).
+            calibration (256 x 2048 tokens of C4); best to what measured best, which is the default.
     """
     config = config_from(PruneConfig(), *preset_layers(preset, given(options)))
     if measure and not dry_run:
@@ -69,8 +69,8 @@ def _plan(folder: Path, out: Path, config: Any, measure: bool, interrupts: Any) 
     from slimgpt.engine.plan import plan
 
     interrupts.kept = "nothing was written"
-    with _progress("measure", interrupts) as on_layer:
-        planned = plan(folder, config, out, measure=measure, on_layer=on_layer)
+    with _progress("measure", interrupts) as (on_layer, on_priced):
+        planned = plan(folder, config, out, measure=measure, on_layer=on_layer, on_priced=on_priced)
     show.plan(planned)
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
@@ -80,32 +80,44 @@ def _prune(folder: Path, out: Path, config: Any, ranks: Any, interrupts: Any) ->
     from flows.cli import show
     from slimgpt.engine.pruner import prune as run
 
-    with _progress("prune", interrupts, shown=ranks.first) as on_layer:
-        run(folder, out, config, on_layer=on_layer)
+    with _progress("prune", interrupts, shown=ranks.first) as (on_layer, on_priced):
+        run(folder, out, config, on_layer=on_layer, on_priced=on_priced)
     if ranks.first:
         show.inspect(out)
         show.line(f"written to    {out}")
 
 
 @contextmanager
-def _progress(name: str, interrupts: Any, *, shown: bool = True) -> Iterator[Callable[[Any, int], None]]:
-    """A bar on stderr that moves with each layer; made with the first one: a refusal before it shows no bar."""
+def _progress(
+    name: str, interrupts: Any, *, shown: bool = True
+) -> Iterator[tuple[Callable[[Any, int], None], Callable[[int, int], None]]]:
+    """Bars on stderr for the layers and for their prices; each is made with its first layer: a refusal shows none."""
     from tqdm import tqdm
 
-    bars: list[Any] = []
+    bars: dict[str, Any] = {}
+
+    def move(desc: str, done: int, layers: int, words: str = "") -> None:
+        if shown:
+            bar = bars.get(desc)
+            if bar is None:
+                bar = bars[desc] = tqdm(total=layers, unit="layer", desc=desc, file=sys.stderr)
+            bar.set_postfix_str(words, refresh=False)
+            bar.update(done - bar.n)
+            if done == layers:
+                bar.close()  # before the next one is drawn
 
     def on_layer(layer: Any, layers: int) -> None:
-        if shown:
-            if not bars:
-                bars.append(tqdm(total=layers, unit="layer", desc=name, file=sys.stderr))
-            bars[0].set_postfix_str(f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}", refresh=False)
-            bars[0].update(layer.layer + 1 - bars[0].n)
+        move(name, layer.layer + 1, layers, f"FFN {layer.intermediate_size}, error {layer.ffn_error:.4f}")
         interrupts.unit_done(layer.layer + 1, layers)
 
+    def on_priced(done: int, layers: int) -> None:
+        move("prices", done, layers)
+        interrupts.unit_done(0, layers)
+
     try:
-        yield on_layer
+        yield on_layer, on_priced
     finally:
-        for bar in bars:
+        for bar in bars.values():
             bar.close()
 
 

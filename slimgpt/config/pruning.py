@@ -35,9 +35,9 @@ class PruneConfig:
         "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
     )
     schedule: Literal["nats", "log", "linear", "uniform", "explicit"] = option(
-        "log",
-        "How the ratio is spread. log rises from the first layer to the last (the paper's); nats: what changes the "
-        "model's distribution least, from a forward and a backward pass, over all heads and FFNs.",
+        "nats",
+        "How the ratio is spread. nats: what changes the model's distribution least, from a forward and a backward "
+        "pass, over all heads and FFNs; log rises from the first layer to the last (the paper's).",
     )
     first_ratio_share: float = option(
         0.25, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
@@ -62,6 +62,12 @@ class PruneConfig:
         "Schedule nats: how many times their price heads count. Texts unlike the calibration text suffer more from "
         "heads that are gone than the price says.",
         gt=0,
+    )
+    max_head_shapes: int = option(
+        4,
+        "Schedule nats: how many layouts of heads may differ among the layers: engines prepare attention for each of "
+        "them at every step.",
+        ge=1,
     )
     head_error: Literal["exact", "paper"] = option(
         "exact", "A head's score: the exact error of removing it, or the paper's eq. 5."
@@ -113,7 +119,10 @@ class PruneConfig:
                 "layer_ratios belongs to schedule='explicit' and is needed there"
             )
         if self.schedule == "nats" and self.head_error != "exact":
-            raise ValueError(f"schedule is 'nats' and head_error {self.head_error!r}; prices need it to be 'exact'")
+            raise ValueError(
+                f"schedule is 'nats' and head_error {self.head_error!r}; prices need it to be 'exact': choose schedule "
+                "'log' for the paper's scores"
+            )
         for i, r in enumerate(self.layer_ratios):
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")

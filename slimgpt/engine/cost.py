@@ -26,6 +26,9 @@ SOLVE_ITEM = SOLVE_DTYPE.itemsize
 FORWARD_SHARE = 0.65
 SOLVE_SHARE = 0.55
 LOGIT_TOKENS = 1024  # whose logits are held at once where prices are made
+# That prices are made from: every layer's input of all of them waits for the backward pass (17 GB of a 7B shape), and
+# more of them change little.
+PRICE_TOKENS = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,11 @@ class Setting:
     def tokens(self) -> int:
         """Tokens of the process that has most of them."""
         return -(-self.samples // self.processes) * self.seq_len
+
+    @property
+    def price_samples(self) -> int:
+        """Sequences that prices are taken from: PRICE_TOKENS, and one of each process at least."""
+        return min(self.samples, max(self.processes, PRICE_TOKENS // self.seq_len))
 
     @property
     def block(self) -> int:
@@ -115,22 +123,23 @@ def estimate(
     s, pairs = setting, list(zip(dense, pruned, strict=True))
     width = max(shape.num_heads * shape.head_dim for shape in dense)
     waiting = s.tokens * (dense[0].hidden_size + max(dense[0].hidden_size, width)) * s.item
-    away = waiting if s.place != "device" else 0
     work = max(_layer_memory(shape, after, s) for shape, after in pairs)
     work = max(work, embedding * s.item)
     layer = max(shape.parameters for shape in dense)
     # as stored, and the pruned copy on its way into a file; at the end the embedding takes that way
     stored = max(2 * layer * s.stored, 2 * embedding * s.stored)
     copy = 0 if s.cpu and s.item == s.stored else layer * s.item
+    streams = 0
     if s.priced:  # every layer's input waits until the backward pass comes to it
-        streams = s.tokens * dense[0].hidden_size * s.item * (len(dense) + 1)
+        few = replace(s, samples=s.price_samples)
+        streams = few.tokens * dense[0].hidden_size * s.item * (len(dense) + 1)
         work = max(
-            work, _head_memory(dense[0].hidden_size, embedding, s), *(_price_memory(shape, s) for shape in dense)
+            work, _head_memory(dense[0].hidden_size, embedding, few), *(_price_memory(shape, few) for shape in dense)
         )
-        waiting = max(waiting, streams)
-        away = waiting if s.place != "device" else 0
+    held = max(waiting, streams)
+    away = held if s.place != "device" else 0
     # blocks that wait elsewhere come and go, no more than three at a time
-    passing = min(waiting, 3 * s.block * waiting // s.tokens) if away else waiting
+    passing = min(waiting, 3 * s.block * waiting // s.tokens) if away else held
     priced = _price_work(dense, s, embedding)
     if s.cpu:
         device, host = 0, IMPORTS + stored + copy + work + passing
@@ -140,13 +149,13 @@ def estimate(
         forward=sum(_forward(shape, after, s) for shape, after in pairs) + priced.forward,
         gram=sum(s.tokens * (_gram(s_a) + _gram(s_f)) for s_a, s_f in map(_columns, dense)) + priced.gram,
         solve=sum(_solve(shape, after) for shape, after in pairs) + priced.solve,
-        moved=len(dense) * 4 * away,
+        moved=4 * (len(dense) * waiting + streams) if away else 0,
         reduced=sum(4 * (a**2 + f**2) for a, f in map(_columns, dense)) if s.processes > 1 else 0,
         read=2 * s.stored * sum(shape.parameters for shape in dense),  # once for the checksum of the whole model
         written=parameters * s.stored,
         device=device,
         host=host,
-        disk=parameters * s.stored + (s.processes * waiting if s.place == "disk" else 0),
+        disk=parameters * s.stored + (s.processes * held if s.place == "disk" else 0),
     )
 
 
@@ -196,6 +205,7 @@ def _price_work(dense: list[LayerShape], s: Setting, embedding: int) -> _Work:
     """Each layer forward twice and backward once, the head once each; moments of inputs and gradients; eliminations."""
     if not s.priced:
         return _Work(0.0, 0.0, 0.0)
+    s = replace(s, samples=s.price_samples)
     one_way = replace(s, keep=sys.maxsize)  # nothing is computed again within a layer
     forward = 3 * sum(_forward(shape, shape, one_way) for shape in dense) + 3 * 2.0 * s.tokens * embedding
     columns = [(*_columns(shape), shape.hidden_size) for shape in dense]

@@ -77,6 +77,7 @@ def plan(
     measure: bool = False,
     estimate_seconds: bool = True,
     on_layer: Callable[[LayerReport, int], None] | None = None,
+    on_priced: Callable[[int, int], None] | None = None,
 ) -> PrunePlan:
     """Say what ``prune`` would do. Tokenises the calibration text; reads no weights, unless it measures.
 
@@ -91,6 +92,7 @@ def plan(
             depend on the calibration data.
         estimate_seconds: measure this device's rate in a matrix product.
         on_layer: as of ``prune``, while it measures.
+        on_priced: the same.
 
     Raises:
         ValueError: where ``prune`` would refuse the model or the config.
@@ -109,7 +111,7 @@ def plan(
             missing.append(str(error))
     planned, bounds = job.planned, width_bounds(job.config, job.shapes)
     if measured := measure and calibration is not None:
-        reports = measure_layers(job, calibration, on_layer)
+        reports = measure_layers(job, calibration, on_layer, on_priced)
         planned = [report.shape_of(shape) for report, shape in zip(reports, job.shapes, strict=True)]
         bounds = [(shape, shape) for shape in planned]
     before, after = job.parameters(job.shapes), job.parameters(planned)

@@ -7,7 +7,7 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
@@ -30,7 +30,7 @@ from slimgpt.equal_bits import conditions
 from slimgpt.files import digest_of, file_sha256, locked, write_atomically, writing
 from slimgpt.method import obs
 from slimgpt.method.allocation import ffn_widths
-from slimgpt.method.knapsack import cheapest
+from slimgpt.method.knapsack import cheapest, few_kinds
 from slimgpt.method.nats import HeadOption, channel_prices, head_options, root
 from slimgpt.method.selection import BREAKDOWN, HeadPath
 from slimgpt.method.shapes import LayerShape
@@ -120,7 +120,14 @@ class Chosen:
             ),
         ]
         need = ceil(config.ratio * sum(shape.parameters for shape in shapes) - 1e-6)  # a product that is a hair over
+        layouts = [[(o.num_heads, o.num_kv_heads) for o in options] for options in heads]
+        # a model that was pruned before may have more: its heads do not come back
+        most = max(config.max_head_shapes, len({options[0] for options in layouts}))
         picked = cheapest(tables, need)
+        try:
+            picked = few_kinds(tables, layouts, need, picked, most)
+        except ValueError as error:
+            raise ValueError(f"max_head_shapes is {config.max_head_shapes}; raise it: {error}") from None
         self.heads = [options[k] for options, k in zip(heads, picked[: len(shapes)], strict=True)]
         chosen = [options[k] for options, k in zip(widths, picked[len(shapes) :], strict=True)]
         self.widths = [width for width, _ in chosen]
@@ -169,7 +176,13 @@ def _ffn_saved(shape: LayerShape, width: int) -> int:
     return (shape.intermediate_size - width) * shape.channel_parameters
 
 
-def priced(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -> Prices:
+def priced(
+    job: Job,
+    calibration: Calibration,
+    ranks: Ranks,
+    out: Path | None,
+    on_priced: Callable[[int, int], None] | None = None,
+) -> Prices:
     """The model's prices, from the cache or made now. Its files are the first rank's alone.
 
     Args:
@@ -177,12 +190,14 @@ def priced(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -
         calibration: the tokens.
         ranks: the processes that share them.
         out: where activations on disk go; None for the folder of temporary files.
+        on_priced: called after each layer that is priced now, with how many are and the number of layers.
 
     Raises:
         OSError: when the cache cannot be written.
         ValueError: for gradients or activations that are not finite.
     """
-    folder, tokens = cache_folder() / "prices" / _key(job, calibration, ranks), calibration.ids_NT.numel()
+    ids_NT = some_of(calibration.ids_NT, job.setting(processes=ranks.count).price_samples)
+    folder, tokens = cache_folder() / "prices" / _key(job, ids_NT, ranks), ids_NT.numel()
     with ExitStack() as held:
 
         def known() -> bool:
@@ -196,8 +211,10 @@ def priced(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -
             return Prices(folder)
         logger.info("prices of all widths: a forward and a backward pass over %d layers", len(job.shapes))
         layers: list[LayerPrices] = []
-        for moments in Curvature(job, calibration.ids_NT, ranks, out or Path(tempfile.gettempdir())).layers():
+        for moments in Curvature(job, ids_NT, ranks, out or Path(tempfile.gettempdir())).layers():
             layers.insert(0, ranks.from_first(partial(_price, job, moments, tokens, folder)))
+            if on_priced:
+                on_priced(len(layers), len(job.shapes))
         table = json.dumps([asdict(layer) for layer in layers])
 
         def complete() -> None:
@@ -206,6 +223,12 @@ def priced(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -
 
         ranks.from_first(complete)
     return Prices(folder)
+
+
+def some_of(ids_NT: Tensor, count: int) -> Tensor:
+    """So many sequences, or all, of every part of them alike: several texts stand there one after the other."""
+    count = min(count, len(ids_NT))
+    return ids_NT[torch.arange(count) * len(ids_NT) // count]
 
 
 def _price(job: Job, moments: LayerMoments, tokens: int, folder: Path) -> LayerPrices:
@@ -239,12 +262,12 @@ def _root_file(i: int) -> str:
     return f"layer-{i:05d}.safetensors"
 
 
-def _key(job: Job, calibration: Calibration, ranks: Ranks) -> str:
+def _key(job: Job, ids_NT: Tensor, ranks: Ranks) -> str:
     """Of all that prices depend on, bit for bit."""
     config = job.config
     facts: dict[str, Any] = {
         "model": job.shards.digest(),
-        "calibration": calibration.facts["ids_sha256"],
+        "calibration": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),
         "dtype": str(job.dtype),
         "processes": ranks.count,
         **conditions(job.device),

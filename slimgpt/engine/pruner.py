@@ -37,6 +37,7 @@ def prune(
     *,
     calibration: Calibration | None = None,
     on_layer: Callable[[LayerReport, int], None] | None = None,
+    on_priced: Callable[[int, int], None] | None = None,
 ) -> PruneReport:
     """Prune the model in folder ``model`` into the new folder ``out``, never holding more than one decoder layer.
 
@@ -50,6 +51,8 @@ def prune(
         config: how it is pruned.
         calibration: token ids to use instead of those that ``config.calibration`` names.
         on_layer: called after each layer, on every process, with its report and the number of layers.
+        on_priced: called after each layer that gets its prices, before any is pruned, on every process, with how many
+            have them and the number of layers; not where they are in the cache.
 
     Raises:
         ValueError: for a model or a config that cannot be pruned, before long work; NaN in a layer, with its name.
@@ -83,7 +86,7 @@ def prune(
         if report is not None:
             return report
         start = time.perf_counter()
-        allocation = _allocation(job, tokens, ranks, out)
+        allocation = _allocation(job, tokens, ranks, out, on_priced)
         if isinstance(allocation, Chosen):
             ranks.from_first(lambda: folder.follow(allocation.plan()) if folder else None)
         walk = Walk(job, tokens, allocation, out, folder, ranks)
@@ -93,7 +96,10 @@ def prune(
 
 
 def measure(
-    job: Job, calibration: Calibration, on_layer: Callable[[LayerReport, int], None] | None = None
+    job: Job,
+    calibration: Calibration,
+    on_layer: Callable[[LayerReport, int], None] | None = None,
+    on_priced: Callable[[int, int], None] | None = None,
 ) -> list[LayerReport]:
     """Walk over the layers as ``prune`` does, with the same decisions, and write nothing.
 
@@ -102,14 +108,17 @@ def measure(
     """
     with torch.inference_mode():
         ranks = Ranks()
-        return Walk(job, calibration, _allocation(job, calibration, ranks, None), None, None, ranks).layers(on_layer)
+        allocation = _allocation(job, calibration, ranks, None, on_priced)
+        return Walk(job, calibration, allocation, None, None, ranks).layers(on_layer)
 
 
-def _allocation(job: Job, calibration: Calibration, ranks: Ranks, out: Path | None) -> Allocation | Chosen:
+def _allocation(
+    job: Job, calibration: Calibration, ranks: Ranks, out: Path | None, on_priced: Callable[[int, int], None] | None
+) -> Allocation | Chosen:
     """What says how many units go where: on the way, or chosen before by prices."""
     if job.config.schedule != "nats":
         return job.allocation()
-    prices = priced(job, calibration, ranks, out)
+    prices = priced(job, calibration, ranks, out, on_priced)
     return ranks.from_first(lambda: Chosen(prices, job.config, job.shapes))
 
 

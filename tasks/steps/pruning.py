@@ -147,10 +147,13 @@ def _prune(
             layer.seconds,
         )
 
+    def priced(done: int, layers: int) -> None:
+        logger.info("prices of %d of %d layers, last to first", done, layers)
+
     out.parent.mkdir(parents=True, exist_ok=True)
     config, tokens = planned.config_for(source), planned.plan.tokens
     try:
-        report = prune(source.folder, out, config, calibration=tokens, on_layer=finished)
+        report = prune(source.folder, out, config, calibration=tokens, on_layer=finished, on_priced=priced)
     except (KeyboardInterrupt, TerminationSignal):
         logger.warning("interrupted; finished layers are kept: run the same command again to resume")
         raise

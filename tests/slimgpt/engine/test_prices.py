@@ -1,6 +1,8 @@
 """Widths chosen by prices: the budget, the choice against every other, the cache, a killed run, several processes."""
 
 import json
+import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -55,6 +57,27 @@ def test_heads_that_count_for_more_stay(dense, tiny_config):
     assert kept[0] < kept[1] == 4 * 8
 
 
+def test_no_more_layouts_of_heads_than_asked_for_and_the_budget_is_met(dense, tiny_config):
+    config = tiny_config(schedule="nats", ratio=0.5, head_price_factor=1.0)
+    layouts = []
+    for most in (8, 2, 1):
+        job, plan = chosen(dense, replace(config, max_head_shapes=most))
+        layouts.append({(o.num_heads, o.num_kv_heads) for o in plan.heads})
+        after = [
+            replace(shape, num_heads=o.num_heads, num_kv_heads=o.num_kv_heads, intermediate_size=width)
+            for shape, o, width in zip(job.shapes, plan.heads, plan.widths, strict=True)
+        ]
+        assert sum(x.parameters for x in after) <= 0.5 * sum(x.parameters for x in job.shapes)
+    assert len(layouts[0]) > 2 >= len(layouts[1]) > len(layouts[2]) == 1
+
+
+def test_layouts_that_a_pruned_model_has_already_do_not_count(dense, tmp_path, tiny_config):
+    first = prune(dense, tmp_path / "first", tiny_config(schedule="log", ratio=0.5, head_budget="ratio"))
+    had = {(x.num_attention_heads, x.num_key_value_heads) for x in first.layers}
+    second = prune(tmp_path / "first", tmp_path / "second", tiny_config(schedule="nats", ratio=0.1, max_head_shapes=1))
+    assert len({(x.num_attention_heads, x.num_key_value_heads) for x in second.layers}) <= len(had) > 1
+
+
 def test_another_ratio_finds_the_prices_in_the_cache_and_costs_more(dense, tiny_config):
     _, some = chosen(dense, tiny_config(schedule="nats", ratio=0.2))
     [folder] = (cache_folder() / "prices").iterdir()
@@ -62,6 +85,27 @@ def test_another_ratio_finds_the_prices_in_the_cache_and_costs_more(dense, tiny_
     _, more = chosen(dense, tiny_config(schedule="nats", ratio=0.4))
     assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir()} == before
     assert 0 < some.nats < more.nats
+
+
+def test_prices_come_from_a_bounded_number_of_tokens_of_every_part_of_the_text(dense, tiny_config, monkeypatch):
+    """The texts of a mixture stand one after the other."""
+    monkeypatch.setattr("slimgpt.engine.cost.PRICE_TOKENS", 4 * 64)
+    job = Job(dense, tiny_config(schedule="nats", num_samples=8))
+    ids_NT = job.calibration().ids_NT
+    with torch.inference_mode():
+        made = priced(job, job.calibration(), Ranks(), None).digest()
+        few = replace(job.calibration(), ids_NT=ids_NT[[0, 2, 4, 6]])
+        shutil.rmtree(cache_folder())
+        assert priced(job, few, Ranks(), None).digest() == made
+        shutil.rmtree(cache_folder())
+        assert priced(job, replace(few, ids_NT=ids_NT[:4]), Ranks(), None).digest() != made
+
+
+def test_progress_counts_the_layers_that_get_prices_and_none_where_the_cache_has_them(dense, tmp_path, tiny_config):
+    said = []
+    for name in ("a", "b"):
+        prune(dense, tmp_path / name, tiny_config(schedule="nats"), on_priced=lambda *counts: said.append(counts))
+    assert said == [(1, 4), (2, 4), (3, 4), (4, 4)]
 
 
 def test_an_interrupted_run_goes_on_with_its_plan_and_the_same_bits(dense, tmp_path, tiny_config):
