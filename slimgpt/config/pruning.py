@@ -35,9 +35,9 @@ class PruneConfig:
         "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
     )
     schedule: Literal["nats", "log", "linear", "uniform", "explicit"] = option(
-        "nats",
-        "How the ratio is spread. nats: what changes the model's distribution least, from a forward and a backward "
-        "pass, over all heads and FFNs; log rises from the first layer to the last (the paper's).",
+        "log",
+        "How the ratio is spread. log rises from the first layer to the last (the paper's); nats: what changes the "
+        "model's distribution least, from a forward and a backward pass, over all heads and FFNs.",
     )
     first_ratio_share: float = option(
         0.25, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1

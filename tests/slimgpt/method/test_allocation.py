@@ -194,7 +194,7 @@ def test_widths_stay_within_the_bounds_for_any_data(
 
 @pytest.mark.parametrize(("unit", "targets"), [("kv_group", "all"), ("query", "all"), ("auto", "ffn")])
 def test_with_only_one_kind_of_unit_the_bounds_equal_the_plan(unit, targets):
-    config = PruneConfig(ratio=0.37, schedule="log", head_unit=unit, targets=targets, head_budget="ratio")
+    config = PruneConfig(ratio=0.37, head_unit=unit, targets=targets, head_budget="ratio")
     shapes = planned_shapes(config, [SMOL] * 12)
     assert width_bounds(config, [SMOL] * 12) == [(shape, shape) for shape in shapes]
 
