@@ -32,7 +32,7 @@ from benchmarks.removal import Removal
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig, paper_preset
 from slimgpt.data.documents import Documents
-from slimgpt.data.text import TextSource, local_data, perplexity_text
+from slimgpt.data.text import DATA_VARIABLE, TextSource, local_data, perplexity_text
 from slimgpt.data.text_files import read_documents
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import prune
@@ -82,7 +82,9 @@ class Measured:
     def __init__(self, folder: Path, dtype: str):
         self.folder, self.dtype = folder, getattr(torch, dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder)
-        documents = list(read_documents(Path(str(local_data())) / "c4/validation.jsonl"))
+        if (data := local_data()) is None:
+            raise FileNotFoundError(f"{DATA_VARIABLE} is not set; it must name a folder with c4 and wikitext-2-raw")
+        documents = list(read_documents(data / "c4/validation.jsonl"))
         joined = str(self.tokenizer.eos_token).join(documents)
         self.c4 = TextSource(name="c4", documents=Documents([joined]), origin="local data")
         self.dense = self.load(folder)
