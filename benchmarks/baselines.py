@@ -51,18 +51,22 @@ def wanda_sp(removal: Removal, ids_NT: Tensor, ratio: float) -> None:
 def flap(removal: Removal, ids_NT: Tensor, ratio: float) -> None:
     """FLAP (AAAI 2024): fluctuation ``Var(x_j) ||W_:,j||^2``, standardised, one threshold for all; a bias makes up.
 
-    Units are FFN channels and kv groups, sorted over all layers. What leaves is replaced by its mean, as a bias.
+    Units are FFN channels and heads, sorted over all layers; where heads share keys and values, a group of them, by the
+    mean of their scores. What leaves is replaced by its mean, as a bias.
     """
     scores: list[Tensor] = []
     means: list[tuple[Tensor, Tensor]] = []
 
     def visit(i: int, heads: Inputs, channels: Inputs) -> bool:
-        layer, groups = removal.layers[i], removal.shapes[i].num_kv_heads
+        layer, shape = removal.layers[i], removal.shapes[i]
         fluctuation_A = heads.variance_D * layer.self_attn.o_proj.weight.double().square().sum(dim=0)
         fluctuation_F = channels.variance_D * layer.mlp.down_proj.weight.double().square().sum(dim=0)
         means.append((heads.mean_D, channels.mean_D))
-        units = fluctuation_A.view(groups, -1).mean(dim=1), fluctuation_F
-        scores.extend((score - score.mean()) / score.std() for score in units)
+        of_heads, of_channels = (
+            (score - score.mean()) / score.std()
+            for score in (fluctuation_A.view(shape.num_heads, -1).mean(dim=1), fluctuation_F)
+        )
+        scores.extend((of_heads.view(shape.num_kv_heads, -1).mean(dim=1), of_channels))
         return False
 
     walk(removal.model, ids_NT, visit)
