@@ -69,7 +69,6 @@ def measure() -> list[dict[str, Any]]:
     for varied, value, shape, tokens in points():
         config = PruneConfig(
             ratio=0.25,
-            schedule="log",  # prices are counted in the tables
             num_samples=tokens // SEQ_LEN,
             seq_len=SEQ_LEN,
             device="cpu",
