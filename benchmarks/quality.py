@@ -184,7 +184,8 @@ def known() -> list[dict[str, Any]]:
 
 def measure(measured: Measured, name: str, ratio: float, limit: int, make: Callable[..., Any]) -> None:
     """Measure one row, unless it stands there, and add it to the figures."""
-    key = {"model": measured.folder.name, "method": name, "ratio": ratio}
+    dtype = str(measured.dtype).removeprefix("torch.")
+    key = {"model": measured.folder.name, "dtype": dtype, "method": name, "ratio": ratio}
     done = [row for row in known() if {k: row[k] for k in key} == key]
     if any(row.get("limit", 0) >= limit for row in done):
         return

@@ -30,12 +30,12 @@ WikiText-2 (Putri) and 57.1 on C4 (OSSCAR, in 12 blocks, where the dense model h
 def write_page(rows: list[dict[str, Any]]) -> None:
     """Write the tables of all models and ratios, and a plot of each model that has several ratios."""
     parts = [HEAD]
-    for model in dict.fromkeys(row["model"] for row in rows):
-        of_model = [row for row in rows if row["model"] == model]
+    for model, dtype in dict.fromkeys((row["model"], row["dtype"]) for row in rows):
+        of_model = [row for row in rows if (row["model"], row["dtype"]) == (model, dtype)]
         dense = [row for row in of_model if row["method"] == "dense"]
-        parts.append(f"## {model}\n")
+        parts.append(f"## {model}, {dtype}\n")
         if len({row["ratio"] for row in of_model}) > 2:
-            plot = PAGE.with_name(f"results-{model}.svg")
+            plot = PAGE.with_name(f"results-{model}-{dtype}.svg")
             _plot(of_model, plot)
             parts.append(f"![perplexity against the removed share, one line a method]({plot.name})\n")
         for ratio in sorted({row["ratio"] for row in of_model} - {0.0}):

@@ -1,4 +1,4 @@
-"""Other methods: each removes what it was asked for, and what its formula says, recomputed by hand."""
+"""Other methods: each removes what it was asked for; the formulas of most are computed again by hand."""
 
 import pytest
 import torch

@@ -29,12 +29,12 @@ def data(tmp_path, monkeypatch):
 
 def test_methods_are_measured_once_and_stand_on_the_page(data, monkeypatch):
     dense = write_dense(data / "tiny", intermediate_size=256)
-    words = ["quality", "--model", str(dense), "--ratios", "0.25", "--methods"]
-    monkeypatch.setattr("sys.argv", [*words, "magnitude"])
+    words = ["quality", "--model", str(dense), "--methods"]
+    monkeypatch.setattr("sys.argv", [*words, "magnitude", "--ratios", "0.25"])
     quality.main()
     first = json.loads((data / "quality.json").read_text())
     assert [row["method"] for row in first] == ["dense", "magnitude"]
-    monkeypatch.setattr("sys.argv", [*words, "magnitude,nats,no compensation"])
+    monkeypatch.setattr("sys.argv", [*words, "magnitude,nats,no compensation", "--ratios", "0.25"])
     quality.main()
     rows = json.loads((data / "quality.json").read_text())
     assert rows[:2] == first  # seconds included: not measured again
@@ -43,9 +43,13 @@ def test_methods_are_measured_once_and_stand_on_the_page(data, monkeypatch):
     ours, bare = by_name["SlimGPT, nats"], by_name["no compensation"]
     assert ours["removed"] == bare["removed"] >= 0.25
     assert ours["kl"] < bare["kl"]  # the same units, without the refit
+    assert not list(data.glob("*.svg"))  # one ratio is no line
+    monkeypatch.setattr("sys.argv", [*words, "magnitude", "--ratios", "0.25,0.3"])
+    quality.main()
+    assert "magnitude" in (data / "results-tiny-float32.svg").read_text()
     page = (data / "results.md").read_text()
     assert "### 25%" in page
-    order = [line.split(" | ")[0] for line in page.splitlines() if line.startswith("| ")]
+    order = [line.split(" | ")[0] for line in page.partition("### 30%")[0].splitlines() if line.startswith("| ")]
     assert order[1] == "| dense" and set(order[2:]) == {f"| {name}" for name in by_name if name != "dense"}
 
 
