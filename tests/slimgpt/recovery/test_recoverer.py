@@ -155,7 +155,8 @@ def test_a_rate_that_makes_it_worse_leaves_the_weights_as_they_came(pruned, dens
 
 
 def test_the_teacher_is_the_first_model_of_the_lineage(pruned, dense, config, tmp_path, monkeypatch):
-    with pytest.raises(FileNotFoundError, match="was made from dense0, which would be its teacher.*name the teacher"):
+    made_from = f"was made from {dense.name}, which would be its teacher.*name the teacher"
+    with pytest.raises(FileNotFoundError, match=made_from):
         recover(pruned, tmp_path / "out", config)
     monkeypatch.chdir(dense.parent)  # where a folder has its name
     assert recover(pruned, tmp_path / "out", replace(config, tokens="128")).lineage.names == "prune, recover"
