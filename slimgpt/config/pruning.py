@@ -63,6 +63,13 @@ class PruneConfig:
         "heads that are gone than the price says.",
         gt=0,
     )
+    log_share: float = option(
+        0.5,
+        "Schedule nats: how far each layer is drawn towards what the log schedule would take from it. Prices know each "
+        "layer alone; by themselves (0) they take too much from single layers.",
+        ge=0,
+        le=1,
+    )
     max_head_shapes: int = option(
         4,
         "Schedule nats: how many layouts of heads may differ among the layers: engines prepare attention for each of "

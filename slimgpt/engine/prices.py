@@ -1,4 +1,4 @@
-"""What every width of every map costs in nats, kept in the cache; and the widths that spend a budget best.
+"""What every width of every map costs in nats, kept in the cache.
 
 Prices do not depend on the ratio: another ratio, a sweep or a budget in bytes finds them in the cache.
 """
@@ -7,11 +7,10 @@ import hashlib
 import json
 import logging
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from math import ceil, inf
 from pathlib import Path
 from typing import Any, Self
 
@@ -30,10 +29,7 @@ from slimgpt.equal_bits import conditions
 from slimgpt.files import digest_of, file_sha256, locked, write_atomically, writing
 from slimgpt.method import obs
 from slimgpt.method.allocation import ffn_widths
-from slimgpt.method.knapsack import cheapest, few_kinds
 from slimgpt.method.nats import HeadOption, channel_prices, head_options, root
-from slimgpt.method.selection import BREAKDOWN, HeadPath
-from slimgpt.method.shapes import LayerShape
 
 logger = logging.getLogger(__name__)
 
@@ -80,100 +76,6 @@ class Prices:
     def roots(self, i: int) -> dict[str, Tensor]:
         """R of ``attention`` and of ``ffn`` ``[D, D]``."""
         return load_file(self.folder / _root_file(i))
-
-
-class Chosen:
-    """The widths that the knapsack chose: what an Allocation decides on the way is known before.
-
-    Args:
-        prices: of the model.
-        config: the budget, what may be pruned, and by how much heads count for more than their price.
-        shapes: of the layers as they are.
-
-    Attributes:
-        heads, widths: what stays of each layer.
-        nats: their price.
-
-    Raises:
-        ValueError: when the options cannot save so much.
-    """
-
-    def __init__(self, prices: Prices, config: PruneConfig, shapes: Sequence[LayerShape]):
-        self.prices, self.shapes = prices, shapes
-        may_go = range(config.skip_first, len(shapes) - config.skip_last)
-        heads = [
-            layer.heads if i in may_go and config.targets != "ffn" else layer.heads[:1]
-            for i, layer in enumerate(prices.layers)
-        ]
-        widths = [
-            layer.widths if i in may_go and config.targets != "attention" else layer.widths[:1]
-            for i, layer in enumerate(prices.layers)
-        ]
-        tables = [
-            *(
-                [(_heads_saved(shape, o), config.head_price_factor * o.nats) for o in options]
-                for shape, options in zip(shapes, heads, strict=True)
-            ),
-            *(
-                [(_ffn_saved(shape, w), nats) for w, nats in options]
-                for shape, options in zip(shapes, widths, strict=True)
-            ),
-        ]
-        need = ceil(config.ratio * sum(shape.parameters for shape in shapes) - 1e-6)  # a product that is a hair over
-        layouts = [[(o.num_heads, o.num_kv_heads) for o in options] for options in heads]
-        # a model that was pruned before may have more: its heads do not come back
-        most = max(config.max_head_shapes, len({options[0] for options in layouts}))
-        picked = cheapest(tables, need)
-        try:
-            picked = few_kinds(tables, layouts, need, picked, most)
-        except ValueError as error:
-            raise ValueError(f"max_head_shapes is {config.max_head_shapes}; raise it: {error}") from None
-        self.heads = [options[k] for options, k in zip(heads, picked[: len(shapes)], strict=True)]
-        chosen = [options[k] for options, k in zip(widths, picked[len(shapes) :], strict=True)]
-        self.widths = [width for width, _ in chosen]
-        self.nats = sum(o.nats for o in self.heads) + sum(nats for _, nats in chosen)
-
-    def plan(self) -> dict[str, Any]:
-        """For the journal."""
-        widths = [[o.num_heads, o.num_kv_heads, width] for o, width in zip(self.heads, self.widths, strict=True)]
-        return {"prices": self.prices.digest(), "widths": widths}
-
-    def heads_may_go(self, i: int) -> bool:
-        """Whether layer ``i`` loses any."""
-        return bool(self.heads[i].order)
-
-    def head_limit(self, i: int) -> float:  # noqa: ARG002
-        """None beside the order."""
-        return inf
-
-    def head_order(self, i: int) -> tuple[tuple[int, int], ...]:
-        """The kinds of unit that go."""
-        return self.heads[i].order
-
-    def cut_heads(self, i: int, path: HeadPath, gain: float = 1.0) -> int:  # noqa: ARG002
-        """All that were chosen."""
-        if path.broken:
-            raise ValueError(f"{path.name}: {BREAKDOWN}")
-        return len(path.steps)
-
-    def ffn_width(self, i: int, heads: int, kv_heads: int) -> int:  # noqa: ARG002
-        """As chosen."""
-        return self.widths[i]
-
-    def roots(self, i: int) -> dict[str, Tensor]:
-        """R of ``attention`` and of ``ffn``."""
-        return self.prices.roots(i)
-
-    def settle(self, i: int, after: LayerShape, ffn_price: float = 0.0) -> None:
-        """Nothing is carried from layer to layer."""
-
-
-def _heads_saved(shape: LayerShape, option: HeadOption) -> int:
-    return shape.heads.parameters - shape.heads.cost(option.num_heads, option.num_kv_heads)
-
-
-def _ffn_saved(shape: LayerShape, width: int) -> int:
-    return (shape.intermediate_size - width) * shape.channel_parameters
 
 
 def priced(

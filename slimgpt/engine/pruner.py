@@ -17,9 +17,10 @@ from slimgpt.checkpoints.pruned_form import pruned_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import device_name
+from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.job import Job
 from slimgpt.engine.output_folder import OutputFolder
-from slimgpt.engine.prices import Chosen, priced
+from slimgpt.engine.prices import priced
 from slimgpt.engine.ranks import Ranks
 from slimgpt.engine.walk import Walk
 from slimgpt.files import locked

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from slimgpt.data.calibration import Calibration
 from slimgpt.engine.activations import Blocks, choose_place, make_blocks
+from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.decisions import (
     Kept,
     agree,
@@ -33,7 +34,6 @@ from slimgpt.engine.decisions import (
 from slimgpt.engine.job import Job
 from slimgpt.engine.layer_pass import Frame, LayerPass
 from slimgpt.engine.output_folder import OutputFolder
-from slimgpt.engine.prices import Chosen
 from slimgpt.engine.ranks import Ranks
 from slimgpt.method import obs
 from slimgpt.method.allocation import Allocation

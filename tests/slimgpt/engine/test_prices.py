@@ -9,8 +9,9 @@ import torch
 
 from slimgpt.checkpoints.source import cache_folder
 from slimgpt.config import PruneConfig
+from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.job import Job
-from slimgpt.engine.prices import Chosen, priced
+from slimgpt.engine.prices import priced
 from slimgpt.engine.pruner import prune
 from slimgpt.engine.ranks import Ranks
 

@@ -1,0 +1,140 @@
+"""The widths that spend a budget best, by prices and the log schedule."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from math import ceil, inf
+from typing import Any
+
+from torch import Tensor
+
+from slimgpt.config import PruneConfig
+from slimgpt.engine.prices import Prices
+from slimgpt.method.allocation import layer_ratios
+from slimgpt.method.knapsack import cheapest, few_kinds
+from slimgpt.method.nats import HeadOption
+from slimgpt.method.selection import BREAKDOWN, HeadPath
+from slimgpt.method.shapes import LayerShape
+
+
+class Chosen:
+    """The widths that the knapsack chose: what an Allocation decides on the way is known before.
+
+    Prices know each map alone: they take too much from single layers, above all early ones, whose errors meet those of
+    all that follow. So FFN widths are then drawn towards the log schedule, ``config.log_share`` of the way.
+
+    Args:
+        prices: of the model.
+        config: the budget, what may be pruned, and by how much heads count for more than their price.
+        shapes: of the layers as they are.
+
+    Attributes:
+        heads, widths: what stays of each layer.
+        nats: their price.
+
+    Raises:
+        ValueError: when the options cannot save so much.
+    """
+
+    def __init__(self, prices: Prices, config: PruneConfig, shapes: Sequence[LayerShape]):
+        self.prices, self.config, self.shapes = prices, config, shapes
+        may_go = range(config.skip_first, len(shapes) - config.skip_last)
+        heads = [
+            layer.heads if i in may_go and config.targets != "ffn" else layer.heads[:1]
+            for i, layer in enumerate(prices.layers)
+        ]
+        widths = [
+            layer.widths if i in may_go and config.targets != "attention" else layer.widths[:1]
+            for i, layer in enumerate(prices.layers)
+        ]
+        tables = [
+            *(
+                [(_heads_saved(shape, o), config.head_price_factor * o.nats) for o in options]
+                for shape, options in zip(shapes, heads, strict=True)
+            ),
+            *(
+                [(_ffn_saved(shape, w), nats) for w, nats in options]
+                for shape, options in zip(shapes, widths, strict=True)
+            ),
+        ]
+        need = ceil(config.ratio * sum(shape.parameters for shape in shapes) - 1e-6)  # a product that is a hair over
+        layouts = [[(o.num_heads, o.num_kv_heads) for o in options] for options in heads]
+        # a model that was pruned before may have more: its heads do not come back
+        most = max(config.max_head_shapes, len({options[0] for options in layouts}))
+        picked = cheapest(tables, need)
+        try:
+            picked = few_kinds(tables, layouts, need, picked, most)
+        except ValueError as error:
+            raise ValueError(f"max_head_shapes is {config.max_head_shapes}; raise it: {error}") from None
+        self.heads = [options[k] for options, k in zip(heads, picked[: len(shapes)], strict=True)]
+        chosen = [options[k] for options, k in zip(widths, picked[len(shapes) :], strict=True)]
+        self.widths = [width for width, _ in chosen]
+        if config.log_share > 0:
+            self._draw_to_log([[width for width, _ in options] for options in widths], need)
+        nats = [dict(options)[width] for options, width in zip(widths, self.widths, strict=True)]
+        self.nats = sum(o.nats for o in self.heads) + sum(nats)
+
+    def _draw_to_log(self, options: Sequence[Sequence[int]], need: int) -> None:
+        """Bring each layer's total to its place between the plan and the log schedule, by the width of its FFN.
+
+        Args:
+            options: widths of each layer, falling.
+            need: parameters that go at least; it is passed by less than one step of a width.
+        """
+        share, shapes = self.config.log_share, self.shapes
+        by_log = layer_ratios(replace(self.config, schedule="log"), [shape.parameters for shape in shapes])
+        heads = [_heads_saved(shape, o) for shape, o in zip(shapes, self.heads, strict=True)]
+        goals = [
+            share * (ratio * shape.parameters - saved) + (1 - share) * _ffn_saved(shape, width)
+            for shape, ratio, saved, width in zip(shapes, by_log, heads, self.widths, strict=True)
+        ]
+        at = [0] * len(shapes)  # the option of each layer: the widest, and from there one step at a time
+        behind = list(goals)  # parameters that its FFN has still to give up
+        left = need - sum(heads)
+        while left > 0:
+            may_go = [i for i in range(len(shapes)) if at[i] + 1 < len(options[i])]
+            i = max(may_go, key=behind.__getitem__)
+            step = _ffn_saved(shapes[i], options[i][at[i] + 1]) - _ffn_saved(shapes[i], options[i][at[i]])
+            at[i], behind[i], left = at[i] + 1, behind[i] - step, left - step
+        self.widths = [widths[o] for widths, o in zip(options, at, strict=True)]
+
+    def plan(self) -> dict[str, Any]:
+        """For the journal."""
+        widths = [[o.num_heads, o.num_kv_heads, width] for o, width in zip(self.heads, self.widths, strict=True)]
+        return {"prices": self.prices.digest(), "widths": widths}
+
+    def heads_may_go(self, i: int) -> bool:
+        """Whether layer ``i`` loses any."""
+        return bool(self.heads[i].order)
+
+    def head_limit(self, i: int) -> float:  # noqa: ARG002
+        """None beside the order."""
+        return inf
+
+    def head_order(self, i: int) -> tuple[tuple[int, int], ...]:
+        """The kinds of unit that go."""
+        return self.heads[i].order
+
+    def cut_heads(self, i: int, path: HeadPath, gain: float = 1.0) -> int:  # noqa: ARG002
+        """All that were chosen."""
+        if path.broken:
+            raise ValueError(f"{path.name}: {BREAKDOWN}")
+        return len(path.steps)
+
+    def ffn_width(self, i: int, heads: int, kv_heads: int) -> int:  # noqa: ARG002
+        """As chosen."""
+        return self.widths[i]
+
+    def roots(self, i: int) -> dict[str, Tensor]:
+        """R of ``attention`` and of ``ffn``."""
+        return self.prices.roots(i)
+
+    def settle(self, i: int, after: LayerShape, ffn_price: float = 0.0) -> None:
+        """Nothing is carried from layer to layer."""
+
+
+def _heads_saved(shape: LayerShape, option: HeadOption) -> int:
+    return shape.heads.parameters - shape.heads.cost(option.num_heads, option.num_kv_heads)
+
+
+def _ffn_saved(shape: LayerShape, width: int) -> int:
+    return (shape.intermediate_size - width) * shape.channel_parameters
