@@ -1,7 +1,7 @@
 """How good a pruned model is, ours beside other methods, at the same share of removed parameters.
 
     python -m benchmarks.quality                                       # SmolLM2: all methods, ablations, recoveries
-    python -m benchmarks.quality --ratios 0.25 --methods nats,FLAP --limit 100         # and the seven tasks
+    python -m benchmarks.quality --ratios 0.25 --methods default,FLAP --limit 100         # and the seven tasks
     python -m benchmarks.quality --model QWEN_FOLDER --ratios 0.25,0.5 --dtype bfloat16
     python -m benchmarks.quality --page                                # docs/results.md and its plot from the figures
 
@@ -44,13 +44,13 @@ from slimgpt.recovery.recoverer import recover
 FIGURES = Path(__file__).parent / "quality.json"
 SEQ_LEN = 1024
 PRUNE = {"num_samples": 32, "seq_len": SEQ_LEN, "calibration": "c4"}
-NATS = {"schedule": "nats"}
+# Of this project: what each row changes in the default.
 OURS: dict[str, dict[str, Any]] = {
-    "SlimGPT, nats": NATS,
-    "SlimGPT, log (default)": {},
+    "SlimGPT (default)": {},
+    "SlimGPT, log schedule": {"schedule": "log"},
+    "SlimGPT, prices alone": {"log_share": 0.0},
     "SlimGPT, the paper's choices": {"preset": "paper"},
 }
-# What each row changes in "SlimGPT, nats".
 ABLATIONS: dict[str, dict[str, Any]] = {
     "no compensation": {"compensate": False},
     "fixed group size of 128": {"group_size_max": 128, "group_size_min": 128},
@@ -155,9 +155,9 @@ def by_us(measured: Measured, settings: dict[str, Any], ratio: float, place: Pat
 
 
 def recovered(measured: Measured, settings: dict[str, Any], ratio: float, place: Path) -> tuple[Any, float]:
-    """The model that prices gave, trained."""
+    """The default's model, trained."""
     pruned = place.with_name("pruned")
-    _, reached = by_us(measured, NATS, ratio, pruned)
+    _, reached = by_us(measured, {}, ratio, pruned)
     recover(pruned, place, RecoverConfig(**{"tokens": RECOVERY_TOKENS, **settings}), teacher=measured.folder)
     return measured.load(place), reached
 
@@ -168,7 +168,7 @@ def rows(measured: Measured) -> dict[str, Callable[[float, Path], tuple[Any, flo
         **{name: lambda ratio, _, name=name: by_others(measured, name, ratio) for name in METHODS},
         **{
             name: lambda ratio, place, settings=settings: by_us(measured, settings, ratio, place)
-            for name, settings in {**OURS, **{name: NATS | settings for name, settings in ABLATIONS.items()}}.items()
+            for name, settings in {**OURS, **ABLATIONS}.items()
         },
         **{
             name: lambda ratio, place, settings=settings: recovered(measured, settings, ratio, place)

@@ -79,7 +79,7 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
         for name in names:
             points = sorted((row["removed"], row[text]) for row in rows if row["method"] in ("dense", name))
             if len(points) == len(ratios) + 1:
-                axis.plot(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if "SlimGPT" in name else 1)
+                axis.plot(*zip(*points, strict=True), "o-", label=name, linewidth=2.5 if "default" in name else 1)
         axis.set(title=title, xlabel="removed share of the projections", yscale="log", ylim=(20, 1000))
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("perplexity")

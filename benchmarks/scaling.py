@@ -72,6 +72,7 @@ def measure() -> list[dict[str, Any]]:
             num_samples=tokens // SEQ_LEN,
             seq_len=SEQ_LEN,
             device="cpu",
+            schedule="log",
             ffn_multiple=16,  # the narrow ones could not meet the ratio with 64
         )
         cost = counted(shape, config, cpu=True, place="device", processes=1)

@@ -59,7 +59,14 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 # Heads go by the ratio in every family that prunes them; FFN widths are multiples of 4 alone.
 PRUNE = PruneConfig(
-    ratio=0.3, head_budget="ratio", ffn_multiple=4, calibration="python", num_samples=8, seq_len=48, block_tokens=128
+    ratio=0.3,
+    schedule="log",
+    head_budget="ratio",
+    ffn_multiple=4,
+    calibration="python",
+    num_samples=8,
+    seq_len=48,
+    block_tokens=128,
 )
 
 

@@ -30,7 +30,7 @@ def compress(
     skip: str | None = None,
     revision: str | None = None,
     runs: str | None = None,
-    preset: Literal["paper"] | None = None,
+    preset: Literal["best", "paper"] | None = None,
     prune: Annotated[CompressPrune, _all] = CompressPrune(),
     recover: Annotated[CompressRecover, _all] = CompressRecover(),
     evaluation: Annotated[CompressEval, _all] = CompressEval(),

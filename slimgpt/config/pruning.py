@@ -35,12 +35,12 @@ class PruneConfig:
         "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
     )
     schedule: Literal["nats", "log", "linear", "uniform", "explicit"] = option(
-        "log",
-        "How the ratio is spread. log rises from the first layer to the last (the paper's); nats: what changes the "
-        "model's distribution least, from a forward and a backward pass, over all heads and FFNs.",
+        "nats",
+        "How the ratio is spread. nats: what changes the model's distribution least, from a forward and a backward "
+        "pass, over all heads and FFNs; log rises from the first layer to the last (the paper's).",
     )
     first_ratio_share: float = option(
-        0.25, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
+        0.25, "nats, log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
     )
     layer_ratios: tuple[float, ...] = option(
         (), "explicit: one ratio per decoder layer, first to last; their mean must be the ratio."
@@ -64,9 +64,9 @@ class PruneConfig:
         gt=0,
     )
     log_share: float = option(
-        0.5,
-        "Schedule nats: how far each layer is drawn towards what the log schedule would take from it. Prices know each "
-        "layer alone; by themselves (0) they take too much from single layers.",
+        1.0,
+        "Schedule nats: how far the first layer is drawn from its prices towards the log schedule; by even steps less "
+        "in those behind it, the last not at all. 0: prices alone, which take too much from early layers.",
         ge=0,
         le=1,
     )
@@ -125,11 +125,12 @@ class PruneConfig:
                 f"schedule is {self.schedule!r} and layer_ratios has {len(self.layer_ratios)} entries; "
                 "layer_ratios belongs to schedule='explicit' and is needed there"
             )
-        if self.schedule == "nats" and self.head_error != "exact":
-            raise ValueError(
-                f"schedule is 'nats' and head_error {self.head_error!r}; prices need it to be 'exact': choose schedule "
-                "'log' for the paper's scores"
-            )
+        for name, wanted in (("head_error", "exact"), ("head_budget", "price")):
+            if self.schedule == "nats" and (value := getattr(self, name)) != wanted:
+                raise ValueError(
+                    f"schedule is 'nats' and {name} {value!r}; with prices it is {wanted!r}: choose schedule 'log', "
+                    "which has the choice"
+                )
         for i, r in enumerate(self.layer_ratios):
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")

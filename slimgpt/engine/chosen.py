@@ -19,8 +19,9 @@ from slimgpt.method.shapes import LayerShape
 class Chosen:
     """The widths that the knapsack chose: what an Allocation decides on the way is known before.
 
-    Prices know each map alone: they take too much from single layers, above all early ones, whose errors meet those of
-    all that follow. So FFN widths are then drawn towards the log schedule, ``config.log_share`` of the way.
+    Prices know each map alone: they take too much from early layers, whose errors meet those of all that follow. So
+    FFN widths are then drawn towards the log schedule: in the first layer ``config.log_share`` of the way, by even
+    steps less in those behind it, the last stays where prices put it.
 
     Args:
         prices: of the model.
@@ -76,24 +77,24 @@ class Chosen:
     def _draw_to_log(self, options: Sequence[Sequence[int]], need: int) -> None:
         """Bring each layer's total to its place between the plan and the log schedule, by the width of its FFN.
 
+        What all places together are off the budget, each layer bears alike.
+
         Args:
             options: widths of each layer, falling.
             need: parameters that go at least; it is passed by less than one step of a width.
         """
-        share, shapes = self.config.log_share, self.shapes
+        shapes, last = self.shapes, max(1, len(self.shapes) - 1)
         by_log = layer_ratios(replace(self.config, schedule="log"), [shape.parameters for shape in shapes])
         heads = [_heads_saved(shape, o) for shape, o in zip(shapes, self.heads, strict=True)]
-        goals = [
-            share * (ratio * shape.parameters - saved) + (1 - share) * _ffn_saved(shape, width)
-            for shape, ratio, saved, width in zip(shapes, by_log, heads, self.widths, strict=True)
-        ]
-        at = [0] * len(shapes)  # the option of each layer: the widest, and from there one step at a time
-        behind = list(goals)  # parameters that its FFN has still to give up
-        left = need - sum(heads)
+        behind = []  # parameters that each FFN has still to give up
+        for i, shape in enumerate(shapes):
+            share = self.config.log_share * (1 - i / last)
+            by_prices = _ffn_saved(shape, self.widths[i])
+            behind.append(share * (by_log[i] * shape.parameters - heads[i]) + (1 - share) * by_prices)
+        at, left = [0] * len(shapes), need - sum(heads)  # the option of each layer: from the widest, a step at a time
         while left > 0:
-            may_go = [i for i in range(len(shapes)) if at[i] + 1 < len(options[i])]
-            i = max(may_go, key=behind.__getitem__)
-            step = _ffn_saved(shapes[i], options[i][at[i] + 1]) - _ffn_saved(shapes[i], options[i][at[i]])
+            i = max((i for i in range(len(shapes)) if at[i] + 1 < len(options[i])), key=behind.__getitem__)
+            step = (options[i][at[i]] - options[i][at[i] + 1]) * shapes[i].channel_parameters
             at[i], behind[i], left = at[i] + 1, behind[i] - step, left - step
         self.widths = [widths[o] for widths, o in zip(options, at, strict=True)]
 

@@ -18,7 +18,7 @@ class SweepConfig:
     """
 
     ratios: tuple[float, ...] = option((0.2, 0.35, 0.5), "Ratios to try; one model per MODEL, ratio and schedule.")
-    schedules: tuple[str, ...] = option(("log",), "Schedules to try: nats, log, linear, uniform.")
+    schedules: tuple[str, ...] = option(("nats",), "Schedules to try: nats, log, linear, uniform.")
     runner: Literal["threads", "dask"] = option(
         "threads", "What prunes and evaluates: threads of the flow's process, or Dask's workers."
     )

@@ -34,13 +34,13 @@ def test_methods_are_measured_once_and_stand_on_the_page(data, monkeypatch):
     quality.main()
     first = json.loads((data / "quality.json").read_text())
     assert [row["method"] for row in first] == ["dense", "magnitude"]
-    monkeypatch.setattr("sys.argv", [*words, "magnitude,nats,no compensation", "--ratios", "0.25"])
+    monkeypatch.setattr("sys.argv", [*words, "magnitude,default,no compensation", "--ratios", "0.25"])
     quality.main()
     rows = json.loads((data / "quality.json").read_text())
     assert rows[:2] == first  # seconds included: not measured again
     by_name = {row["method"]: row for row in rows}
     assert by_name["dense"]["kl"] == pytest.approx(0, abs=1e-6)
-    ours, bare = by_name["SlimGPT, nats"], by_name["no compensation"]
+    ours, bare = by_name["SlimGPT (default)"], by_name["no compensation"]
     assert ours["removed"] == bare["removed"] >= 0.25
     assert ours["kl"] < bare["kl"]  # the same units, without the refit
     assert not list(data.glob("*.svg"))  # one ratio is no line

@@ -201,13 +201,13 @@ def test_a_sweeps_models_have_runs_from_its_beginning_and_each_its_figures(param
     done = sweep((model,), **given, grid=grid)
     assert len(seen) == 2 * LAYERS
     for (title, layer), (statuses, ratio, logged) in seen.items():
-        assert set(statuses) == {"sweep", "tiny 25% log", "tiny 50% log"}
+        assert set(statuses) == {"sweep", "tiny 25% nats", "tiny 50% nats"}
         assert statuses["sweep"] == statuses[title] == "RUNNING"
         assert title == f"tiny {float(ratio):.0%} log"
         assert logged == list(range(layer + 1))
-    assert "SCHEDULED" in seen["tiny 25% log", 0][0].values()  # one at a time
+    assert "SCHEDULED" in seen["tiny 25% nats", 0][0].values()  # one at a time
     runs = {one.info.run_name: one for one in all_runs(client)}
     assert {one.info.status for one in runs.values()} == {"FINISHED"}
-    for name in ("sweep", "tiny 25% log", "tiny 50% log"):
+    for name in ("sweep", "tiny 25% nats", "tiny 50% nats"):
         assert "system/cpu_utilization_percentage" in runs[name].data.metrics
-    assert client.get_run(done.version.run_id).info.run_name == "tiny 50% log"
+    assert client.get_run(done.version.run_id).info.run_name == "tiny 50% nats"

@@ -57,12 +57,12 @@ def made(place: Path) -> dict[str, int]:
 
 def test_every_model_is_a_child_run_and_the_best_of_them_is_registered(done, client, place):
     titles = [model.title for model in done.outcome.models]
-    assert titles == ["tiny", "tiny 25% log", "tiny 50% log"]
-    assert done.outcome.chosen.title == "tiny 50% log"  # the smallest
+    assert titles == ["tiny", "tiny 25% nats", "tiny 50% nats"]
+    assert done.outcome.chosen.title == "tiny 50% nats"  # the smallest
     version = client.get_model_version_by_alias("tiny-slim", "challenger")
     assert version.run_id == done.version.run_id
     best = client.get_run(version.run_id)
-    assert best.info.run_name == "tiny 50% log"
+    assert best.info.run_name == "tiny 50% nats"
     parent = client.get_run(best.data.tags["mlflow.parentRunId"])
     assert parent.data.params["grid.ratios"] == "[0.25, 0.5]"
     children = client.search_runs([parent.info.experiment_id], f"tags.mlflow.parentRunId = '{parent.info.run_id}'")
@@ -77,7 +77,7 @@ def test_every_model_is_a_child_run_and_the_best_of_them_is_registered(done, cli
 def test_table_and_plots_are_in_the_folder_the_run_and_the_ui(done, client):
     facts = json.loads((done.folder / "sweep.json").read_text())
     assert [model["title"] for model in facts["models"]] == [model.title for model in done.outcome.models]
-    assert facts["chosen"] == "tiny 50% log"
+    assert facts["chosen"] == "tiny 50% nats"
     assert facts["front"] == [row[0] for row in done.outcome.rows if "Pareto" in row[-1]]
     parent = client.get_run(done.version.run_id).data.tags["mlflow.parentRunId"]
     assert {file.path for file in client.list_artifacts(parent)} == {"sweep.json", "plots"}
@@ -111,11 +111,11 @@ def test_where_none_keeps_to_the_limits_all_are_recorded_and_none_is_registered(
     grid = SweepConfig(ratios=(0.25,), **{**UNJUDGED, "max_size_ratio": 0.5})
     versions = len(client.search_model_versions("name='tiny-slim'"))
     with pytest.raises(
-        ValueError, match=r"none is registered: tiny 25% log: max_size_ratio: 0\.\d+, .* above the limit"
+        ValueError, match=r"none is registered: tiny 25% nats: max_size_ratio: 0\.\d+, .* above the limit"
     ):
         sweep(**{**parameters, "evaluation": QUICK}, grid=grid)
     newest = client.search_runs([client.get_run(done.version.run_id).info.experiment_id], "", max_results=20)
-    assert {"sweep", "tiny 25% log"} <= {run.info.run_name for run in newest[:4]}
+    assert {"sweep", "tiny 25% nats"} <= {run.info.run_name for run in newest[:4]}
     assert {run.info.status for run in newest} == {"FINISHED"}
     assert len(client.search_model_versions("name='tiny-slim'")) == versions
 
@@ -128,7 +128,9 @@ def test_one_that_fails_is_named_and_the_others_stay(done, parameters, place):
     (kept,) = (runs / "tiny-slim").glob("*/model")
     lineage = kept / "lineage.json"
     lineage.write_text(lineage.read_text().replace('"figures"', '"figure5"'))
-    with pytest.raises(RuntimeError, match="1 of 3 failed; run it again, and finished models are reused: tiny 25% log"):
+    with pytest.raises(
+        RuntimeError, match="1 of 3 failed; run it again, and finished models are reused: tiny 25% nats"
+    ):
         sweep(**own, grid=SweepConfig(ratios=(0.25, 0.5), **UNJUDGED))
     assert len(list((runs / "tiny-slim").glob("*/evaluation-pruned.json"))) == 2
 

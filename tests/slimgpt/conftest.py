@@ -40,7 +40,14 @@ def tiny_config(text_file):
     """PruneConfig for a tiny model; keyword arguments override."""
 
     def make(**fields):
-        small = {"ratio": 0.3, "ffn_multiple": 4, "num_samples": 8, "seq_len": 64, "block_tokens": 128}
+        small = {
+            "ratio": 0.3,
+            "schedule": "log",
+            "ffn_multiple": 4,
+            "num_samples": 8,
+            "seq_len": 64,
+            "block_tokens": 128,
+        }
         return PruneConfig(**{**small, "calibration": str(text_file), **fields})
 
     return make

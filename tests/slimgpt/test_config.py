@@ -22,7 +22,11 @@ from slimgpt.config import EvalConfig, PruneConfig
         ({"schedule": "cubic"}, "schedule is 'cubic'; it must be one of nats, log, linear, uniform, explicit"),
         ({"schedule": "explicit"}, "layer_ratios belongs to schedule='explicit'"),
         ({"layer_ratios": (0.5,)}, "layer_ratios belongs to schedule='explicit'"),
-        ({"schedule": "nats", "head_error": "paper"}, "head_error 'paper'; prices need it to be 'exact'"),
+        (
+            {"head_error": "paper"},
+            "schedule is 'nats' and head_error 'paper'; with prices it is 'exact': choose schedule",
+        ),
+        ({"head_budget": "ratio"}, "head_budget 'ratio'; with prices it is 'price'"),
         ({"schedule": "explicit", "layer_ratios": (0.5, 0.95)}, r"layer_ratios\[1\] is 0.95"),
         ({"group_size_min": 64, "group_size_max": 8}, "group_size_min .64. is larger than group_size_max .8."),
         ({"percdamp": -1}, "percdamp is -1; it must be at least 0"),

@@ -49,7 +49,14 @@ def test_sizes_divide_every_layer_or_copy_its_kv_heads():
 def test_two_ranks_of_a_family_on_vllms_transformers_backend(tmp_path):
     """Pruned with --head-multiple 2. The backend divides layers as the native class does below."""
     settings = PruneConfig(
-        ratio=0.3, head_multiple=2, ffn_multiple=2, head_budget="ratio", calibration="python", num_samples=8, seq_len=48
+        ratio=0.3,
+        schedule="log",
+        head_multiple=2,
+        ffn_multiple=2,
+        head_budget="ratio",
+        calibration="python",
+        num_samples=8,
+        seq_len=48,
     )
     prune(write_family(tmp_path / "dense", "qwen3"), tmp_path / "pruned", settings)
     (of_pruned,), log = run_engines([{"model": str(tmp_path / "pruned"), "tensor_parallel_size": 2}], tmp_path)

@@ -2,6 +2,7 @@
 
 import random
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -12,6 +13,8 @@ from slimgpt.config import MAX_RATIO, PruneConfig, paper_preset
 from slimgpt.method.allocation import Allocation, layer_ratios, planned_shapes, width_bounds
 from slimgpt.method.selection import HeadPath, HeadStep
 from slimgpt.method.shapes import LayerShape
+
+by_log = partial(PruneConfig, schedule="log")
 
 
 @given(
@@ -37,12 +40,12 @@ def test_the_papers_layer_ratios_for_32_layers(ratio, first, last):
 
 @given(ratio=st.floats(0.05, 0.5), sizes=st.lists(st.integers(80, 120), min_size=2, max_size=40))
 def test_layers_of_different_sizes_meet_the_ratio_in_total(ratio, sizes):
-    ratios = layer_ratios(PruneConfig(ratio=ratio), sizes)
+    ratios = layer_ratios(by_log(ratio=ratio), sizes)
     assert sum(r * size for r, size in zip(ratios, sizes, strict=True)) / sum(sizes) == pytest.approx(ratio)
 
 
 def test_skipped_layers_lose_nothing_and_the_others_compensate():
-    ratios = layer_ratios(PruneConfig(ratio=0.3, skip_first=2, skip_last=1), [1] * 10)
+    ratios = layer_ratios(by_log(ratio=0.3, skip_first=2, skip_last=1), [1] * 10)
     assert ratios[:2] == [0, 0]
     assert ratios[-1] == 0
     assert sum(ratios) / 10 == pytest.approx(0.3)
@@ -51,8 +54,8 @@ def test_skipped_layers_lose_nothing_and_the_others_compensate():
 @pytest.mark.parametrize(
     ("config", "layers", "message"),
     [
-        (PruneConfig(ratio=0.5, skip_first=6, skip_last=4), 10, "leave no layer of 10"),
-        (PruneConfig(ratio=0.5, skip_first=6), 10, "the limit is 0.9"),
+        (by_log(ratio=0.5, skip_first=6, skip_last=4), 10, "leave no layer of 10"),
+        (by_log(ratio=0.5, skip_first=6), 10, "the limit is 0.9"),
         (PruneConfig(ratio=0.5, schedule="explicit", layer_ratios=(0.5, 0.5)), 3, "2 entries; the model has 3 layers"),
         (
             PruneConfig(ratio=0.4, schedule="explicit", layer_ratios=(0.5, 0.5)),
@@ -97,7 +100,7 @@ def test_rounding_is_carried_so_that_the_total_ratio_is_met(ratio, multiple, wid
 
 
 def test_units_outside_targets_are_not_pruned():
-    ffn = Allocation(PruneConfig(ratio=0.5, targets="ffn"), [SMOL] * 2)
+    ffn = Allocation(by_log(ratio=0.5, targets="ffn"), [SMOL] * 2)
     attention = Allocation(PruneConfig(ratio=0.1, targets="attention", schedule="uniform"), [SMOL] * 2)
     assert ffn.head_limit(1) == 0
     assert attention.head_limit(0) == pytest.approx(0.1 * SMOL.parameters)
@@ -110,7 +113,7 @@ def test_units_outside_targets_are_not_pruned():
 def test_a_layer_with_ratio_0_is_unchanged_in_every_combination(targets, unit, budget):
     """Heads alone, with the last two layers skipped, once left 1 of 32 heads in both, to compensate for the others."""
     shape = LayerShape(hidden_size=4096, num_heads=32, num_kv_heads=8, head_dim=128, intermediate_size=11008)
-    config = PruneConfig(
+    config = by_log(
         ratio=0.08, skip_first=1, skip_last=2, targets=targets, head_unit=unit, head_budget=budget, ffn_multiple=64
     )
     shapes = planned_shapes(config, [shape] * 32)
@@ -139,7 +142,7 @@ def test_heads_above_the_price_are_kept_unless_needed_and_the_first_layer_has_no
 
 
 def test_without_a_price_the_full_path_is_used_and_a_broken_one_is_refused():
-    allocation = Allocation(PruneConfig(ratio=0.3, head_budget="ratio"), [SMOL] * 3)
+    allocation = Allocation(by_log(ratio=0.3, head_budget="ratio"), [SMOL] * 3)
     assert allocation.cut_heads(2, path(SMOL, (3, 1, 1e9))) == 1
     with pytest.raises(ValueError, match="layer 0, o_proj: too ill-conditioned to compare units: raise percdamp"):
         allocation.cut_heads(2, path(SMOL, (3, 1, 1.0), broken=True))
@@ -194,7 +197,7 @@ def test_widths_stay_within_the_bounds_for_any_data(
 
 @pytest.mark.parametrize(("unit", "targets"), [("kv_group", "all"), ("query", "all"), ("auto", "ffn")])
 def test_with_only_one_kind_of_unit_the_bounds_equal_the_plan(unit, targets):
-    config = PruneConfig(ratio=0.37, head_unit=unit, targets=targets, head_budget="ratio")
+    config = by_log(ratio=0.37, head_unit=unit, targets=targets, head_budget="ratio")
     shapes = planned_shapes(config, [SMOL] * 12)
     assert width_bounds(config, [SMOL] * 12) == [(shape, shape) for shape in shapes]
 

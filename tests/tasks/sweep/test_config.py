@@ -71,7 +71,7 @@ def test_every_point_has_a_title_of_its_own():
     model = named("folder/tiny")
     ratios = (0.29, 0.125, 0.12, 0.13)
     titles = [title_of(model, PruneConfig(ratio=ratio)) for ratio in ratios]
-    assert titles == ["tiny 29% log", "tiny 12.5% log", "tiny 12% log", "tiny 13% log"]
+    assert titles == ["tiny 29% nats", "tiny 12.5% nats", "tiny 12% nats", "tiny 13% nats"]
 
 
 def test_two_models_of_one_name_are_refused():
