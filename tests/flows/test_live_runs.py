@@ -203,7 +203,7 @@ def test_a_sweeps_models_have_runs_from_its_beginning_and_each_its_figures(param
     for (title, layer), (statuses, ratio, logged) in seen.items():
         assert set(statuses) == {"sweep", "tiny 25% nats", "tiny 50% nats"}
         assert statuses["sweep"] == statuses[title] == "RUNNING"
-        assert title == f"tiny {float(ratio):.0%} log"
+        assert title == f"tiny {float(ratio):.0%} nats"
         assert logged == list(range(layer + 1))
     assert "SCHEDULED" in seen["tiny 25% nats", 0][0].values()  # one at a time
     runs = {one.info.run_name: one for one in all_runs(client)}

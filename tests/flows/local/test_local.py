@@ -206,10 +206,10 @@ def test_a_worker_killed_while_it_prunes_is_started_again_and_finished_layers_st
         assert servers.state(run)["type"] not in ("FAILED", "CRASHED", "COMPLETED"), servers.log(run)
         time.sleep(0.05)
     (journal,) = journals
-    while journal.read_bytes().count(b"\n") < 4:  # the header and three layers
+    while journal.read_bytes().count(b"\n") < 5:  # the header, the plan and three layers
         time.sleep(0.01)
     os.killpg(servers.pid("worker"), signal.SIGKILL)
-    kept = journal.read_bytes().count(b"\n") - 1
+    kept = journal.read_bytes().count(b"\n") - 2
     assert not (journal.parent / "config.json").exists()
     servers.local("up")
     assert servers.state(run)["type"] == "CRASHED"  # not "running" for ever

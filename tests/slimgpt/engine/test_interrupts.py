@@ -29,7 +29,7 @@ def _prune_signalled(dense, out, text, number, at_call, err, counts):
     with err.open("w") as file:
         os.dup2(file.fileno(), 2)
     sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115  the forkserver's own is another file
-    small = "--ratio 0.3 --ffn-multiple 4 --num-samples 8 --seq-len 64 --block-tokens 128 --calibration"
+    small = "--ratio 0.3 --schedule log --ffn-multiple 4 --num-samples 8 --seq-len 64 --block-tokens 128 --calibration"
     sys.argv = ["slimgpt", "prune", str(dense), str(out), *small.split(), str(text)]
     calls = processes.signal_self_at_call(number, at_call)
     try:
