@@ -30,6 +30,7 @@ class Interrupts:
         self.kept = "finished layers are kept: run the same command again to resume"
         self.done = self.units = 0
         self._pending: int | None = None
+        self.stopped: Stopped | None = None
 
     def unit_done(self, done: int, units: int) -> None:
         """Unit ``done``, counted from 1, is finished.
@@ -54,7 +55,8 @@ class Interrupts:
     def _stop(self) -> None:
         unit, next_one = self.unit, min(self.done + 1, self.units)
         at = f"at {unit} {next_one} of {self.units}" if self.done else f"before the first {unit}"
-        raise Stopped(f"interrupted {at}; {self.kept}", self._pending)
+        self.stopped = Stopped(f"interrupted {at}; {self.kept}", self._pending)
+        raise self.stopped
 
 
 @contextmanager
@@ -71,6 +73,10 @@ def listening() -> Iterator[Interrupts]:
         signal.signal(number, on_signal)
     try:
         yield interrupts
+    except Exception:
+        if interrupts.stopped:  # it met a library halfway, which then failed on its way out
+            raise interrupts.stopped from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

@@ -74,6 +74,19 @@ def test_a_signal_at_any_moment_gives_a_one_line_error_and_the_next_run_resumes(
         assert model_files(out) == model_files(uninterrupted)
 
 
+def test_a_library_that_fails_because_the_signal_met_it_halfway_hides_nothing():
+    """As torch does between the two halves of ``with torch.device``."""
+
+    def met_halfway(interrupts):
+        try:
+            interrupts.signalled(signal.SIGINT)
+        finally:
+            raise RuntimeError("trying to pop from empty mode stack")
+
+    with pytest.raises(Stopped, match="before the first layer"), listening() as interrupts:
+        met_halfway(interrupts)
+
+
 def test_the_error_names_the_layer():
     with listening() as interrupts:
         interrupts.unit_done(16, 30)
