@@ -3,28 +3,10 @@
 from dataclasses import replace
 
 import pytest
-import torch
 
-from slimgpt.engine.chosen import Chosen
-from slimgpt.engine.job import Job
-from slimgpt.engine.prices import priced
-from slimgpt.engine.ranks import Ranks
 from slimgpt.method.allocation import layer_ratios
 
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path / "cache"))
-
-
-@pytest.fixture
-def plan(dense):
-    def make(config):
-        job = Job(dense, config)
-        with torch.inference_mode():
-            return Chosen(priced(job, job.calibration(), Ranks(), None), job.config, job.shapes)
-
-    return make
+from .test_prices import chosen, own_cache  # noqa: F401  (a fixture of every test)
 
 
 def gone(plan):
@@ -37,14 +19,14 @@ def gone(plan):
 
 
 @pytest.mark.parametrize("fields", [{}, {"targets": "ffn"}, {"skip_first": 1, "ratio": 0.15}])
-def test_each_layer_is_equally_far_from_its_place_between_the_prices_and_the_log_schedule(plan, tiny_config, fields):
+def test_each_layer_is_equally_far_from_its_place_between_the_prices_and_the_log_schedule(dense, tiny_config, fields):
     config = tiny_config(schedule="nats", head_price_factor=1e9, **fields)
-    by_prices = gone(plan(replace(config, log_share=0.0)))
-    sizes = [shape.parameters for shape in plan(config).shapes]
+    job, alone = chosen(dense, replace(config, log_share=0.0))
+    by_prices, sizes = gone(alone), [shape.parameters for shape in job.shapes]
     ratios = layer_ratios(replace(config, schedule="log"), sizes)
-    step = config.ffn_multiple * plan(config).shapes[0].channel_parameters
+    step = config.ffn_multiple * job.shapes[0].channel_parameters
     for first in (0.0, 0.5, 1.0):
-        drawn = gone(plan(replace(config, log_share=first)))
+        drawn = gone(chosen(dense, replace(config, log_share=first))[1])
         assert config.ratio * sum(sizes) <= sum(drawn) < config.ratio * sum(sizes) + step
         shares = [first, first * 2 / 3, first / 3, 0.0]
         off = [
@@ -55,9 +37,9 @@ def test_each_layer_is_equally_far_from_its_place_between_the_prices_and_the_log
     assert drawn != by_prices
 
 
-def test_a_first_layer_whose_heads_take_more_than_its_place_keeps_its_ffn(plan, tiny_config):
+def test_a_first_layer_whose_heads_take_more_than_its_place_keeps_its_ffn(dense, tiny_config):
     config = tiny_config(schedule="nats", ratio=0.4, head_price_factor=1e-9)
-    drawn = plan(config)
+    _, drawn = chosen(dense, config)
     heads = [
         shape.heads.parameters - shape.heads.cost(o.num_heads, o.num_kv_heads)
         for shape, o in zip(drawn.shapes, drawn.heads, strict=True)
