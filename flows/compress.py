@@ -39,6 +39,7 @@ from tasks.steps.benchmarking import benchmark
 from tasks.steps.bundling import package
 from tasks.steps.chain import run_chain
 from tasks.steps.evaluation import EvalRequest, evaluate_model
+from tasks.steps.milliseconds import timed
 from tasks.steps.recovery import stages_of
 from tasks.steps.registration import register
 from tasks.steps.reporting import write_report
@@ -93,7 +94,8 @@ def compress(
     ready = check_measurable(dense.folder, evaluation, bench, ready)
     check_recovery(recover)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
-    chain = plan_chain(dense, stages_of(prune, recover, teacher, first_ratios, rounds))
+    stages = timed(stages_of(prune, recover, teacher, first_ratios, rounds), dense, bench)
+    chain = plan_chain(dense, stages)
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}

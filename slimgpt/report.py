@@ -68,7 +68,8 @@ class PruneReport:
         ranks: processes, each with a device of its own.
         activations: where they were kept: device, host or disk.
         requested: ``size`` (bytes of the weight files) or ``parameters`` that the result may have at most, where the
-            ratio in ``config`` was computed from one of them.
+            ratio in ``config`` was computed from one of them; or the ``speedup``, times as fast as the dense model.
+        predicted_speedup: by the table of milliseconds, where a speedup was requested; else 0.
     """
 
     base_model: str
@@ -90,7 +91,8 @@ class PruneReport:
     replayed_layers: int = 0
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)
-    requested: dict[str, int] = field(default_factory=dict)
+    requested: dict[str, float] = field(default_factory=dict)
+    predicted_speedup: float = 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """As ``pruning.json`` holds it."""

@@ -44,6 +44,7 @@ def write_dense(
     num_key_value_heads: int = 4,
     head_dim: int = 16,
     intermediate_size: int = 128,
+    vocab_size: int = VOCAB_SIZE,
     tie_word_embeddings: bool = True,
     dtype: torch.dtype = torch.float32,
     seed: int = 0,
@@ -57,7 +58,7 @@ def write_dense(
     torch.manual_seed(seed)
     model = LlamaForCausalLM(
         LlamaConfig(
-            vocab_size=VOCAB_SIZE,
+            vocab_size=vocab_size,
             hidden_size=hidden_size,
             intermediate_size=intermediate_size,
             num_hidden_layers=num_hidden_layers,

@@ -7,6 +7,8 @@ from typing import Any, Literal
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.config import check_limits, option
 
+# What a table of milliseconds depends on; other fields are of servers, or of how often is measured.
+MEASURED = ("num_prompts", "input_len", "output_len", "latency_iterations", "dtype", "enforce_eager", "kvcache_gib")
 LATENCY_VOCABULARY = 10_000  # vllm bench latency draws token ids below this, whatever the model
 
 
@@ -39,7 +41,9 @@ class BenchConfig:
         "Also vllm bench throughput and latency, which start an engine for each run; compress leaves them out by "
         "default.",
     )
-    latency_iterations: int = option(5, "Requests of each offline latency run, one at a time.", ge=1)
+    latency_iterations: int = option(
+        5, "Requests of each offline latency run, one at a time; batches of all requests under slimgpt latency.", ge=1
+    )
     max_concurrency: int = option(0, "Requests under way at most; 0: no limit.", ge=0)
     num_warmups: int = option(16, "Requests, sent at once before each run, that are not counted.", ge=1)
     seed: int = option(0, "Prompts of the first pair; each further pair adds 1.", ge=0)
@@ -90,9 +94,15 @@ def check_model(model: Path, config: BenchConfig) -> None:
             f"input_len {config.input_len} + output_len {config.output_len} = {tokens} tokens; {model} allows "
             f"{longest}: lower one of them"
         )
+    if config.offline:
+        check_vocabulary(model, "set offline to false (--no-offline)")
+
+
+def check_vocabulary(model: Path, remedy: str) -> None:
+    """Raise ValueError where ``vllm bench latency`` takes tokens that ``model`` does not have."""
     vocabulary = raw_config(model).get("vocab_size", LATENCY_VOCABULARY)
-    if config.offline and vocabulary < LATENCY_VOCABULARY:
+    if vocabulary < LATENCY_VOCABULARY:
         raise ValueError(
             f"{model} has a vocabulary of {vocabulary:,}; vllm bench latency takes its prompts from the first "
-            f"{LATENCY_VOCABULARY:,} tokens: set offline to false (--no-offline)"
+            f"{LATENCY_VOCABULARY:,} tokens: {remedy}"
         )

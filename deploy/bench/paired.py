@@ -77,7 +77,7 @@ def compare(
     report = BenchReport(
         schema=SCHEMA,
         config=json.loads(json.dumps(asdict(shown))),  # lists, as JSON has them
-        environment=_environment(),
+        environment=environment(),
         loads=loads,
         throughput=throughput,
         latency=latency,
@@ -202,7 +202,8 @@ def _savings(works: dict[str, tuple[Any, Any]], measured: dict[str, Paired | Non
     return savings
 
 
-def _environment() -> dict[str, Any]:
+def environment() -> dict[str, Any]:
+    """What vLLM runs on here, and its version."""
     import torch
     import transformers
 

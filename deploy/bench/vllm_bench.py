@@ -125,13 +125,32 @@ def bench_latency(model: Path, config: BenchConfig, *, seed: int, result: Path) 
     Raises:
         ServerError: the command failed.
     """
-    arguments = ["--input-len", str(config.input_len), "--output-len", str(config.output_len), "--batch-size", "1"]
-    arguments += ["--num-iters-warmup", "2", "--num-iters", str(config.latency_iterations), "--seed", str(seed)]
-    figures, _ = _run("latency", arguments, result, model, config)
-    seconds = figures["latencies"]
-    if len(seconds) != config.latency_iterations:
-        raise ServerError(f"{len(seconds)} of {config.latency_iterations} requests to {model} were measured")
+    seconds = _latencies(model, config, ["--batch-size", "1", "--num-iters-warmup", "2"], seed, result)
     return {"mean_latency_ms": 1000 * statistics.mean(seconds), "p50_latency_ms": 1000 * statistics.median(seconds)}
+
+
+def batch_latency_ms(model: Path, config: BenchConfig, *, seed: int, result: Path) -> float:
+    """All requests as one batch in an engine of its own: the fastest of ``latency_iterations``, milliseconds.
+
+    Other work on the machine only ever adds. The folder needs no weights: the engine makes them up, which changes no
+    time.
+
+    Raises:
+        ServerError: the command failed.
+    """
+    arguments = ["--batch-size", str(config.num_prompts), "--num-iters-warmup", "1", "--load-format", "dummy"]
+    return 1000 * min(_latencies(model, config, arguments, seed, result))
+
+
+def _latencies(model: Path, config: BenchConfig, arguments: list[str], seed: int, result: Path) -> list[float]:
+    """Seconds of each batch."""
+    arguments = [*arguments, "--input-len", str(config.input_len), "--output-len", str(config.output_len)]
+    arguments += ["--num-iters", str(config.latency_iterations), "--seed", str(seed)]
+    figures, _ = _run("latency", arguments, result, model, config)
+    seconds: list[float] = figures["latencies"]
+    if len(seconds) != config.latency_iterations:
+        raise ServerError(f"{len(seconds)} of {config.latency_iterations} batches to {model} were measured")
+    return seconds
 
 
 def _run(

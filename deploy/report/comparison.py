@@ -117,11 +117,14 @@ def _size_rows(comparison: Comparison) -> list[Row]:
         before, after = steps.before(name), steps.after(name)
         label = "Parameters" if name == "parameters" else "Weight files"
         text = f"{after / before - 1:+.1%}"
-        if most := steps.requested(name):
+        if most := steps.last_pruning(f"requested_{'size' if name == 'bytes' else name}"):
             text += f" (at most {most / 1e6:.1f} {unit} requested)"
         return Row(label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", text, "size")
 
     requested = f"requested {steps.requested_ratio:.2%}"
+    if asked := steps.last_pruning("requested_speedup"):
+        predicted = steps.last_pruning("predicted_speedup")
+        requested = f"requested x {asked:.2f} as fast, predicted x {predicted:.2f}"
     removed = [Row("Projection parameters removed", "", f"{steps.ratio:.2%}", requested, "size")]
     if len(steps.steps) < len(lineage.steps):
         removed.append(Row(f"... of {lineage.base_model}", "", f"{lineage.ratio:.2%}", "", "size"))

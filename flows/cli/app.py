@@ -25,7 +25,7 @@ app = App(
 for command in (
     *(pruning.prune, recovering.recover, pruning.inspect, registering.compress, sweeping.sweep),
     *(registering.promote, registering.rollback),
-    *(serving.serve, serving.bench, serving.package),
+    *(serving.serve, serving.bench, serving.latency, serving.package),
 ):
     app.command(command)
 app.command(pruning.evaluate, name="eval")

@@ -13,7 +13,7 @@ from slimgpt.config import PruneConfig, paper_preset
 def preset_layers(name: str | None, *layers: dict[str, Any]) -> list[dict[str, Any]]:
     """A preset, which depends on the ratio, and then what the user gave."""
     said = {key for layer in layers for key in layer}
-    for target in sorted(said & {"target_size", "target_parameters"}):
+    for target in sorted(said & {"target_size", "target_parameters", "target_speedup"}):
         if name == "paper":
             raise ValueError(f"preset is paper and {target} is given; its settings depend on the ratio: give that")
         if "ratio" in said:  # also where it is the default, which a config cannot tell

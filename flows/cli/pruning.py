@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -26,6 +27,7 @@ def prune(
     dry_run: bool = False,
     measure: bool = False,
     preset: Literal["best", "paper"] | None = None,
+    latency: Path | None = None,
     options: Annotated[PruneFlags, _all] = PruneFlags(),
 ) -> None:
     """Prune MODEL into the folder OUT. Run it again to resume after an interruption.
@@ -41,12 +43,16 @@ def prune(
             where they depend on the calibration text.
         preset: paper sets what the flags do not to the paper's method: its head scores, budgets, ratios by layer and
             calibration (256 x 2048 tokens of C4); best to what measured best, which is the default.
+        latency: With --target-speedup: a table that `slimgpt latency` wrote, for other requests or another machine. By
+            default it is measured here, once.
     """
     config = config_from(PruneConfig(), *preset_layers(preset, given(options)))
     if measure and not dry_run:
         raise ValueError(
             "--measure belongs to --dry-run: without it the model is pruned, and the report has the widths"
         )
+    if latency and not config.target_speedup:
+        raise ValueError(f"--latency is {latency}, and no --target-speedup is given, which alone uses it")
     from flows.cli.interrupts import listening
 
     with listening() as interrupts:
@@ -58,30 +64,49 @@ def prune(
                 with ranks.together():
                     if ranks.first is turn:
                         folder = find(model, revision)
+            table = ranks.from_first(lambda: _milliseconds(folder, out, config, latency, dry_run=dry_run))
             if not dry_run:
-                _prune(folder, out, config, ranks, interrupts)
+                _prune(folder, out, config, table, ranks, interrupts)
             elif ranks.first:
-                _plan(folder, out, config, measure, interrupts)
+                _plan(folder, out, config, table, measure, interrupts)
 
 
-def _plan(folder: Path, out: Path, config: Any, measure: bool, interrupts: Any) -> None:
+def _milliseconds(folder: Path, out: Path, config: Any, file: Path | None, *, dry_run: bool) -> Any:
+    """The table that a target in speed spends; None where there is no such target, or a dry run finds none."""
+    if not config.target_speedup:
+        return None
+    from deploy.bench.config import BenchConfig
+    from deploy.bench.latency import known_latency, measure_latency, read_latency
+    from slimgpt.engine.plan import plan
+
+    if file is not None:
+        return read_latency(file)
+    if dry_run:
+        return known_latency(folder, BenchConfig())
+    checked = plan(folder, replace(config, target_speedup=0.0), out, estimate_seconds=False)
+    if checked.missing:
+        raise ValueError("; ".join(checked.missing))
+    return measure_latency(folder, BenchConfig(), lambda text: print(f"latency {text}", file=sys.stderr))
+
+
+def _plan(folder: Path, out: Path, config: Any, latency: Any, measure: bool, interrupts: Any) -> None:
     from flows.cli import show
     from slimgpt.engine.plan import plan
 
     interrupts.kept = "nothing was written"
     with _progress("measure", interrupts) as (on_layer, on_priced):
-        planned = plan(folder, config, out, measure=measure, on_layer=on_layer, on_priced=on_priced)
+        planned = plan(folder, config, out, latency=latency, measure=measure, on_layer=on_layer, on_priced=on_priced)
     show.plan(planned)
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
 
 
-def _prune(folder: Path, out: Path, config: Any, ranks: Any, interrupts: Any) -> None:
+def _prune(folder: Path, out: Path, config: Any, latency: Any, ranks: Any, interrupts: Any) -> None:
     from flows.cli import show
     from slimgpt.engine.pruner import prune as run
 
     with _progress("prune", interrupts, shown=ranks.first) as (on_layer, on_priced):
-        run(folder, out, config, on_layer=on_layer, on_priced=on_priced)
+        run(folder, out, config, latency=latency, on_layer=on_layer, on_priced=on_priced)
     if ranks.first:
         show.inspect(out)
         show.line(f"written to    {out}")

@@ -1,16 +1,17 @@
-"""``slimgpt serve | bench | package``."""
+"""``slimgpt serve | bench | latency | package``."""
 
 import os
 import re
 import sys
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import fields, replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from deploy.bench.config import BenchConfig
+from deploy.bench.config import MEASURED, BenchConfig
 from deploy.serving.server import ServeConfig
 from flows.cli.finding import find
 from flows.cli.flags import config_from, flags, given
@@ -18,6 +19,8 @@ from flows.cli.flags import config_from, flags, given
 _all: Any = Parameter(name="*")
 ServeFlags = flags("ServeFlags", ServeConfig(port=8000), group="Serving", leave_out=("extra",))
 BenchFlags = flags("BenchFlags", BenchConfig(), group="Benchmark")
+_OTHERS = tuple(field.name for field in fields(BenchConfig) if field.name not in MEASURED)
+LatencyFlags = flags("LatencyFlags", BenchConfig(), group="Requests", leave_out=_OTHERS)
 
 
 def serve(
@@ -110,6 +113,50 @@ def bench(
     if record:
         record_benchmark(version, report, workdir, Workspace.at(runs))
         show.line(f"recorded in {version.name} version {version.version}")
+
+
+def latency(
+    model: str,
+    *,
+    revision: str = "",
+    runs: str = "",
+    out: Path | None = None,
+    options: Annotated[LatencyFlags, _all] = LatencyFlags(),
+) -> None:
+    """Measure what MODEL's heads and FFN channels take in vLLM here: what prune --target-speedup spends.
+
+    Some minutes once: the table is kept in the cache.
+
+    Args:
+        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        revision: Commit or tag on the hub; empty for the newest.
+        runs: Folder of the runs, whose registry holds MODEL; ./runs or SLIMGPT_RUNS by default.
+        out: Also write the table to this file, for prune --latency.
+    """
+    config = config_from(BenchConfig(), given(options))
+    from deploy.bench.latency import measure_latency
+    from deploy.engines.availability import vllm_obstacle
+    from flows.cli import show
+    from slimgpt.files import json_bytes, write_atomically
+
+    if reason := vllm_obstacle():
+        raise ValueError(reason)
+    if out is not None and not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {out} does not exist; make it first")
+    table = measure_latency(find(model, revision, runs), config, lambda text: print(text, file=sys.stderr))
+    if out is not None:
+        write_atomically(out, json_bytes(table.to_dict()))
+    dense, layers_ms = table.shape, table.layers_us([table.shape] * table.layers) / 1000
+    rows = [(f"FFN of {width} channels", f"{ms:.2f}") for width, ms in table.ffn_ms[1:]]
+    if table.head_ms or table.kv_head_ms:
+        rows += [("query head", f"{table.head_ms:.2f}"), ("kv head", f"{table.kv_head_ms:.2f}")]
+    requests = f"{config.num_prompts} requests of {config.input_len} + {config.output_len} tokens"
+    show.table(f"{model}: milliseconds of one layer, {requests} together", ("unit", "ms"), rows)
+    show.line(
+        f"all           {table.total_ms:,.0f} ms, of which {layers_ms:,.0f} in {table.layers} layers' heads and FFNs"
+    )
+    narrow = replace(dense, intermediate_size=dense.intermediate_size // 2)
+    show.line(f"example       FFNs of half the width: x {table.speedup([narrow] * table.layers):.2f}")
 
 
 def package(

@@ -52,6 +52,7 @@ def plan(planned: Any) -> None:
         + _at_most(planned.requested.get("parameters", 0)),
         f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB"
         + _at_most(planned.requested.get("size", 0), "MB"),
+        *([f"speed         x {asked:.2f} requested"] if (asked := planned.requested.get("speedup", 0)) else []),
         f"calibration   {facts.get('name')}, {facts.get('tokens'):,} tokens",
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
         f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",
@@ -103,9 +104,13 @@ def inspect(folder: Path) -> None:
         lineage = load_lineage(folder)
         table(f"{folder.name}: {lineage.base_model}, pruned", LAYER_HEADER, layer_cells(lineage))
         line(f"ratio         {lineage.ratio:.4f} of the projections, {lineage.model_ratio:.4f} of the whole model")
-        parameters, size = _at_most(lineage.requested("parameters")), _at_most(lineage.requested("bytes"), "MB")
+        parameters = _at_most(lineage.last_pruning("requested_parameters"))
+        size = _at_most(lineage.last_pruning("requested_size"), "MB")
         line(f"parameters    {lineage.before('parameters'):,} -> {lineage.after('parameters'):,}{parameters}")
         line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB{size}")
+        if asked := lineage.last_pruning("requested_speedup"):
+            predicted = lineage.last_pruning("predicted_speedup")
+            line(f"speed         x {predicted:.2f} by the table of milliseconds (x {asked:.2f} requested)")
         for i, text in enumerate(step_lines(lineage), start=1):
             line(f"step {i}        {text}")
         return

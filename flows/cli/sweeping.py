@@ -11,7 +11,7 @@ from flows.cli.registering import CompressBench, CompressEval, CompressRecover, 
 from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY, SWEEP
 
 _all: Any = Parameter(name="*")
-_OF_THE_GRID = ("ratio", "target_size", "target_parameters", "schedule", "layer_ratios")
+_OF_THE_GRID = ("ratio", "target_size", "target_parameters", "target_speedup", "schedule", "layer_ratios")
 SweepPrune = flags("SweepPrune", PRUNE, group="Pruning", leave_out=_OF_THE_GRID)
 SweepFlags = flags("SweepFlags", SWEEP, group="Sweep")
 

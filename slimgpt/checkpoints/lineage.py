@@ -33,9 +33,9 @@ class Step:
         config: the stage's config.
         figures: ``parameters_``, ``projections_`` (parameters of the decoder's projections) and ``bytes_`` (of the
             weight files), each ``_before`` and ``_after``; ``seconds`` and ``peak_memory_bytes``; where the stage
-            removes parameters, ``requested_ratio``, of the projections, and ``requested_size`` (bytes) or
-            ``requested_parameters`` where the ratio was computed from one of them; where it trains, ``kl_`` or
-            ``cross_entropy_`` of held-out text, before and after.
+            removes parameters, ``requested_ratio``, of the projections, and ``requested_size`` (bytes),
+            ``requested_parameters`` or ``requested_speedup`` (with ``predicted_speedup``) where that was given instead;
+            where it trains, ``kl_`` or ``cross_entropy_`` of held-out text, before and after.
         data: the text that it read: name, tokens, sha256, origin.
         layers: widths and errors of each layer; empty where the stage changes no widths.
         versions: of the packages that decide the result.
@@ -117,10 +117,10 @@ class Lineage:
         """What ``ratio`` would be if every step had reached what its config asks for."""
         return 1 - math.prod(1 - step.figures.get("requested_ratio", 0.0) for step in self.steps)
 
-    def requested(self, figure: str) -> float:
-        """The ``bytes`` or ``parameters`` that the last pruning was to leave at most; 0 where it was given a ratio."""
+    def last_pruning(self, figure: str) -> float:
+        """A figure of the last pruning, such as ``requested_size``; 0 where it has none."""
         last = next((step.figures for step in reversed(self.steps) if "requested_ratio" in step.figures), {})
-        return last.get(f"requested_{'size' if figure == 'bytes' else figure}", 0)
+        return last.get(figure, 0)
 
     @property
     def model_ratio(self) -> float:
@@ -261,8 +261,7 @@ def prune_step(report: PruneReport, projections: tuple[int, int] | None = None, 
 
     Args:
         report: what pruning did.
-        projections: parameters of the decoder's projections before and after; computed from the report's ratio where
-            None, as reports do not hold them.
+        projections: parameters of the projections before and after; None: computed from the report's ratio.
         input_digest: of the checkpoint that was pruned.
     """
     removed = report.parameters_before - report.parameters_after
@@ -281,7 +280,7 @@ def prune_step(report: PruneReport, projections: tuple[int, int] | None = None, 
         config=config,
         figures={
             "ratio": report.ratio,
-            "requested_ratio": config.get("ratio", 0.0),
+            "requested_ratio": report.ratio if "speedup" in report.requested else config.get("ratio", 0.0),
             "parameters_before": report.parameters_before,
             "parameters_after": report.parameters_after,
             "projections_before": projections[0],
@@ -290,7 +289,8 @@ def prune_step(report: PruneReport, projections: tuple[int, int] | None = None, 
             "bytes_after": report.bytes_after,
             "seconds": report.seconds,
             "peak_memory_bytes": report.peak_memory_bytes,
-            **{f"requested_{name}": most for name, most in report.requested.items()},
+            **{f"requested_{name}": asked for name, asked in report.requested.items()},
+            **({"predicted_speedup": report.predicted_speedup} if report.predicted_speedup else {}),
         },
         data=report.calibration,
         layers=report.layers,

@@ -34,6 +34,12 @@ class PruneConfig:
     target_parameters: str = option(
         "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
     )
+    target_speedup: float = option(
+        0.0,
+        "Instead of the ratio: how many times as fast the benchmark's requests are to be, such as 1.4; widths then "
+        "spend milliseconds, as measured in vLLM on this machine. 0: not requested.",
+        ge=0,
+    )
     schedule: Literal["nats", "log", "linear", "uniform", "explicit"] = option(
         "nats",
         "How the ratio is spread. nats: what changes the model's distribution least, from a forward and a backward "
@@ -135,19 +141,29 @@ class PruneConfig:
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
 
-        given = [name for name in (*_TARGETS, "layer_ratios") if getattr(self, name)]
+        if 0 < self.target_speedup <= 1:
+            raise ValueError(f"target_speedup is {self.target_speedup:g}; it must be above 1, such as 1.4")
+        if self.target_speedup and self.schedule != "nats":
+            raise ValueError(
+                f"target_speedup is {self.target_speedup:g} and schedule {self.schedule!r}; only the schedule nats "
+                "spends milliseconds"
+            )
+        given = [name for name in (*_TARGETS, "target_speedup", "layer_ratios") if getattr(self, name)]
         given += ["ratio"] if self.ratio != _RATIO else []
         if self.target and len(given) > 1:
             values = " and ".join(f"{name} {getattr(self, name)}" for name in given)
             raise ValueError(f"{values} each say how much is removed; leave all but one out")
 
     @property
-    def target(self) -> tuple[str, int] | None:
-        """The name of the target that replaces the ratio, and its bytes or parameters; None where the ratio counts."""
+    def target(self) -> tuple[str, float] | None:
+        """The name of the target that replaces the ratio, and its value: bytes, parameters, or times as fast.
+
+        None where the ratio counts.
+        """
         for name, units in _TARGETS.items():
             if text := getattr(self, name):
                 return name, read_quantity(text, units, name)
-        return None
+        return ("target_speedup", self.target_speedup) if self.target_speedup else None
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON and YAML hold it: tuples are lists."""

@@ -1,11 +1,12 @@
-"""A budget in the user's terms, the size of the files or the number of parameters, becomes a ratio."""
+"""A budget in the user's terms, the size of the files, parameters or speed, becomes a ratio."""
 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from slimgpt.config import MAX_RATIO, PruneConfig
-from slimgpt.method.allocation import planned_shapes
+from slimgpt.method.allocation import planned_shapes, width_bounds
+from slimgpt.method.latency import LatencyTable, SpeedTarget
 from slimgpt.method.shapes import LayerShape
 
 STEP = 0.005  # between ratios that are tried where widths cannot meet one
@@ -71,6 +72,48 @@ def within_budget(
         f"{name} is {shown(target / unit)}; the smallest that these options reach is {shown(least + reserve)}: "
         "ask for no less, or lower ffn_multiple and head_multiple"
     )
+
+
+def within_time(
+    config: PruneConfig, shapes: Sequence[LayerShape], table: LatencyTable | None
+) -> tuple[PruneConfig, SpeedTarget]:
+    """What a target in speed asks for, and the config with the ratio that roughly meets it, and no target.
+
+    Raises:
+        ValueError: when there is no table or one of another model, or it cannot become so fast; the message names the
+            nearest.
+    """
+    asked = config.target_speedup
+    if table is None:
+        raise ValueError(
+            f"target_speedup is {asked:g}, and what this model takes here is not measured; `slimgpt latency MODEL` "
+            "measures it (in Python: latency=...)"
+        )
+    if list(shapes) != [table.shape] * table.layers:
+        raise ValueError(
+            f"target_speedup is {asked:g}, and the table of milliseconds is of {table.layers} layers of "
+            f"{table.shape.overrides}; the model has others: measure its own, or, where its layers differ, set a ratio"
+        )
+    bare = replace(config, target_speedup=0.0)
+    narrowest = [least for least, _ in width_bounds(bare, shapes)]
+    most_us = min(table.layers_us(shapes) - table.layers_us(narrowest), MAX_RATIO * table.layers_us(shapes))
+    fastest = math.floor(100 / (1 - most_us / (1000 * table.total_ms))) / 100
+    target = SpeedTarget(table, asked)
+    if target.need_us > most_us:
+        raise ValueError(
+            f"target_speedup is {asked:g}; the fastest that these options reach is {fastest:g}, since what the "
+            "engine does beside the layers stays: ask for no more, or lower ffn_multiple and head_multiple"
+        )
+    ratio = STEP
+    while ratio < MAX_RATIO:
+        try:
+            if table.speedup(planned_shapes(replace(bare, ratio=ratio), shapes)) >= asked:
+                break
+        except ValueError:  # the data may yet find widths that do
+            ratio -= STEP
+            break
+        ratio += STEP
+    return replace(bare, ratio=_rounded(min(ratio, MAX_RATIO))), target
 
 
 def _rounded(ratio: float) -> float:

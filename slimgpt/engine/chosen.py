@@ -1,4 +1,4 @@
-"""The widths that spend a budget best, by prices and the log schedule."""
+"""The widths that spend a budget of parameters or of time best, by prices and the log schedule."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -11,6 +11,7 @@ from slimgpt.config import PruneConfig
 from slimgpt.engine.prices import Prices
 from slimgpt.method.allocation import layer_ratios
 from slimgpt.method.knapsack import cheapest, few_kinds
+from slimgpt.method.latency import SpeedTarget
 from slimgpt.method.nats import HeadOption
 from slimgpt.method.selection import BREAKDOWN, HeadPath
 from slimgpt.method.shapes import LayerShape
@@ -27,6 +28,7 @@ class Chosen:
         prices: of the model.
         config: the budget, what may be pruned, and by how much heads count for more than their price.
         shapes: of the layers as they are.
+        speed: the budget instead, in time; None for the ratio, in parameters.
 
     Attributes:
         heads, widths: what stays of each layer.
@@ -36,8 +38,10 @@ class Chosen:
         ValueError: when the options cannot save so much.
     """
 
-    def __init__(self, prices: Prices, config: PruneConfig, shapes: Sequence[LayerShape]):
-        self.prices, self.config, self.shapes = prices, config, shapes
+    def __init__(
+        self, prices: Prices, config: PruneConfig, shapes: Sequence[LayerShape], speed: SpeedTarget | None = None
+    ):
+        self.prices, self.config, self.shapes, self.speed = prices, config, shapes, speed
         may_go = range(config.skip_first, len(shapes) - config.skip_last)
         heads = [
             layer.heads if i in may_go and config.targets != "ffn" else layer.heads[:1]
@@ -49,15 +53,19 @@ class Chosen:
         ]
         tables = [
             *(
-                [(_heads_saved(shape, o), config.head_price_factor * o.nats) for o in options]
+                [(self._heads_saved(shape, o), config.head_price_factor * o.nats) for o in options]
                 for shape, options in zip(shapes, heads, strict=True)
             ),
             *(
-                [(_ffn_saved(shape, w), nats) for w, nats in options]
+                [(self._ffn_saved(shape, w), nats) for w, nats in options]
                 for shape, options in zip(shapes, widths, strict=True)
             ),
         ]
-        need = ceil(config.ratio * sum(shape.parameters for shape in shapes) - 1e-6)  # a product that is a hair over
+        sizes = [
+            self._heads_cost(s, s.num_heads, s.num_kv_heads) + self._ffn_cost(s, s.intermediate_size) for s in shapes
+        ]
+        ratio = speed.need_us / sum(sizes) if speed else config.ratio
+        need = ceil(ratio * sum(sizes) - 1e-6)  # a product that is a hair over
         layouts = [[(o.num_heads, o.num_kv_heads) for o in options] for options in heads]
         # a model that was pruned before may have more: its heads do not come back
         most = max(config.max_head_shapes, len({options[0] for options in layouts}))
@@ -70,31 +78,34 @@ class Chosen:
         chosen = [options[k] for options, k in zip(widths, picked[len(shapes) :], strict=True)]
         self.widths = [width for width, _ in chosen]
         if config.log_share > 0:
-            self._draw_to_log([[width for width, _ in options] for options in widths], need)
+            by_log = layer_ratios(replace(config, schedule="log", ratio=ratio), sizes)
+            places = [share * size for share, size in zip(by_log, sizes, strict=True)]
+            self._draw_to_log([[width for width, _ in options] for options in widths], places, need)
         nats = [dict(options)[width] for options, width in zip(widths, self.widths, strict=True)]
         self.nats = sum(o.nats for o in self.heads) + sum(nats)
 
-    def _draw_to_log(self, options: Sequence[Sequence[int]], need: int) -> None:
+    def _draw_to_log(self, options: Sequence[Sequence[int]], by_log: Sequence[float], need: int) -> None:
         """Bring each layer's total to its place between the plan and the log schedule, by the width of its FFN.
 
         What all places together are off the budget, each layer bears alike.
 
         Args:
             options: widths of each layer, falling.
-            need: parameters that go at least; it is passed by less than one step of a width.
+            by_log: what each layer gives up by the log schedule.
+            need: what goes at least; it is passed by less than one step of a width.
         """
         shapes, last = self.shapes, max(1, len(self.shapes) - 1)
-        by_log = layer_ratios(replace(self.config, schedule="log"), [shape.parameters for shape in shapes])
-        heads = [_heads_saved(shape, o) for shape, o in zip(shapes, self.heads, strict=True)]
-        behind = []  # parameters that each FFN has still to give up
+        heads = [self._heads_saved(shape, o) for shape, o in zip(shapes, self.heads, strict=True)]
+        behind = []  # what each FFN has still to give up
         for i, shape in enumerate(shapes):
             share = self.config.log_share * (1 - i / last)
-            by_prices = _ffn_saved(shape, self.widths[i])
-            behind.append(share * (by_log[i] * shape.parameters - heads[i]) + (1 - share) * by_prices)
+            by_prices = self._ffn_saved(shape, self.widths[i])
+            behind.append(share * (by_log[i] - heads[i]) + (1 - share) * by_prices)
         at, left = [0] * len(shapes), need - sum(heads)  # the option of each layer: from the widest, a step at a time
         while left > 0:
             i = max((i for i in range(len(shapes)) if at[i] + 1 < len(options[i])), key=behind.__getitem__)
-            step = (options[i][at[i]] - options[i][at[i] + 1]) * shapes[i].channel_parameters
+            wide, narrow = options[i][at[i]], options[i][at[i] + 1]
+            step = self._ffn_saved(shapes[i], narrow) - self._ffn_saved(shapes[i], wide)
             at[i], behind[i], left = at[i] + 1, behind[i] - step, left - step
         self.widths = [widths[o] for widths, o in zip(options, at, strict=True)]
 
@@ -132,10 +143,19 @@ class Chosen:
     def settle(self, i: int, after: LayerShape, ffn_price: float = 0.0) -> None:
         """Nothing is carried from layer to layer."""
 
+    def _heads_saved(self, shape: LayerShape, option: HeadOption) -> int:
+        dense = self._heads_cost(shape, shape.num_heads, shape.num_kv_heads)
+        return dense - self._heads_cost(shape, option.num_heads, option.num_kv_heads)
 
-def _heads_saved(shape: LayerShape, option: HeadOption) -> int:
-    return shape.heads.parameters - shape.heads.cost(option.num_heads, option.num_kv_heads)
+    def _ffn_saved(self, shape: LayerShape, width: int) -> int:
+        return self._ffn_cost(shape, shape.intermediate_size) - self._ffn_cost(shape, width)
 
+    def _heads_cost(self, shape: LayerShape, num_heads: int, num_kv_heads: int) -> int:
+        """Microseconds or parameters of so many heads."""
+        if self.speed:
+            return self.speed.table.heads_us(num_heads, num_kv_heads)
+        return shape.heads.cost(num_heads, num_kv_heads)
 
-def _ffn_saved(shape: LayerShape, width: int) -> int:
-    return (shape.intermediate_size - width) * shape.channel_parameters
+    def _ffn_cost(self, shape: LayerShape, width: int) -> int:
+        """Microseconds or parameters of an FFN."""
+        return self.speed.table.ffn_us(width) if self.speed else width * shape.channel_parameters

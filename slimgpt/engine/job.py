@@ -16,9 +16,10 @@ from slimgpt.data.calibration import Calibration, calibrate
 from slimgpt.device import resolve_device
 from slimgpt.engine import cost
 from slimgpt.engine.activations import Place
-from slimgpt.engine.budget import within_budget
+from slimgpt.engine.budget import within_budget, within_time
 from slimgpt.files import free_bytes
 from slimgpt.method.allocation import Allocation, planned_shapes
+from slimgpt.method.latency import LatencyTable, SpeedTarget
 from slimgpt.method.shapes import LayerShape
 
 logger = logging.getLogger(__name__)
@@ -33,12 +34,22 @@ class Job:
         model: its folder.
         config: how it is pruned.
         shapes: widths that the model will have by then; None for those it has.
+        latency: what its units take in an engine, for a target in speed.
+
+    Attributes:
+        speed: the target in speed; None where there is none.
 
     Raises:
         ValueError: for an unsupported, quantised or incomplete model, or a ratio that these options cannot reach.
     """
 
-    def __init__(self, model: Path, config: PruneConfig, shapes: list[LayerShape] | None = None):
+    def __init__(
+        self,
+        model: Path,
+        config: PruneConfig,
+        shapes: list[LayerShape] | None = None,
+        latency: LatencyTable | None = None,
+    ):
         self.model = model
         self.model_config = read_config(model)
         self.family = family_of(self.model_config)
@@ -56,6 +67,9 @@ class Job:
         self._check_multiples()
         target = self.config.target
         self.requested = {target[0].removeprefix("target_"): target[1]} if target else {}
+        self.speed: SpeedTarget | None = None
+        if self.config.target_speedup:
+            self.config, self.speed = within_time(self.config, self.shapes, latency)
         self.config = within_budget(
             self.config,
             self.shapes,

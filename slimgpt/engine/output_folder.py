@@ -64,7 +64,7 @@ class OutputFolder:
 
     def _header(self, calibration: Calibration) -> dict[str, Any]:
         """What the result depends on, bit for bit: two runs with the same header give the same files."""
-        config = self.job.config.to_dict()
+        config, speed = self.job.config.to_dict(), self.job.speed
         return {
             "format": FORMAT,
             "model": self.job.shards.digest(),
@@ -73,6 +73,7 @@ class OutputFolder:
             "processes": self.ranks,  # sums are split among them
             **conditions(self.job.device),
             **{f"config.{key}": value for key, value in config.items() if key not in _NAMED_BY_ITS_EFFECT},
+            **({"config.target_speedup": speed.speedup, "latency": speed.table.digest()} if speed else {}),
         }
 
     def follow(self, plan: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from slimgpt.engine.activations import choose_place
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import measure as measure_layers
 from slimgpt.method.allocation import width_bounds
+from slimgpt.method.latency import LatencyTable
 from slimgpt.method.shapes import LayerShape
 from slimgpt.report import LayerReport
 
@@ -51,7 +52,7 @@ class PrunePlan:
     measured: bool
     layers: list[dict[str, Any]]
     missing: list[str]
-    requested: dict[str, int]
+    requested: dict[str, float]
     shapes: list[LayerShape] = field(repr=False, compare=False)
     tokens: Calibration | None = field(repr=False, compare=False)
 
@@ -74,6 +75,7 @@ def plan(
     *,
     calibration: Calibration | None = None,
     shapes: list[LayerShape] | None = None,
+    latency: LatencyTable | None = None,
     measure: bool = False,
     estimate_seconds: bool = True,
     on_layer: Callable[[LayerReport, int], None] | None = None,
@@ -88,6 +90,7 @@ def plan(
         calibration: token ids to use instead of those that ``config.calibration`` names.
         shapes: widths that the model will have when it is pruned, after steps that are still to come; None for those
             it has.
+        latency: as of ``prune``.
         measure: make the decisions, in the time that pruning takes, and write nothing: gives the widths where they
             depend on the calibration data.
         estimate_seconds: measure this device's rate in a matrix product.
@@ -97,7 +100,7 @@ def plan(
     Raises:
         ValueError: where ``prune`` would refuse the model or the config.
     """
-    job = Job(Path(model), config, shapes)
+    job = Job(Path(model), config, shapes, latency)
     missing, facts = [], {"name": config.calibration, "tokens": config.num_samples * config.seq_len}
     try:
         calibration = calibration or job.calibration()

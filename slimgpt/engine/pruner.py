@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -25,6 +26,7 @@ from slimgpt.engine.ranks import Ranks
 from slimgpt.engine.walk import Walk
 from slimgpt.files import locked
 from slimgpt.method.allocation import TOLERANCE, Allocation
+from slimgpt.method.latency import LatencyTable
 from slimgpt.report import LayerReport, PruneReport
 from slimgpt.usage import peak_memory
 
@@ -37,6 +39,7 @@ def prune(
     config: PruneConfig,
     *,
     calibration: Calibration | None = None,
+    latency: LatencyTable | None = None,
     on_layer: Callable[[LayerReport, int], None] | None = None,
     on_priced: Callable[[int, int], None] | None = None,
 ) -> PruneReport:
@@ -51,6 +54,7 @@ def prune(
         out: where the pruned checkpoint goes.
         config: how it is pruned.
         calibration: token ids to use instead of those that ``config.calibration`` names.
+        latency: what heads and channels take in an engine, which a ``target_speedup`` spends.
         on_layer: called after each layer, on every process, with its report and the number of layers.
         on_priced: called after each layer that gets its prices, before any is pruned, on every process, with how many
             have them and the number of layers; not where they are in the cache.
@@ -64,7 +68,7 @@ def prune(
     """
     ranks, out = Ranks(), Path(out)
     with ranks.together():
-        job = Job(Path(model), config)
+        job = Job(Path(model), config, latency=latency)
     folder: OutputFolder | None = None  # the first rank's alone
     with ExitStack() as held, torch.inference_mode():
 
@@ -120,7 +124,7 @@ def _allocation(
     if job.config.schedule != "nats":
         return job.allocation()
     prices = priced(job, calibration, ranks, out, on_priced)
-    return ranks.from_first(lambda: Chosen(prices, job.config, job.shapes))
+    return ranks.from_first(lambda: Chosen(prices, job.config, job.shapes, job.speed))
 
 
 def _publish(
@@ -135,11 +139,14 @@ def _publish(
     usage = [(peak_memory(job.device), walk.clock.seconds()), *usage[1:]]
     before, after = job.parameters(job.shapes), job.parameters(shapes)
     projections = sum(shape.parameters for shape in job.shapes), sum(shape.parameters for shape in shapes)
+    config = job.config
+    if job.speed:  # its ratio was an estimate
+        config = replace(config, ratio=PruneConfig().ratio, target_speedup=job.speed.speedup)
     phases = {name: max(of_rank.get(name, 0.0) for _, of_rank in usage) for name in usage[0][1]}
     report = PruneReport(
         base_model=job.base_model,
         model_type=job.model_config.model_type,
-        config=job.config.to_dict(),
+        config=config.to_dict(),
         calibration=walk.calibration.facts,
         layers=layers,
         ratio=(before - after) / projections[0],
@@ -156,9 +163,10 @@ def _publish(
         replayed_layers=walk.replayed,
         seconds_by_phase=phases,
         requested=job.requested,
+        predicted_speedup=job.speed.table.speedup(shapes) if job.speed else 0.0,
         versions={"torch": torch.__version__, "transformers": transformers.__version__},
     )
-    if abs(report.ratio - job.config.ratio) > TOLERANCE:
+    if not job.speed and abs(report.ratio - job.config.ratio) > TOLERANCE:
         logger.warning(
             "%.2f%% of the projections' parameters were removed, %.2f%% were requested: widths are whole heads and "
             "multiples of ffn_multiple, which is %d; a lower one comes closer",

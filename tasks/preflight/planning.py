@@ -8,12 +8,17 @@ from prefect.cache_policies import NO_CACHE
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.engine.plan import PrunePlan, plan
+from slimgpt.method.latency import LatencyTable
 from slimgpt.method.shapes import LayerShape
 
 
 @task(name="plan the pruning", cache_policy=NO_CACHE, persist_result=False)
 def plan_pruning(
-    model: Path, config: PruneConfig, tokens: Calibration | None = None, shapes: list[LayerShape] | None = None
+    model: Path,
+    config: PruneConfig,
+    tokens: Calibration | None = None,
+    shapes: list[LayerShape] | None = None,
+    latency: LatencyTable | None = None,
 ) -> PrunePlan:
     """Widths, memory and the calibration's tokens before any weight is read; what is missing stops the flow here.
 
@@ -22,11 +27,12 @@ def plan_pruning(
         config: how it is pruned.
         tokens: calibration tokens that were made before, of this model and config.
         shapes: widths that the model will have by then; None for those it has.
+        latency: what heads and channels take in an engine, for a target in speed.
 
     Raises:
         ValueError: one line that names all that is missing.
     """
-    planned = plan(model, config, calibration=tokens, shapes=shapes, estimate_seconds=False)
+    planned = plan(model, config, calibration=tokens, shapes=shapes, latency=latency, estimate_seconds=False)
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
     get_run_logger().info(

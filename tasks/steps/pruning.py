@@ -14,6 +14,7 @@ from slimgpt.config import PruneConfig
 from slimgpt.engine.plan import PrunePlan
 from slimgpt.engine.pruner import prune
 from slimgpt.equal_bits import conditions
+from slimgpt.method.latency import LatencyTable
 from slimgpt.report import LayerReport
 from tasks.digests import folder_digest
 from tasks.preflight.chain import Expected, Watch
@@ -51,9 +52,11 @@ class PruneStage:
 
     Args:
         config: ``ratio`` counts from the chain's first model on, whatever the stages before have removed.
+        latency: what heads and channels take in an engine, for a target in speed.
     """
 
     config: PruneConfig
+    latency: LatencyTable | None = None
 
     def plan(self, model: Expected) -> "PlannedPruning":
         """Widths, memory and the calibration's tokens.
@@ -62,8 +65,8 @@ class PruneStage:
             ValueError: one line that names all that is missing.
         """
         config = _further(self.config, model.ratio)
-        plan = plan_pruning(model.first.folder, config, model.tokens, model.shapes)
-        return PlannedPruning(self.config, plan, model)
+        plan = plan_pruning(model.first.folder, config, model.tokens, model.shapes, self.latency)
+        return PlannedPruning(self.config, plan, model, self.latency)
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,7 @@ class PlannedPruning:
     config: PruneConfig
     plan: PrunePlan
     before: Expected
+    latency: LatencyTable | None = None
 
     name = "prune"
 
@@ -85,6 +89,7 @@ class PlannedPruning:
             "config": self.config.fingerprint(),
             "dtype": self.plan.dtype,
             **conditions(device),
+            **({"latency": self.latency.digest()} if self.latency else {}),
         }
 
     @property
@@ -153,7 +158,15 @@ def _prune(
     out.parent.mkdir(parents=True, exist_ok=True)
     config, tokens = planned.config_for(source), planned.plan.tokens
     try:
-        report = prune(source.folder, out, config, calibration=tokens, on_layer=finished, on_priced=priced)
+        report = prune(
+            source.folder,
+            out,
+            config,
+            calibration=tokens,
+            latency=planned.latency,
+            on_layer=finished,
+            on_priced=priced,
+        )
     except (KeyboardInterrupt, TerminationSignal):
         logger.warning("interrupted; finished layers are kept: run the same command again to resume")
         raise

@@ -75,6 +75,8 @@ def grid_of(
     if twice := sorted({name for name in names if names.count(name) > 1}):
         same = ", ".join(dense.name for dense, name in zip(models, names, strict=True) if name in twice)
         raise ValueError(f"models holds {same}, which have the same name in tables; give their folders different names")
+    if prune.target:
+        raise ValueError(f"prune.{prune.target[0]} is given; a sweep tries the ratios of its grid: leave it out")
     points = []
     for dense in models:
         tokens = None  # the same at every point

@@ -92,6 +92,22 @@ def test_a_ratio_and_a_budget_are_refused_also_where_the_ratio_is_the_default(sl
     assert "ratio and target_size are given, and each says how much is removed; leave one out" in said
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--target-speedup", "1.2", "--dry-run"], "and what this model takes here is not measured; `slimgpt latency"),
+        (["--target-speedup", "1.2", "--latency", "none.json"], "none.json does not exist; `slimgpt latency MODEL"),
+        (["--latency", "none.json"], "--latency is none.json, and no --target-speedup is given"),
+        (["--target-speedup", "1.2", "--preset", "paper"], "preset is paper and target_speedup is given"),
+        (["--target-speedup", "1.2", "--ratio", "0.25"], "ratio and target_speedup are given"),
+        (["--target-speedup", "1.2", "--bos", "block"], "BOS"),  # before anything is measured
+    ],
+)
+def test_a_target_in_speed_that_cannot_work_is_one_line_before_any_work(slimgpt, dense, tmp_path, words, message):
+    assert message in one_line(slimgpt("prune", dense, tmp_path / "out", *SMALL, *words))
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_dry_run_shows_bounds_and_a_measured_one_the_widths_that_come_out(slimgpt, dense, tmp_path):
     code, bounds, _ = slimgpt("prune", dense, tmp_path / "out", *SMALL, "--dry-run")
     assert code == 0

@@ -45,7 +45,7 @@ def test_the_result_keeps_within_the_target_and_comes_close(large, tmp_path, tin
     assert report.config["ratio"] == pytest.approx(report.ratio, abs=0.01)
     assert report.config[name] == ""  # so that its command, with the ratio, gives the same again
     lineage = load_lineage(tmp_path / "out")
-    assert lineage.requested("bytes" if name == "target_size" else "parameters") == 1000 * most
+    assert lineage.last_pruning(name.replace("target", "requested")) == 1000 * most
     assert load_report(tmp_path / "out") == report
 
 

@@ -78,3 +78,11 @@ def test_two_models_of_one_name_are_refused():
     models = [named(model) for model in ("a/tiny", "b/tiny", "b/other")]
     with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which have the same name in tables"):
         grid_of(models, SweepConfig(), PruneConfig(), RecoverConfig(tokens=""))
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("target_size", "1MB"), ("target_parameters", "1M"), ("target_speedup", 1.2)]
+)
+def test_a_target_beside_the_grids_ratios_is_refused(name, value):
+    with pytest.raises(ValueError, match=f"prune.{name} is given; a sweep tries the ratios of its grid: leave it out"):
+        grid_of([named("tiny")], SweepConfig(), PruneConfig(**{name: value}), RecoverConfig(tokens=""))
