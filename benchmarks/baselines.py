@@ -51,8 +51,8 @@ def wanda_sp(removal: Removal, ids_NT: Tensor, ratio: float) -> None:
 def flap(removal: Removal, ids_NT: Tensor, ratio: float) -> None:
     """FLAP (AAAI 2024): fluctuation ``Var(x_j) ||W_:,j||^2``, standardised, one threshold for all; a bias makes up.
 
-    Units are FFN channels and heads, sorted over all layers; where heads share keys and values, a group of them, by the
-    mean of their scores. What leaves is replaced by its mean, as a bias.
+    Units are FFN channels and heads, sorted over all layers; a head, or a group that shares keys and values, has the
+    mean of its columns' standardised scores, as in the authors' code. What leaves is replaced by its mean, as a bias.
     """
     scores: list[Tensor] = []
     means: list[tuple[Tensor, Tensor]] = []
@@ -62,11 +62,8 @@ def flap(removal: Removal, ids_NT: Tensor, ratio: float) -> None:
         fluctuation_A = heads.variance_D * layer.self_attn.o_proj.weight.double().square().sum(dim=0)
         fluctuation_F = channels.variance_D * layer.mlp.down_proj.weight.double().square().sum(dim=0)
         means.append((heads.mean_D, channels.mean_D))
-        of_heads, of_channels = (
-            (score - score.mean()) / score.std()
-            for score in (fluctuation_A.view(shape.num_heads, -1).mean(dim=1), fluctuation_F)
-        )
-        scores.extend((of_heads.view(shape.num_kv_heads, -1).mean(dim=1), of_channels))
+        of_columns, of_channels = ((score - score.mean()) / score.std() for score in (fluctuation_A, fluctuation_F))
+        scores.extend((of_columns.view(shape.num_kv_heads, -1).mean(dim=1), of_channels))
         return False
 
     walk(removal.model, ids_NT, visit)

@@ -39,8 +39,7 @@ def prune(
         out: A new folder for the pruned model.
         revision: Commit or tag on the hub; empty for the newest.
         dry_run: Say what would happen, and what is missing, and stop.
-        measure: With --dry-run: make all decisions, in the time that pruning takes, and write nothing. Gives the widths
-            where they depend on the calibration text.
+        measure: With --dry-run: decide all widths, from prices or in the time that pruning takes, and write nothing.
         preset: paper sets what the flags do not to the paper's method: its head scores, budgets, ratios by layer and
             calibration (256 x 2048 tokens of C4); best to what measured best, which is the default.
         latency: With --target-speedup: a table that `slimgpt latency` wrote, for other requests or another machine. By

@@ -52,7 +52,7 @@ def plan(planned: Any) -> None:
         + _at_most(planned.requested.get("parameters", 0)),
         f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB"
         + _at_most(planned.requested.get("size", 0), "MB"),
-        *([f"speed         x {asked:.2f} requested"] if (asked := planned.requested.get("speedup", 0)) else []),
+        *([_speed(planned.predicted_speedup, asked)] if (asked := planned.requested.get("speedup", 0)) else []),
         f"calibration   {facts.get('name')}, {facts.get('tokens'):,} tokens",
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
         f"takes         about {planned.seconds:,.0f} s, from counted operations and the rate of one product just now",
@@ -87,6 +87,10 @@ def _span(least: int, most: int) -> str:
     return str(least) if least == most else f"{least} to {most}"
 
 
+def _speed(predicted: float, asked: float) -> str:
+    return f"speed         x {predicted:.2f} by the table of milliseconds (x {asked:.2f} requested)"
+
+
 def _at_most(most: float, unit: Literal["", "MB"] = "") -> str:
     """The budget behind the figure that was reached; empty where there was none."""
     if not most:
@@ -110,7 +114,7 @@ def inspect(folder: Path) -> None:
         line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB{size}")
         if asked := lineage.last_pruning("requested_speedup"):
             predicted = lineage.last_pruning("predicted_speedup")
-            line(f"speed         x {predicted:.2f} by the table of milliseconds (x {asked:.2f} requested)")
+            line(_speed(predicted, asked))
         for i, text in enumerate(step_lines(lineage), start=1):
             line(f"step {i}        {text}")
         return

@@ -109,6 +109,14 @@ class Chosen:
             at[i], behind[i], left = at[i] + 1, behind[i] - step, left - step
         self.widths = [widths[o] for widths, o in zip(options, at, strict=True)]
 
+    @property
+    def planned(self) -> list[LayerShape]:
+        """What stays of each layer."""
+        return [
+            replace(shape, num_heads=o.num_heads, num_kv_heads=o.num_kv_heads, intermediate_size=width)
+            for shape, o, width in zip(self.shapes, self.heads, self.widths, strict=True)
+        ]
+
     def plan(self) -> dict[str, Any]:
         """For the journal."""
         widths = [[o.num_heads, o.num_kv_heads, width] for o, width in zip(self.heads, self.widths, strict=True)]

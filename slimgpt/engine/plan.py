@@ -10,7 +10,7 @@ from slimgpt.data.calibration import Calibration
 from slimgpt.engine import cost
 from slimgpt.engine.activations import choose_place
 from slimgpt.engine.job import Job
-from slimgpt.engine.pruner import measure as measure_layers
+from slimgpt.engine.pruner import measured_widths
 from slimgpt.method.allocation import width_bounds
 from slimgpt.method.latency import LatencyTable
 from slimgpt.method.shapes import LayerShape
@@ -30,7 +30,7 @@ class PrunePlan:
         seconds: estimated, from operations counted and this device's rate in a matrix product, measured just now;
             reading the calibration text is not part of it. None where it was not requested.
         missing: one line each; empty when pruning could start.
-        requested: as of a report.
+        requested, predicted_speedup: as of a report; the latter is of the planned widths.
         shapes: the planned widths, for the plan of a step that follows.
         tokens: the calibration tokens that were made for it, for ``prune``; None where they are missing.
     """
@@ -53,6 +53,7 @@ class PrunePlan:
     layers: list[dict[str, Any]]
     missing: list[str]
     requested: dict[str, float]
+    predicted_speedup: float
     shapes: list[LayerShape] = field(repr=False, compare=False)
     tokens: Calibration | None = field(repr=False, compare=False)
 
@@ -91,8 +92,8 @@ def plan(
         shapes: widths that the model will have when it is pruned, after steps that are still to come; None for those
             it has.
         latency: as of ``prune``.
-        measure: make the decisions, in the time that pruning takes, and write nothing: gives the widths where they
-            depend on the calibration data.
+        measure: make the decisions, in the time that prices take, or pruning where there are none, and write nothing:
+            gives the widths where they depend on the calibration data.
         estimate_seconds: measure this device's rate in a matrix product.
         on_layer: as of ``prune``, while it measures.
         on_priced: the same.
@@ -114,8 +115,7 @@ def plan(
             missing.append(str(error))
     planned, bounds = job.planned, width_bounds(job.config, job.shapes)
     if measured := measure and calibration is not None:
-        reports = measure_layers(job, calibration, on_layer, on_priced)
-        planned = [report.shape_of(shape) for report, shape in zip(reports, job.shapes, strict=True)]
+        planned = measured_widths(job, calibration, on_layer, on_priced)
         bounds = [(shape, shape) for shape in planned]
     before, after = job.parameters(job.shapes), job.parameters(planned)
     costs = job.cost(choose_place(config.activations, job.device, job.cost().device))
@@ -149,6 +149,7 @@ def plan(
         ],
         missing=missing,
         requested=job.requested,
+        predicted_speedup=job.speed.table.speedup(planned) if job.speed else 0.0,
         shapes=planned,
         tokens=calibration,
     )

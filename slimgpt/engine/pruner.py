@@ -27,6 +27,7 @@ from slimgpt.engine.walk import Walk
 from slimgpt.files import locked
 from slimgpt.method.allocation import TOLERANCE, Allocation
 from slimgpt.method.latency import LatencyTable
+from slimgpt.method.shapes import LayerShape
 from slimgpt.report import LayerReport, PruneReport
 from slimgpt.usage import peak_memory
 
@@ -100,13 +101,15 @@ def prune(
         return ranks.from_first(lambda: _publish(walk, layers, time.perf_counter() - start, usage))
 
 
-def measure(
+def measured_widths(
     job: Job,
     calibration: Calibration,
     on_layer: Callable[[LayerReport, int], None] | None = None,
     on_priced: Callable[[int, int], None] | None = None,
-) -> list[LayerReport]:
-    """Walk over the layers as ``prune`` does, with the same decisions, and write nothing.
+) -> list[LayerShape]:
+    """The widths that ``prune`` gives; writes nothing.
+
+    Prices decide all of them; other schedules decide on the way, so that the layers are walked as ``prune`` does.
 
     Raises:
         ValueError: NaN in a layer, with its name.
@@ -114,7 +117,10 @@ def measure(
     with torch.inference_mode():
         ranks = Ranks()
         allocation = _allocation(job, calibration, ranks, None, on_priced)
-        return Walk(job, calibration, allocation, None, None, ranks).layers(on_layer)
+        if isinstance(allocation, Chosen):
+            return allocation.planned
+        layers = Walk(job, calibration, allocation, None, None, ranks).layers(on_layer)
+        return [layer.shape_of(shape) for layer, shape in zip(layers, job.shapes, strict=True)]
 
 
 def _allocation(

@@ -50,6 +50,8 @@ def test_the_model_becomes_as_fast_as_asked_and_hardly_faster(dense, tmp_path, c
     units = 0.5 * 2 + 1.0 * 2 if asked.targets == "attention" else 0.5  # the smallest that goes, in ms
     assert speedup <= table.speedup(after) == report.predicted_speedup < 1 / (1 / speedup - units / 100)
     assert report.requested == {"speedup": speedup}
+    planned = plan(dense, asked, latency=table, measure=True, estimate_seconds=False)
+    assert (planned.measured, planned.shapes, planned.predicted_speedup) == (True, after, report.predicted_speedup)
     assert PruneConfig(**report.config) == asked  # so that its command gives the same again
     lineage = load_lineage(tmp_path / "out")
     assert lineage.last_pruning("requested_speedup") == speedup
