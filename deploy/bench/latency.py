@@ -36,7 +36,7 @@ _DRIFT = 0.1  # of the dense model's time from first to last that is worth a wor
 def known_latency(model: Path, config: BenchConfig) -> LatencyTable | None:
     """The table of a model's folder under this load, where it was measured on this machine before."""
     file = table_file(model, config)
-    return LatencyTable.from_dict(json.loads(file.read_text())) if file.is_file() else None
+    return read_latency(file) if file.is_file() else None
 
 
 def read_latency(file: Path) -> LatencyTable:
@@ -51,7 +51,7 @@ def read_latency(file: Path) -> LatencyTable:
     try:
         return LatencyTable.from_dict(json.loads(file.read_text()))
     except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(f"{file} is no table of `slimgpt latency` ({error}); let it write another") from None
+        raise ValueError(f"{file} is no table of `slimgpt latency` ({error}); remove it and measure again") from None
 
 
 def measure_latency(model: Path, config: BenchConfig, on_progress: Callable[[str], None] | None = None) -> LatencyTable:
