@@ -125,7 +125,7 @@ def latency(
 ) -> None:
     """Measure what MODEL's heads and FFN channels take in vLLM here: what prune --target-speedup spends.
 
-    Some minutes once: the table is kept in the cache.
+    Seven engines start in turn, which takes minutes, on two CPU cores up to twenty; the table is kept in the cache.
 
     Args:
         model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
