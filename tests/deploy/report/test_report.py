@@ -102,6 +102,10 @@ def test_a_budget_stands_beside_what_was_reached(comparison):
     cells = {row.figure: row.cells for row in rows(dataclasses.replace(comparison, lineage=Lineage((step,))))}
     assert cells["Weight files"][3] == "-20.0% (at most 165.0 MB requested)"
     assert cells["Parameters"][3] == "-20.0%"
+    asked = {"requested_speedup": 1.4, "predicted_speedup": 1.41}
+    step = dataclasses.replace(step, figures={**step.figures, **asked})
+    cells = {row.figure: row.cells for row in rows(dataclasses.replace(comparison, lineage=Lineage((step,))))}
+    assert cells["Projection parameters removed"][3] == "requested x 1.40 as fast, predicted x 1.41"
 
 
 def test_two_steps_are_measured_from_the_model_that_is_compared_with(comparison):
