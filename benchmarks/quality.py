@@ -34,6 +34,7 @@ from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig, paper_preset
 from slimgpt.data.documents import Documents
 from slimgpt.data.text import DATA_VARIABLE, TextSource, local_data, perplexity_text
 from slimgpt.data.text_files import read_documents
+from slimgpt.device import dtype_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import evaluate
@@ -139,7 +140,7 @@ def by_us(measured: Measured, settings: dict[str, Any], ratio: float, place: Pat
     settings, compensate = dict(settings), settings.get("compensate", True)
     settings.pop("compensate", None)
     preset = paper_preset(ratio) if settings.pop("preset", "") == "paper" else {}
-    dtype = {"dtype": str(measured.dtype).removeprefix("torch.")}
+    dtype = {"dtype": dtype_name(measured.dtype)}
     report = prune(measured.folder, place, PruneConfig(**{**preset, **PRUNE, **dtype, "ratio": ratio, **settings}))
     if compensate:
         return measured.load(place), report.ratio
@@ -184,7 +185,7 @@ def known() -> list[dict[str, Any]]:
 
 def measure(measured: Measured, name: str, ratio: float, limit: int, make: Callable[..., Any]) -> None:
     """Measure one row, unless it stands there, and add it to the figures."""
-    dtype = str(measured.dtype).removeprefix("torch.")
+    dtype = dtype_name(measured.dtype)
     key = {"model": measured.folder.name, "dtype": dtype, "method": name, "ratio": ratio}
     done = [row for row in known() if {k: row[k] for k in key} == key]
     if any(row.get("limit", 0) >= limit for row in done):

@@ -100,7 +100,8 @@ def compress(
     check_disk([(chain, folder)], registry, workspace, keep)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}
     plain |= {"keep": keep, "skip": list(skip)}
-    parameters = parameters_of(**plain, prune=prune, recover=recover, evaluation=evaluation, bench=bench)
+    settled = {"prune": dense.settled(prune), "evaluation": dense.settled(evaluation)}
+    parameters = parameters_of(**plain, **settled, recover=recover, bench=bench)
     with open_run(name, parameters, registry, workspace, folder) as run:
         pruned = run_chain(chain, folder, keep, run)
         before = after = None

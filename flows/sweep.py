@@ -187,7 +187,8 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
 
 
 def _parameters(point: Point, evaluation: EvalConfig, bench: BenchConfig) -> dict[str, Any]:
-    settings = {"prune": point.config, "recover": point.recover, "evaluation": evaluation, "bench": bench}
+    settled = {"prune": point.dense.settled(point.config), "evaluation": point.dense.settled(evaluation)}
+    settings = {**settled, "recover": point.recover, "bench": bench}
     return parameters_of(model=point.dense.name, **settings)
 
 

@@ -53,6 +53,7 @@ class Comparison:
         bench_failure: why the benchmark failed; empty where it did not.
         dense_digest: of the checkpoint that is compared with; "" for the one that the lineage begins from.
         bos: where BOS stood in the evaluation; "" where there was none.
+        dtype: that the models were evaluated in; "" where they were not.
     """
 
     title: str
@@ -68,6 +69,7 @@ class Comparison:
     bench_failure: str = ""
     dense_digest: str = ""
     bos: str = ""
+    dtype: str = ""
 
     @property
     def steps(self) -> Lineage:

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slimgpt.config.fields import BOS_WORDS, check_limits, option
+from slimgpt.config.fields import BOS_WORDS, DTYPE_WORDS, check_limits, option
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,9 +33,7 @@ class EvalConfig:
         "auto", BOS_WORDS + " Tasks: before every prompt, unless none."
     )
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Dtype of the model; auto is float32 on CPU and the checkpoint's own on a GPU."
-    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option("auto", "Dtype of the model. " + DTYPE_WORDS)
 
     def __post_init__(self) -> None:
         given: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"

@@ -14,6 +14,11 @@ BOS_WORDS = (
     "the model's tokenizer or family has it, else none."
 )
 
+DTYPE_WORDS = (
+    "auto: the checkpoint's own on a GPU; on a CPU bfloat16 for 16-bit checkpoints where it has units for that "
+    "(AVX512-BF16, AMX), else float32."
+)
+
 
 def option(default: Any, description: str, **limits: Any) -> Any:
     """A config field whose description and limits (ge, gt, le, lt) reach the CLI's help and the UI's form."""

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slimgpt.config.fields import BOS_WORDS, check_limits, option
+from slimgpt.config.fields import BOS_WORDS, DTYPE_WORDS, check_limits, option
 from slimgpt.quantities import BYTES, COUNTS, read_quantity
 
 MAX_RATIO = 0.9
@@ -105,7 +105,7 @@ class PruneConfig:
     bos: Literal["auto", "none", "stream", "block"] = option("auto", BOS_WORDS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
-        "auto", "Dtype of the forward passes; auto is float32 on CPU and the checkpoint's own on a GPU."
+        "auto", "Dtype of the forward passes. " + DTYPE_WORDS
     )
     block_tokens: int = option(8192, "Tokens that pass a layer at once; lower it to save memory.", ge=1)
     keep_gib: float = option(

@@ -215,8 +215,8 @@ def _price_work(dense: list[LayerShape], s: Setting, embedding: int) -> _Work:
 
 
 def _head_memory(D: int, embedding: int, s: Setting) -> int:
-    """The output head, and one part's logits: as they come, in float32, as probabilities, cumulated, their gradient."""
-    return embedding * s.item + min(LOGIT_TOKENS, s.block) * embedding // D * (s.item + 4 * 4)
+    """The output head, and one part's logits: as they come, in float32, as probabilities, cumulated."""
+    return embedding * s.item + min(LOGIT_TOKENS, s.block) * embedding // D * (s.item + 3 * 4)
 
 
 def _price_memory(dense: LayerShape, s: Setting) -> int:

@@ -16,7 +16,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.engine.activations import Blocks, choose_place, make_blocks
@@ -68,17 +67,19 @@ class Head:
             with torch.enable_grad():
                 x_TD = x_TD.detach().requires_grad_()
                 logits_TV = self.logits(x_TD)
-                loss = functional.cross_entropy(logits_TV, _drawn(logits_TV.detach(), generator), reduction="sum")
-            gradients += torch.autograd.grad(loss, x_TD)
+            # the softmax is needed to draw; p - onehot(y) is the gradient, so autograd need not make another
+            p_TV = logits_TV.detach().softmax(dim=1)
+            p_TV[torch.arange(len(p_TV), device=p_TV.device), _drawn(p_TV, generator)] -= 1
+            gradients += torch.autograd.grad(logits_TV, x_TD, p_TV)
         return torch.cat(gradients).view_as(x_BTD)
 
 
-def _drawn(logits_TV: Tensor, generator: torch.Generator) -> Tensor:
+def _drawn(p_TV: Tensor, generator: torch.Generator) -> Tensor:
     """A word for each token from its distribution: where the cumulated probabilities pass a random number ``[T]``."""
-    cumulated_TV = logits_TV.softmax(dim=1).cumsum_(dim=1)
-    random_T1 = torch.rand(len(logits_TV), 1, generator=generator, device=logits_TV.device)
+    cumulated_TV = p_TV.cumsum(dim=1)
+    random_T1 = torch.rand(len(p_TV), 1, generator=generator, device=p_TV.device)
     drawn_T1 = torch.searchsorted(cumulated_TV, random_T1 * cumulated_TV[:, -1:])
-    return drawn_T1.squeeze(1).clamp_(max=logits_TV.shape[1] - 1)  # a rounded sum may lie behind the last word
+    return drawn_T1.squeeze(1).clamp_(max=p_TV.shape[1] - 1)  # a rounded sum may lie behind the last word
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration, calibrate
-from slimgpt.device import resolve_device
+from slimgpt.device import compute_dtype, resolve_device
 from slimgpt.engine import cost
 from slimgpt.engine.activations import Place
 from slimgpt.engine.budget import within_budget, within_time
@@ -58,7 +58,8 @@ class Job:
         self.shards = open_shards(model)
         self.shapes = shapes or layer_shapes(self.model_config)
         self.device = resolve_device(config.device)
-        self.dtype = self._forward_dtype()
+        stored = self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
+        self.dtype = compute_dtype(self.config.dtype, self.device, stored)
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
         if Path(self.base_model).is_dir():
             self.base_model = model.name  # a path of this machine says nothing to others
@@ -90,13 +91,6 @@ class Job:
             raise ValueError(f"{reason}; use targets ffn")
         logger.warning("%s: only its FFN is pruned", reason)
         return replace(config, targets="ffn")
-
-    def _forward_dtype(self) -> torch.dtype:
-        if self.config.dtype != "auto":
-            return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.config.dtype]
-        if self.device.type == "cpu":
-            return torch.float32
-        return self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
 
     def _check_multiples(self) -> None:
         multiple = self.config.head_multiple

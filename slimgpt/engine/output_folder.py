@@ -13,6 +13,7 @@ from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.checkpoints.lineage import Checkpoint, Step
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
+from slimgpt.device import dtype_name
 from slimgpt.engine.job import Job
 from slimgpt.engine.journal import Journal
 from slimgpt.equal_bits import conditions
@@ -69,7 +70,7 @@ class OutputFolder:
             "format": FORMAT,
             "model": self.job.shards.digest(),
             "calibration": calibration.facts["ids_sha256"],
-            "dtype": str(self.job.dtype).removeprefix("torch."),
+            "dtype": dtype_name(self.job.dtype),
             "processes": self.ranks,  # sums are split among them
             **conditions(self.job.device),
             **{f"config.{key}": value for key, value in config.items() if key not in _NAMED_BY_ITS_EFFECT},

@@ -7,6 +7,7 @@ from typing import Any
 
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
+from slimgpt.device import dtype_name
 from slimgpt.engine import cost
 from slimgpt.engine.activations import choose_place
 from slimgpt.engine.job import Job
@@ -124,7 +125,7 @@ def plan(
         model=job.base_model,
         model_type=job.model_config.model_type,
         device=str(job.device),
-        dtype=str(job.dtype).removeprefix("torch."),
+        dtype=dtype_name(job.dtype),
         ratio=(before - after) / sum(shape.parameters for shape in job.shapes),
         model_ratio=(before - after) / before,
         parameters_before=before,

@@ -17,7 +17,7 @@ from slimgpt.checkpoints.lineage import Checkpoint, prune_step
 from slimgpt.checkpoints.pruned_form import pruned_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
-from slimgpt.device import device_name
+from slimgpt.device import device_name, dtype_name
 from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.job import Job
 from slimgpt.engine.output_folder import OutputFolder
@@ -145,7 +145,7 @@ def _publish(
     usage = [(peak_memory(job.device), walk.clock.seconds()), *usage[1:]]
     before, after = job.parameters(job.shapes), job.parameters(shapes)
     projections = sum(shape.parameters for shape in job.shapes), sum(shape.parameters for shape in shapes)
-    config = job.config
+    config = replace(job.config, dtype=dtype_name(job.dtype))
     if job.speed:  # its ratio was an estimate
         config = replace(config, ratio=PruneConfig().ratio, target_speedup=job.speed.speedup)
     phases = {name: max(of_rank.get(name, 0.0) for _, of_rank in usage) for name in usage[0][1]}

@@ -26,7 +26,7 @@ from slimgpt.checkpoints.headers import raw_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.bos import Bos, resolve_bos
 from slimgpt.data.text import TextSource, local_data, perplexity_text
-from slimgpt.device import resolve_device
+from slimgpt.device import compute_dtype, dtype_name, resolve_device
 from slimgpt.equal_bits import settle_vector_functions
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
 from slimgpt.evaluation.perplexity import PerplexityResult, check_length, perplexity
@@ -46,7 +46,7 @@ class EvalResult:
         perplexity: in full, or None where it was not requested.
         results: lm-eval's own JSON without facts about the machine; {} where no task was requested.
         texts: the data behind the figures.
-        config: the EvalConfig's fields, with the tasks and the place of BOS that "auto" became.
+        config: the EvalConfig's fields, with the tasks, the place of BOS and the dtype that "auto" became.
         device: the kind of device, e.g. "cpu" or "cuda".
         dtype: the model's dtype, e.g. "float32".
         seconds: the entire evaluation, loading included.
@@ -119,11 +119,11 @@ def evaluate(
             check_chat_template(tokenizer, folder)
         if model is None:
             say(f"loading {folder.name}")
-            dtype = ("float32" if device.type == "cpu" else "auto") if config.dtype == "auto" else config.dtype
             model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if text:
                 check_length(config.seq_len, model_config)
             kernel = attention_kernel(model_config)
+            dtype = compute_dtype(config.dtype, device, model_config.dtype)
             with building:
                 model = AutoModelForCausalLM.from_pretrained(
                     folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
@@ -142,9 +142,9 @@ def evaluate(
         perplexity=measured,
         results=results,
         texts=(*texts, *used),
-        config=asdict(config) | {"tasks": list(names), "bos": bos},
+        config=asdict(config) | {"tasks": list(names), "bos": bos, "dtype": dtype_name(model.dtype)},
         device=model.device.type,
-        dtype=str(model.dtype).removeprefix("torch."),
+        dtype=dtype_name(model.dtype),
         seconds=time.perf_counter() - start,
         versions={
             "torch": torch.__version__,
@@ -213,6 +213,7 @@ def _run_tasks(
         tokenizer=tokenizer,
         batch_size=config.batch_size,
         device=str(model.device),
+        softmax_dtype="float32",  # else sums over an answer's tokens are rounded to the 8 bits of a bfloat16 model
         add_bos_token=bos != "none",  # said explicitly: a tokenizer that was saved again may have lost its own flag
     )
     # Samples are requested to make lm-eval's task hashes, which prove that two runs saw the same documents and prompts.

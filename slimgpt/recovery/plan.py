@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from slimgpt.config import RecoverConfig
+from slimgpt.device import dtype_name
 from slimgpt.recovery import cost
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.output import check_out
@@ -78,7 +79,7 @@ def plan(
         model=job.model_name,
         teacher=job.teacher_name,
         device=str(job.device),
-        dtype=str(job.dtype).removeprefix("torch."),
+        dtype=dtype_name(job.dtype),
         parameters=job.parameters,
         trained=job.trained,
         steps=text.steps if text else 0,

@@ -18,7 +18,7 @@ from slimgpt.checkpoints.lineage import Checkpoint, Step
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.config import RecoverConfig
-from slimgpt.device import device_name
+from slimgpt.device import device_name, dtype_name
 from slimgpt.engine.ranks import Ranks
 from slimgpt.equal_bits import conditions, settle_vector_functions
 from slimgpt.files import locked, writing
@@ -139,7 +139,7 @@ def facts_of(job: RecoveryJob, text: RecoveryText, processes: int) -> dict[str, 
     return {
         "teacher": job.teacher.digest if job.teacher is not None else "",
         "text": text.facts["ids_sha256"],
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "dtype": dtype_name(job.dtype),
         "processes": processes,
         "steps": text.steps,
         **conditions(job.device),
@@ -192,7 +192,7 @@ def _step(job: RecoveryJob, text: RecoveryText, losses: tuple[float, float], sec
             f"{config.learning_rate:g}): {loss} {before:.3f} -> {after:.3f} nats per token"
             + ("" if after < before else "; training made it no better, so the weights are as they came")
         ),
-        config={**config.to_dict(), "teacher": job.teacher_name},
+        config={**config.to_dict(), "teacher": job.teacher_name, "dtype": dtype_name(job.dtype)},
         figures={
             "parameters_before": job.parameters,
             "parameters_after": job.parameters,

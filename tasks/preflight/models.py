@@ -1,17 +1,23 @@
 """Find the model: a folder, a hub id, the built-in one, or a version in the registry."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from prefect import task
 from prefect.cache_policies import NO_CACHE
 
 from slimgpt.checkpoints.lineage import Checkpoint
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.source import resolve_model
+from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.device import compute_dtype, dtype_name, resolve_device
 from tasks.environment import Workspace
 from tasks.registry.fetching import fetch_model
 from tasks.registry.names import is_model_uri
 from tasks.retrying import ON_NETWORK_FAULTS
+
+Settled = TypeVar("Settled", PruneConfig, EvalConfig)
 
 
 @dataclass(frozen=True)
@@ -20,6 +26,11 @@ class ResolvedModel:
 
     name: str
     checkpoint: Checkpoint
+
+    def settled(self, config: "Settled") -> "Settled":
+        """The config with the dtype that its ``auto`` means for this model on this machine."""
+        dtype = compute_dtype(config.dtype, resolve_device(config.device), read_config(self.folder).dtype)
+        return replace(config, dtype=dtype_name(dtype))
 
     @property
     def folder(self) -> Path:

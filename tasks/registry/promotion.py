@@ -201,6 +201,12 @@ def _user() -> str:
         return "unknown"
 
 
+def _older_dtype(version: ModelVersion, settings: dict[str, str]) -> str:
+    """What a version that does not say was evaluated in: auto was float32 on a CPU."""
+    given = settings.get("evaluation.dtype", "auto")
+    return "float32" if given == "auto" and version.tags.get("device", "").startswith("cpu") else given
+
+
 def _figures(client: MlflowClient, version: ModelVersion) -> Figures:
     """What the run of a version measured. A version that no run stands behind has measured nothing."""
     base = version.tags.get("dense_model") or version.tags.get("base_model", "")  # older versions have the second alone
@@ -219,6 +225,7 @@ def _figures(client: MlflowClient, version: ModelVersion) -> Figures:
     settings |= {name: value for name, value in version.tags.items() if name.startswith(SETTING)}  # measured later
     # What auto became; older versions were measured without BOS.
     settings["evaluation.bos"] = version.tags.get("bos", "none")
+    settings["evaluation.dtype"] = version.tags.get("dtype") or _older_dtype(version, settings)
     # Older versions have the pruning's device alone: it never equals a machine, so their speeds are not compared.
     settings["bench_machine"] = version.tags.get("bench_machine") or version.tags.get("device", "")
     return Figures(base, **sides, speedup=run.data.metrics.get("bench/ratio/output_throughput"), settings=settings)

@@ -15,16 +15,16 @@ class TextGenerator(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the checkpoint in the logged model's ``artifacts/model``."""
-        import torch
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         import slimgpt.modeling  # noqa: F401  registers the per-layer classes, so that no remote code is needed
         from slimgpt.data.bos import lost_bos
+        from slimgpt.device import compute_dtype, resolve_device
         from slimgpt.equal_bits import settle_vector_functions
 
         folder = context.artifacts["model"]
-        dtype = "auto" if torch.cuda.is_available() else torch.float32
-        device = "cuda" if torch.cuda.is_available() else "cpu"
+        device = resolve_device("auto")
+        dtype = compute_dtype("auto", device, AutoConfig.from_pretrained(folder, trust_remote_code=False).dtype)
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token

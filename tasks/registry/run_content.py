@@ -46,7 +46,7 @@ def tags_of(comparison: Comparison) -> dict[str, str]:
     if name := comparison.perplexity_name:
         tags |= {"perplexity": f"{comparison.pruned[name]:.4f}", "perplexity_data": name.rsplit("/", 1)[0]}
     if comparison.bos:
-        tags["bos"] = comparison.bos
+        tags |= {"bos": comparison.bos, "dtype": comparison.dtype}
     if not comparison.pruned:
         tags["evaluation"] = "skipped"
     if comparison.bench is None:

@@ -86,7 +86,7 @@ class PlannedPruning:
         device = torch.device(self.plan.device)
         return {
             "calibration": self.plan.calibration["ids_sha256"],
-            "config": self.config.fingerprint(),
+            "config": replace(self.config, dtype=self.plan.dtype).fingerprint(),
             "dtype": self.plan.dtype,
             **conditions(device),
             **({"latency": self.latency.digest()} if self.latency else {}),

@@ -70,6 +70,7 @@ def write_report(
         bench_failure=bench.failed,
         dense_digest=dense_digest,
         bos=pruned.config.get("bos", "none") if pruned else "",
+        dtype=pruned.dtype if pruned else "",
         parameters=run_file(({"name": name} if registered else {}) | parameters),
     )
     return write_report_files(comparison, folder.report)

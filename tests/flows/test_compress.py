@@ -91,6 +91,7 @@ def test_the_version_is_registered_and_challenger(done, client):
     assert version.tags["base_model"] == "tiny"
     assert float(version.tags["ratio"]) == pytest.approx(0.25, abs=0.005)
     assert float(version.tags["perplexity"]) > 1
+    assert version.tags["dtype"] == "float32"
     assert "tiny without" in version.description
     if not vllm_obstacle():
         assert float(version.tags["speedup"]) > 0
@@ -101,6 +102,7 @@ def test_one_run_holds_parameters_metrics_data_and_files(done, client):
     assert run.info.status == "FINISHED"
     assert run.data.params["prune.ratio"] == "0.25"
     assert run.data.params["evaluation.limit"] == "4"
+    assert run.data.params["prune.dtype"] == run.data.params["evaluation.dtype"] == "float32"  # what auto was
     assert run.data.params["model"] == "tiny"  # not the path of this machine
     for layer in ("layer/ffn_error", "layer/num_attention_heads"):
         assert [point.step for point in client.get_metric_history(run.info.run_id, layer)] == list(range(LAYERS))

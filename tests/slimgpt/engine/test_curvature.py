@@ -34,7 +34,7 @@ def by_autograd(folder, job, ids_NT):
     for name in names:
         model.get_submodule(name).register_forward_hook(remember(name))
     logits_TV = model(input_ids=ids_NT, use_cache=False).logits.flatten(0, 1)
-    drawn_T = _drawn(logits_TV.detach(), torch.Generator().manual_seed(job.config.seed))
+    drawn_T = _drawn(logits_TV.detach().softmax(dim=1), torch.Generator().manual_seed(job.config.seed))
     functional.cross_entropy(logits_TV, drawn_T, reduction="sum").backward()
     return {name: (x_TD, out.grad.flatten(0, 1)) for name, (x_TD, out) in seen.items()}
 
@@ -58,6 +58,6 @@ def test_moments_are_those_of_autograd_through_the_whole_model(case, tmp_path):
 
 def test_words_are_drawn_from_the_models_distribution():
     logits_V = torch.tensor([0.0, 1.0, 2.0, -1.0])
-    drawn_T = _drawn(logits_V.expand(40_000, 4), torch.Generator().manual_seed(0))
+    drawn_T = _drawn(logits_V.softmax(0).expand(40_000, 4), torch.Generator().manual_seed(0))
     share_V = torch.bincount(drawn_T, minlength=4) / 40_000
     torch.testing.assert_close(share_V, logits_V.softmax(0), rtol=0, atol=0.01)

@@ -60,6 +60,17 @@ def test_an_interrupted_run_resumes_and_is_bit_identical(dense, tmp_path, uninte
     assert model_files(tmp_path / "out") == model_files(reference)
 
 
+def test_an_interrupted_run_in_bfloat16_is_bit_identical(dense, tmp_path, tiny_config):
+    """Its products are another library's than those of float32."""
+    config = tiny_config(dtype="bfloat16", device="cpu")
+    prune(dense, tmp_path / "reference", config)
+    interrupted(dense, tmp_path / "out", config)
+    assert prune(dense, tmp_path / "out", config).replayed_layers == 2
+    assert model_files(tmp_path / "out") == model_files(tmp_path / "reference")
+    with pytest.raises(FileExistsError, match="dtype was bfloat16, now float32"):
+        prune(dense, tmp_path / "out", replace(config, dtype="float32"))
+
+
 @pytest.mark.parametrize("damage", ["flipped bit", "truncated", "gone", "torn journal", "empty journal line"])
 def test_damage_is_detected_and_the_layer_is_pruned_again(dense, tmp_path, uninterrupted, damage):
     config, reference = uninterrupted

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -200,6 +202,22 @@ def test_perplexity_runs_without_tasks(tiny: Path) -> None:
 def test_the_requested_dtype_is_used(tiny: Path) -> None:
     config = EvalConfig(tasks="none", perplexity="python", seq_len=64, max_blocks=1, dtype="bfloat16", device="cpu")
     assert evaluate(tiny, config).dtype == "bfloat16"
+
+
+def test_scores_of_a_bfloat16_model_are_summed_in_float32(tmp_path: Path) -> None:
+    """Rounded to 8 bits, the two answers of many a document would have the same score."""
+    folder = write_dense(tmp_path / "tiny", dtype=torch.bfloat16)
+    config = EvalConfig(tasks="continuation", perplexity="none", limit=8, dtype="bfloat16", device="cpu")
+    scored = []
+    original = HFLM.loglikelihood
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            HFLM, "loglikelihood", lambda *given, **more: scored.append(original(*given, **more)) or scored[-1]
+        )
+        evaluate(folder, config)
+    sums = torch.tensor([nats for nats, _ in scored[0]], dtype=torch.float32)
+    assert len(sums) >= 16
+    assert (sums.bfloat16().float() != sums).float().mean() > 0.9
 
 
 def test_continuation_uses_held_out_text_and_has_one_correct_choice() -> None:

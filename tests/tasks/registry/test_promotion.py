@@ -168,3 +168,26 @@ def test_the_flow_moves_the_alias_and_shows_the_gates(prefect_server, workspace)
         tables = [json.loads(item.data) for item in server.read_artifacts() if item.key == "promote-gates"]
     assert {"gate": "max_perplexity_ratio", "measured": 1.5, "limit": 2.5} in tables[-1]
     assert all(key.startswith(AUDIT) for key in client.get_model_version("tiny-slim", "1").tags if key != "base_model")
+
+
+@pytest.mark.parametrize(
+    ("of_champion", "of_candidate", "refused"),
+    [
+        ({"dtype": "float32"}, {"dtype": "bfloat16"}, "(float32, here bfloat16)"),
+        ({"device": "cpu (x86_64)"}, {"dtype": "bfloat16"}, "(float32, here bfloat16)"),  # from before it was recorded
+        ({"device": "cpu (x86_64)"}, {"dtype": "float32"}, ""),
+        ({"dtype": "bfloat16"}, {"dtype": "bfloat16"}, ""),
+    ],
+)
+def test_figures_in_two_dtypes_are_not_compared(workspace, of_champion, of_candidate, refused):
+    client = registered(workspace, 15.0, 15.0)
+    for version, tags in (("1", of_champion), ("2", of_candidate)):
+        for key, value in tags.items():
+            client.set_model_version_tag("tiny-slim", version, key, value)
+    promote("tiny-slim", 1, "champion", OPEN, workspace)
+    if not refused:
+        assert promote("tiny-slim", 2, "champion", OPEN, workspace).previous == "1"
+        return
+    with pytest.raises(PromotionRefusedError) as error:
+        promote("tiny-slim", 2, "champion", OPEN, workspace)
+    assert f"it was measured with another evaluation.dtype {refused}" in str(error.value)
