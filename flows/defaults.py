@@ -18,7 +18,8 @@ from tasks.sweep.config import SweepConfig
 PRUNE = PruneConfig(num_samples=32, seq_len=1024)
 RECOVER = RecoverConfig(tokens="")  # none: training takes longer than all the rest
 EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model
-BENCH = BenchConfig(load_shares=(), offline=False)  # `slimgpt bench` also measures other loads, and offline
+# `slimgpt bench` also measures other loads, offline, and each pair on servers of its own.
+BENCH = BenchConfig(load_shares=(), offline=False, restart=False)
 REGISTRY = RegistryConfig()
 SWEEP = SweepConfig()
 

@@ -14,7 +14,7 @@ LATENCY_VOCABULARY = 10_000  # vllm bench latency draws token ids below this, wh
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What both models are measured under. The defaults take half an hour on two CPU cores.
+    """What both models are measured under. The defaults take 40 minutes on two CPU cores.
 
     Raises:
         ValueError: on construction, when a field is outside its limits.
@@ -30,6 +30,11 @@ class BenchConfig:
     input_len: int = option(128, "Prompt tokens per request; of random prompts.", ge=1)
     output_len: int = option(64, "Answer tokens per request, exactly.", ge=2)
     pairs: int = option(3, "Dense-pruned pairs; ratios are their median, low and high.", ge=1)
+    restart: bool = option(
+        True,
+        "Start both servers anew for each pair: a server keeps for its life a speed that can be off that of its next "
+        "start; compress leaves it out by default.",
+    )
     load_shares: tuple[float, ...] = option(
         (0.25, 0.5, 0.75),
         "Additional load levels, as fractions of the dense model's full-load request rate (Poisson arrivals); empty: "

@@ -1,9 +1,10 @@
 """Dense against pruned, measured by vLLM's own benchmark so that the gain can be believed.
 
-Both servers stay up and only one is under load: dense, pruned, dense, pruned, ... and dense once more, which shows how
-much the machine itself drifted. The two runs of a pair send the same prompts; every pair sends new ones. Answers have a
-fixed length, the prefix cache is off, warm-ups are dropped, and one failed request fails the benchmark. The offline
-runs follow once the servers have gone, in the same order. docs/bench.md says what each figure means.
+Both servers are up and only one is under load: dense, pruned, dense, pruned, ... and dense once more, which shows how
+much the machine itself drifted. Each pair starts both anew: a server keeps for its life a speed that its next start has
+not. The two runs of a pair send the same prompts; every pair sends new ones. Answers have a fixed length, the prefix
+cache is off, warm-ups are dropped, and one failed request fails the benchmark. The offline runs follow once the servers
+have gone, in the same order. docs/bench.md says what each figure means.
 """
 
 import json
@@ -35,7 +36,7 @@ from deploy.bench.results import (
 )
 from deploy.bench.vllm_bench import bench_latency, bench_serve, bench_throughput, server_config
 from deploy.engines.availability import serves_on_cpu, vllm_version
-from deploy.serving.server import ServerError, check_servable, serving
+from deploy.serving.server import RunningServer, ServerError, check_servable, serving
 from slimgpt.files import write_atomically
 
 __all__ = ["BenchConfig", "compare"]
@@ -99,18 +100,12 @@ class _Measuring:
     drift: dict[str, float]
 
     def served(self) -> tuple[list[Load], dict[str, Footprint]]:
-        """All loads on two servers, and what the servers took."""
-        with ExitStack() as stack:
-            servers = {}
-            for side, model in self.models.items():
-                self.tell(f"starting vLLM with the {side} model")
-                log, timeout_s = self.workdir / f"vllm-{side}.log", self.config.start_timeout_s
-                serve = serving(
-                    model, server_config(model, self.config), log=log, served_name=side, timeout_s=timeout_s
-                )
-                servers[side] = stack.enter_context(serve)
-                self.tell(f"{side} model ready after {servers[side].start_seconds:.0f} s")
-            client = stack.enter_context(bench_client(self.workdir / "client.log"))
+        """All loads on two servers, which each pair starts anew unless told otherwise, and what the first two took."""
+        pairs: list[dict[str, dict[str, Figures]]] = []
+        rates: dict[str, float] = {}
+        footprints: dict[str, Footprint] = {}
+        with bench_client(self.workdir / "client.log") as client, ExitStack() as up:
+            servers: dict[str, RunningServer] = {}
 
             def run(side: str, rate: float, seed: int, result: Path) -> Figures:
                 tokenizer = self.models["dense"]
@@ -118,15 +113,35 @@ class _Measuring:
                     client, servers[side], tokenizer, self.config, request_rate=rate, seed=seed, result=result
                 )
 
-            def load(name: str, rate: float) -> Load:
-                runs = self._in_turn(name, lambda side, seed, result: run(side, rate, seed, result), METRICS)
-                return Load(name, rate, runs)
+            def both(name: str, rate: float, pair: int) -> dict[str, Figures]:
+                return self._pair(name, pair, lambda side, seed, result: run(side, rate, seed, result))
 
-            loads = [load("full", 0)]
-            loads += [load(name, rate) for name, rate in self._rates(loads[0].runs)]
+            for pair in range(self.config.pairs):
+                if pair == 0 or self.config.restart:
+                    up.close()
+                    servers |= {side: self._start(side, pair, up) for side in SIDES}
+                measured = {"full": both("full", 0.0, pair)}
+                if pair == 0:
+                    rates = dict(self._rates(measured["full"]["dense"]["request_throughput"]))
+                measured |= {name: both(name, rate, pair) for name, rate in rates.items()}
+                pairs.append(measured)
+                footprints = footprints or {side: footprint(self.models[side], servers[side]) for side in SIDES}
+            loads = [
+                Load(name, rate, _paired([measured[name] for measured in pairs], METRICS))
+                for name, rate in {"full": 0.0, **rates}.items()
+            ]
             if self.config.show_drift:
                 self._measure_drift("serving", loads[0].runs, "output_throughput", lambda s, n, r: run(s, 0, n, r))
-            return loads, {side: footprint(self.models[side], servers[side]) for side in SIDES}
+        return loads, footprints
+
+    def _start(self, side: str, pair: int, up: ExitStack) -> RunningServer:
+        self.tell(f"starting vLLM with the {side} model")
+        log = self.workdir / (f"vllm-{side}-{pair + 1}.log" if pair else f"vllm-{side}.log")
+        config, model = server_config(self.models[side], self.config), self.models[side]
+        serve = serving(model, config, log=log, served_name=side, timeout_s=self.config.start_timeout_s)
+        server = up.enter_context(serve)
+        self.tell(f"{side} model ready after {server.start_seconds:.0f} s")
+        return server
 
     def offline(self, kind: str, bench: Callable[..., Figures]) -> Paired:
         """``vllm bench KIND`` of both models, each run in an engine of its own."""
@@ -135,26 +150,25 @@ class _Measuring:
         def run(side: str, seed: int, result: Path) -> Figures:
             return bench(self.models[side], self.config, seed=seed, result=result)
 
-        runs = self._in_turn(kind, run, metrics)
+        runs = _paired([self._pair(kind, pair, run) for pair in range(self.config.pairs)], metrics)
         if self.config.show_drift:
             self._measure_drift(kind, runs, metrics[0], run)
         return runs
 
-    def _in_turn(self, name: str, run: Callable[[str, int, Path], Figures], metrics: tuple[str, ...]) -> Paired:
-        """Dense, pruned, dense, pruned, ...; each pair with a seed of its own."""
-        runs: dict[str, list[Figures]] = {side: [] for side in SIDES}
-        for pair in range(self.config.pairs):
-            for side in SIDES:
-                place = f"{name}-pair{pair + 1}of{self.config.pairs}-{side}"
-                runs[side].append(run(side, self.config.seed + pair, self.workdir / f"{place}.json"))
-                self.tell(f"{place}: {_told(runs[side][-1])}")
-            read = [runs[side][-1].get("total_input_tokens") for side in SIDES]
-            if read[0] != read[1]:
-                raise ServerError(
-                    f"the models read {read[0]} and {read[1]} prompt tokens in {name}, pair {pair + 1}: are their "
-                    "tokenizers the same?"
-                )
-        return Paired.of(runs["dense"], runs["pruned"], metrics)
+    def _pair(self, name: str, pair: int, run: Callable[[str, int, Path], Figures]) -> dict[str, Figures]:
+        """Dense, then pruned; each pair with a seed of its own."""
+        both: dict[str, Figures] = {}
+        for side in SIDES:
+            place = f"{name}-pair{pair + 1}of{self.config.pairs}-{side}"
+            both[side] = run(side, self.config.seed + pair, self.workdir / f"{place}.json")
+            self.tell(f"{place}: {_told(both[side])}")
+        read = [both[side].get("total_input_tokens") for side in SIDES]
+        if read[0] != read[1]:
+            raise ServerError(
+                f"the models read {read[0]} and {read[1]} prompt tokens in {name}, pair {pair + 1}: are their "
+                "tokenizers the same?"
+            )
+        return both
 
     def _measure_drift(self, name: str, runs: Paired, metric: str, run: Callable[[str, int, Path], Figures]) -> None:
         again = run("dense", self.config.seed + self.config.pairs, self.workdir / f"{name}-again-dense.json")
@@ -163,10 +177,13 @@ class _Measuring:
         now, before = again[metric], runs.dense[0][metric]
         self.drift[name] = before / now if metric.endswith("_ms") else now / before
 
-    def _rates(self, full: Paired) -> Iterator[tuple[str, float]]:
-        capacity = full.median("dense", "request_throughput")
+    def _rates(self, capacity: float) -> Iterator[tuple[str, float]]:
         yield from ((f"{100 * share:.3g}pct", share * capacity) for share in self.config.load_shares)
         yield from ((f"{rate:.4g}rps", rate) for rate in self.config.request_rates)
+
+
+def _paired(pairs: list[dict[str, Figures]], metrics: tuple[str, ...]) -> Paired:
+    return Paired.of([both["dense"] for both in pairs], [both["pruned"] for both in pairs], metrics)
 
 
 def _told(run: Figures) -> str:

@@ -76,7 +76,7 @@ def check(runs: Paired, metrics: tuple[str, ...]) -> None:
 def test_every_load_is_measured_in_turn(done):
     report, _, progress = done
     assert [load.name for load in report.loads] == ["full", "50pct"]
-    assert report.loads[1].request_rate == 0.5 * report.full.median("dense", "request_throughput")
+    assert report.loads[1].request_rate == 0.5 * report.full.dense[0]["request_throughput"]
     for load in report.loads:
         check(load.runs, METRICS)
         assert len(load.runs.dense) == len(load.runs.pruned) == 2
@@ -84,9 +84,14 @@ def test_every_load_is_measured_in_turn(done):
             assert run["completed"] == 6 and run["failed"] == 0 and run["total_output_tokens"] == 6 * 32
             assert run["mean_ttft_ms"] <= run["mean_e2el_ms"] and run["p50_e2el_ms"] <= run["p99_e2el_ms"]
     # Pairs send the same prompts to both models, and each pair sends other ones than the last.
-    order = [line.partition(": ")[0] for line in progress if "tokens/s" in line]
-    pairs = [f"pair{pair}of2-{side}" for pair in (1, 2) for side in ("dense", "pruned")]
-    assert order == [f"{load}-{pair}" for load in ("full", "50pct") for pair in pairs] + ["serving-again-dense"]
+    # Each pair starts both servers anew, so that ratios hold what one start differs by from the next.
+    order = [line.partition(": ")[0] for line in progress if "tokens/s" in line or line.startswith("starting")]
+    sides = ("dense", "pruned")
+    expected = []
+    for pair in (1, 2):
+        expected += [f"starting vLLM with the {side} model" for side in sides]
+        expected += [f"{load}-pair{pair}of2-{side}" for load in ("full", "50pct") for side in sides]
+    assert order == [*expected, "serving-again-dense"]
     assert list(report.drift) == ["serving"] and report.drift["serving"] > 0
 
 
@@ -127,9 +132,12 @@ def test_bench_json_is_what_the_document_says(done):
 @needs_vllm
 def test_nothing_of_either_server_is_left(done):
     _, workdir, _ = done
-    for side in ("dense", "pruned"):
-        pids = {int(pid) for pid in re.findall(r"pid=(\d+)", (workdir / f"vllm-{side}.log").read_text())}
+    started = set()
+    for log in ("dense", "pruned", "dense-2", "pruned-2"):
+        pids = {int(pid) for pid in re.findall(r"pid=(\d+)", (workdir / f"vllm-{log}.log").read_text())}
         assert len(pids) >= 2
+        assert not pids & started  # a process of an earlier start
+        started |= pids
         assert [pid for pid in pids if psutil.pid_exists(pid) and psutil.Process(pid).status() != "zombie"] == []
 
 
