@@ -19,7 +19,7 @@ from random_llama import SHAPES, Shape
 
 from slimgpt.config import PruneConfig
 from slimgpt.engine.activations import Place
-from slimgpt.engine.cost import Cost, Rates, Setting, estimate
+from slimgpt.engine.cost import Cost, Rates, Setting, estimate, price_samples
 from slimgpt.method.allocation import planned_shapes
 
 HERE = Path(__file__).parent
@@ -46,6 +46,7 @@ def counted(shape: Shape, config: PruneConfig, *, cpu: bool, place: Place, proce
     """The cost of pruning this shape: float32 on a CPU, bfloat16 on GPUs."""
     item = 4 if cpu else 2
     dense = [shape.layer] * shape.num_hidden_layers
+    widest, priced = shape.intermediate_size, config.schedule == "nats"
     setting = Setting(
         samples=config.num_samples,
         seq_len=config.seq_len,
@@ -56,7 +57,7 @@ def counted(shape: Shape, config: PruneConfig, *, cpu: bool, place: Place, proce
         cpu=cpu,
         place=place,
         processes=processes,
-        priced=config.schedule == "nats",
+        price_samples=price_samples(widest, config.num_samples, config.seq_len, processes) if priced else 0,
     )
     embedding, pruned = shape.vocab_size * shape.hidden_size, planned_shapes(config, dense)
     parameters = 2 * embedding + sum(layer.parameters for layer in pruned)

@@ -26,9 +26,15 @@ SOLVE_ITEM = SOLVE_DTYPE.itemsize
 FORWARD_SHARE = 0.65
 SOLVE_SHARE = 0.55
 LOGIT_TOKENS = 1024  # whose logits are held at once where prices are made
-# That prices are made from: every layer's input of all of them waits for the backward pass, 17 GB of a 7B shape.
-# Measured so far with 32 thousand.
-PRICE_TOKENS = 1 << 16
+# That prices are made from: SmolLM2's are as good from 11 for each FFN channel as from 21 (benchmarks/RESULTS.md).
+PRICE_TOKENS_PER_CHANNEL = 11
+PRICE_TOKENS = 1 << 16  # at most: every layer's input of them waits for the backward pass, 17 GB of a 7B shape
+
+
+def price_samples(widest_ffn: int, samples: int, seq_len: int, processes: int = 1) -> int:
+    """Sequences that prices are taken from: enough for the widest FFN, one of each process at least."""
+    tokens = min(PRICE_TOKENS, PRICE_TOKENS_PER_CHANNEL * widest_ffn)
+    return min(samples, max(processes, -(-tokens // seq_len)))
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,7 @@ class Setting:
         cpu: whether device memory is host memory.
         place: where activations wait between layers: device, host or disk.
         processes: each with a device and a share of the sequences of its own.
-        priced: whether a forward and a backward pass give prices first.
+        price_samples: sequences that a forward and a backward pass take prices from first; 0: there are none.
     """
 
     samples: int
@@ -56,17 +62,12 @@ class Setting:
     cpu: bool
     place: Place = "device"
     processes: int = 1
-    priced: bool = False
+    price_samples: int = 0
 
     @property
     def tokens(self) -> int:
         """Tokens of the process that has most of them."""
         return -(-self.samples // self.processes) * self.seq_len
-
-    @property
-    def price_samples(self) -> int:
-        """Sequences that prices are taken from: PRICE_TOKENS, and one of each process at least."""
-        return min(self.samples, max(self.processes, PRICE_TOKENS // self.seq_len))
 
     @property
     def block(self) -> int:
@@ -130,7 +131,7 @@ def estimate(
     stored = max(2 * layer * s.stored, 2 * embedding * s.stored)
     copy = 0 if s.cpu and s.item == s.stored else layer * s.item
     streams = 0
-    if s.priced:  # every layer's input waits until the backward pass comes to it
+    if s.price_samples:  # every layer's input waits until the backward pass comes to it
         few = replace(s, samples=s.price_samples)
         streams = few.tokens * dense[0].hidden_size * s.item * (len(dense) + 1)
         work = max(
@@ -203,7 +204,7 @@ class _Work(NamedTuple):
 
 def _price_work(dense: list[LayerShape], s: Setting, embedding: int) -> _Work:
     """Each layer forward twice and backward once, the head once each; moments of inputs and gradients; eliminations."""
-    if not s.priced:
+    if not s.price_samples:
         return _Work(0.0, 0.0, 0.0)
     s = replace(s, samples=s.price_samples)
     one_way = replace(s, keep=sys.maxsize)  # nothing is computed again within a layer

@@ -158,6 +158,8 @@ class Job:
     def setting(self, place: Place = "device", processes: int = 1) -> cost.Setting:
         """What the cost of pruning depends on beside the widths; ``place`` is where activations wait."""
         c = self.config
+        widest = max(shape.intermediate_size for shape in self.shapes)
+        few = cost.price_samples(widest, c.num_samples, c.seq_len, processes)
         return cost.Setting(
             samples=c.num_samples,
             seq_len=c.seq_len,
@@ -168,7 +170,7 @@ class Job:
             cpu=self.device.type == "cpu",
             place=place,
             processes=processes,
-            priced=c.schedule == "nats",
+            price_samples=few if c.schedule == "nats" else 0,
         )
 
     def cost(self, place: Place = "device", processes: int = 1) -> cost.Cost:

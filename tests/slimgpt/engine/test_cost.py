@@ -16,7 +16,8 @@ from transformers import AutoModel
 from slimgpt import PruneConfig, plan, prune
 from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.data.calibration import Calibration
-from slimgpt.engine.cost import IMPORTS, Setting, estimate
+from slimgpt.engine import cost
+from slimgpt.engine.cost import IMPORTS, Setting, estimate, price_samples
 from slimgpt.method import obs
 from slimgpt.usage import peak_memory
 from tests import processes
@@ -66,9 +67,23 @@ def test_processes_share_tokens_and_a_file_takes_activations_out_of_memory(dense
     assert alone.host - on_disk.host == waiting - 3 * waiting // 64  # three of 64 blocks are on their way
 
 
+@pytest.mark.parametrize(
+    ("widest", "samples", "seq_len", "processes", "expected"),
+    [
+        (1536, 32, 1024, 1, 17),  # SmolLM2: 11 x 1536 = 16,896 tokens, in whole sequences
+        (1536, 8, 1024, 1, 8),  # all there are
+        (11008, 256, 2048, 1, 32),  # 65,536, the most
+        (64, 32, 1024, 4, 4),  # one of each process
+    ],
+)
+def test_sequences_that_prices_are_taken_from(widest, samples, seq_len, processes, expected):
+    assert price_samples(widest, samples, seq_len, processes) == expected
+
+
 def memory_of_pruning(model: Path, out: Path, fields: dict, answer) -> None:
     """Answer planned and measured peak memory, both beyond what a process has before it begins."""
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 1 << 18)  # else glibc keeps up to 100 MB of freed pieces for later
+    cost.PRICE_TOKENS_PER_CHANNEL = 128  # so narrow an FFN needs few, whose hidden states would take no memory
     config = PruneConfig(calibration="python", device="cpu", seq_len=256, block_tokens=2048, keep_gib=0.0, **fields)
     ids_NT = torch.randint(0, 500, (config.num_samples, 256), generator=torch.Generator().manual_seed(0))
     tokens = Calibration(ids_NT, {"name": "random", "ids_sha256": "0"})
