@@ -104,8 +104,9 @@ class _Measuring:
         pairs: list[dict[str, dict[str, Figures]]] = []
         rates: dict[str, float] = {}
         footprints: dict[str, Footprint] = {}
-        with bench_client(self.workdir / "client.log") as client, ExitStack() as up:
-            servers: dict[str, RunningServer] = {}
+        with ExitStack() as stack, ExitStack() as up:
+            servers: dict[str, RunningServer] = {side: self._start(side, 0, up) for side in SIDES}
+            client = stack.enter_context(bench_client(self.workdir / "client.log"))
 
             def run(side: str, rate: float, seed: int, result: Path) -> Figures:
                 tokenizer = self.models["dense"]
@@ -117,7 +118,7 @@ class _Measuring:
                 return self._pair(name, pair, lambda side, seed, result: run(side, rate, seed, result))
 
             for pair in range(self.config.pairs):
-                if pair == 0 or self.config.restart:
+                if pair and self.config.restart:
                     up.close()
                     servers |= {side: self._start(side, pair, up) for side in SIDES}
                 measured = {"full": both("full", 0.0, pair)}

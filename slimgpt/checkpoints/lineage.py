@@ -114,13 +114,13 @@ class Lineage:
 
     @property
     def requested_ratio(self) -> float:
-        """What ``ratio`` would be if every step had reached what its config asks for."""
-        return 1 - math.prod(1 - step.figures.get("requested_ratio", 0.0) for step in self.steps)
+        """What ``ratio`` would be if the last pruning had removed all it was to, of what those before it left."""
+        gone = [Lineage(self.steps[:i]).ratio for i, step in enumerate(self.steps) if "requested_ratio" in step.figures]
+        return 1 - (1 - gone[-1]) * (1 - self.last_pruning("requested_ratio")) if gone else 0.0
 
     def last_pruning(self, figure: str) -> float:
         """A figure of the last pruning, such as ``requested_size``; 0 where it has none."""
-        last = next((step.figures for step in reversed(self.steps) if "requested_ratio" in step.figures), {})
-        return last.get(figure, 0)
+        return next((s.figures for s in reversed(self.steps) if "requested_ratio" in s.figures), {}).get(figure, 0)
 
     @property
     def model_ratio(self) -> float:

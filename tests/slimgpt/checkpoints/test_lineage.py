@@ -46,6 +46,9 @@ def test_two_prunings_are_two_steps_and_the_ratio_is_against_the_first_dense_mod
     whole = parameters(dense), parameters(folder / "second")
     assert (lineage.before("parameters"), lineage.after("parameters")) == whole
     assert lineage.model_ratio == pytest.approx(1 - whole[1] / whole[0])
+    # What was requested of the second is a share of what the first left, not of what it was to leave.
+    assert first.ratio != 0.15
+    assert lineage.requested_ratio == pytest.approx(1 - 0.8 * counted[1] / counted[0])
 
 
 def test_a_finished_second_pruning_is_reused_and_one_of_another_ratio_refused(twice, tiny_config):

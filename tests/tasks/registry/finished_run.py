@@ -19,6 +19,7 @@ from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import open_run
 from tasks.registry.names import RegisteredVersion
 from tasks.registry.runs import RegistrationInput, parameters_of
+from tasks.retrying import ON_NETWORK_FAULTS
 from tasks.steps.artifacts import publish_artifacts
 from tasks.steps.benchmarking import Benchmark
 from tasks.steps.registration import register
@@ -69,7 +70,8 @@ def registration(root: str, name: str, runs: str, registry: RegistryConfig) -> s
     workspace = Workspace.at(runs)
     complete = request(Path(root), name, config=registry)
     with open_run(name, complete.parameters, registry, workspace, complete.folder) as run:
-        version = register(complete, run)
+        # As the flows call it, sooner: MLflow refuses a data set that another run enters at the same moment.
+        version = register.with_options(**(ON_NETWORK_FAULTS | {"retry_delay_seconds": 1}))(complete, run)
     publish_artifacts(complete.report, version, workspace.tracking_uri)
     return version.version
 
