@@ -28,7 +28,7 @@ from tasks.environment import prepare
 from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
 from tasks.preflight.measurable import check_measurable
-from tasks.preflight.models import resolve
+from tasks.preflight.models import resolve, settled
 from tasks.preflight.request import Skippable, check_request
 from tasks.registry.live_run import open_run
 from tasks.registry.names import RegisteredVersion, default_name
@@ -100,8 +100,8 @@ def compress(
     check_disk([(chain, folder)], registry, workspace, keep)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}
     plain |= {"keep": keep, "skip": list(skip)}
-    settled = {"prune": dense.settled(prune), "evaluation": dense.settled(evaluation)}
-    parameters = parameters_of(**plain, **settled, recover=recover, bench=bench)
+    named = {"prune": settled(prune, dense.folder), "evaluation": settled(evaluation, dense.folder)}
+    parameters = parameters_of(**plain, **named, recover=recover, bench=bench)
     with open_run(name, parameters, registry, workspace, folder) as run:
         pruned = run_chain(chain, folder, keep, run)
         before = after = None

@@ -35,7 +35,7 @@ from slimgpt.evaluation.harness_tasks import DataUsed
 from tasks.environment import Workspace, prepare
 from tasks.preflight.disk import check_disk
 from tasks.preflight.measurable import check_measurable
-from tasks.preflight.models import resolve
+from tasks.preflight.models import resolve, settled
 from tasks.preflight.request import Preflight, check_request
 from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import LiveRun, open_run
@@ -187,8 +187,9 @@ def _measure(one: Tried, dense: EvalResult, bench: BenchConfig, ready: Preflight
 
 
 def _parameters(point: Point, evaluation: EvalConfig, bench: BenchConfig) -> dict[str, Any]:
-    settled = {"prune": point.dense.settled(point.config), "evaluation": point.dense.settled(evaluation)}
-    settings = {**settled, "recover": point.recover, "bench": bench}
+    model = point.dense.folder
+    settings = {"prune": settled(point.config, model), "evaluation": settled(evaluation, model)}
+    settings |= {"recover": point.recover, "bench": bench}
     return parameters_of(model=point.dense.name, **settings)
 
 

@@ -14,7 +14,7 @@ LATENCY_VOCABULARY = 10_000  # vllm bench latency draws token ids below this, wh
 
 @dataclass(frozen=True, kw_only=True)
 class BenchConfig:
-    """What both models are measured under. The defaults take 40 minutes on two CPU cores.
+    """What both models are measured under. The defaults take more than half an hour on two CPU cores.
 
     Raises:
         ValueError: on construction, when a field is outside its limits.

@@ -122,21 +122,23 @@ class Service:
         """End it and all that it started: politely, then by force. Returns whether there was anything to end."""
         if not self._record.is_file():
             return False
-        pid, left = self.pid(), self._members()  # a worker that was killed leaves its flow runs behind
+        pid, seen = self.pid(), set(self._members())  # a worker that was killed leaves its flow runs behind
+        found = bool(seen)
         if pid:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGTERM)
         deadline = time.monotonic() + STOP_TIMEOUT_S
-        while pid and self._members() and time.monotonic() < deadline:
+        while pid and (members := self._members()) and time.monotonic() < deadline:
+            seen.update(members)
             time.sleep(0.1)
-        killed = self._members()
-        for member in killed:
+        for member in self._members():
+            seen.add(member)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(member, signal.SIGKILL)
-        while self._members() or any(map(_is_alive, killed)):  # one that is dying carries its mark no more
+        while self._members() or any(map(_is_alive, seen)):  # one that is dying carries its mark no more
             time.sleep(0.05)
         self._record.unlink()
-        return bool(left)
+        return found
 
     def _members(self) -> list[int]:
         """The processes of its session that carry its mark: after a reboot the same numbers belong to others."""

@@ -59,7 +59,7 @@ class Job:
         self.shapes = shapes or layer_shapes(self.model_config)
         self.device = resolve_device(config.device)
         stored = self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
-        self.dtype = compute_dtype(self.config.dtype, self.device, stored)
+        self.dtype = compute_dtype(self.config.dtype, self.device, self.model_config.dtype or stored)
         self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
         if Path(self.base_model).is_dir():
             self.base_model = model.name  # a path of this machine says nothing to others

@@ -17,7 +17,7 @@ from tasks.registry.fetching import fetch_model
 from tasks.registry.names import is_model_uri
 from tasks.retrying import ON_NETWORK_FAULTS
 
-Settled = TypeVar("Settled", PruneConfig, EvalConfig)
+Config = TypeVar("Config", PruneConfig, EvalConfig)
 
 
 @dataclass(frozen=True)
@@ -26,11 +26,6 @@ class ResolvedModel:
 
     name: str
     checkpoint: Checkpoint
-
-    def settled(self, config: "Settled") -> "Settled":
-        """The config with the dtype that its ``auto`` means for this model on this machine."""
-        dtype = compute_dtype(config.dtype, resolve_device(config.device), read_config(self.folder).dtype)
-        return replace(config, dtype=dtype_name(dtype))
 
     @property
     def folder(self) -> Path:
@@ -45,6 +40,16 @@ def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
         FileNotFoundError, ValueError: when there is none; the message says what can be named.
     """
     return fetch_model(model, workspace) if is_model_uri(model) else resolve_model(model, revision=revision)
+
+
+def settled(config: Config, model: Path) -> Config:
+    """The config with the dtype that its ``auto`` means for the model in this folder, on this machine.
+
+    As it is for a model whose config names no dtype.
+    """
+    if (stored := read_config(model).dtype) is None:
+        return config
+    return replace(config, dtype=dtype_name(compute_dtype(config.dtype, resolve_device(config.device), stored)))
 
 
 @task(name="find the model", cache_policy=NO_CACHE, persist_result=False, **ON_NETWORK_FAULTS)

@@ -10,15 +10,15 @@ from prefect import get_run_logger, runtime, task
 from prefect.context import TaskRunContext
 
 from slimgpt.checkpoints.lineage import Checkpoint
-from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
-from slimgpt.device import compute_dtype, dtype_name, resolve_device
+from slimgpt.device import resolve_device
 from slimgpt.equal_bits import conditions
 from slimgpt.evaluation.harness import EvalResult, evaluate
 from slimgpt.evaluation.harness_tasks import DataUsed
 from slimgpt.files import write_atomically
 from tasks.digests import facts_digest, folder_digest
 from tasks.environment import RunFolder
+from tasks.preflight.models import settled
 from tasks.registry.live_run import LiveRun
 
 
@@ -43,14 +43,12 @@ class EvalRequest:
         """All that the figures depend on; None where data comes from the hub, which names no digest of it."""
         if not all(data.sha256 for data in self.data):
             return None
-        device = resolve_device(self.config.device)
-        dtype = compute_dtype(self.config.dtype, device, read_config(self.model.folder).dtype)
         return {
             "model": [self.model.folder.name, folder_digest(self.model.folder)],
-            "config": asdict(self.config) | {"dtype": dtype_name(dtype)},
+            "config": asdict(settled(self.config, self.model.folder)),
             "data": [data.to_dict() for data in self.data],
             "lm_eval": version("lm_eval") if self.config.tasks else "",
-            **conditions(device),
+            **conditions(resolve_device(self.config.device)),
         }
 
 
