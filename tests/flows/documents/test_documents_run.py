@@ -89,7 +89,7 @@ def document(name):
 
 
 def test_readme(place, folder):
-    assert run(README) == {"prune", "recover", "inspect", "eval", "package", "compress", "promote", "sweep"}
+    assert run(README) == {"prune", "recover", "inspect", "eval", "export", "package", "compress", "promote", "sweep"}
     assert load_report(folder / "out").ratio == pytest.approx(0.25, abs=0.005)
     assert verify_bundle(folder / "bundle") == []
     assert aliases(place) == {"challenger": 2, "champion": 1}  # the sweep's and compress's
@@ -136,8 +136,9 @@ def test_registry_on_another_machine(folder, monkeypatch):
                     break
             time.sleep(0.2)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert run(text) == {"compress", "package"}
+        assert run(text) == {"compress", "export", "package"}
         assert verify_bundle(folder / "bundle") == []
+        assert Path("slim.gguf").read_bytes()[:4] == b"GGUF"
         assert list(Path("artifacts").rglob("*.safetensors"))  # they went through the server into its folder
     finally:
         os.killpg(server.pid, signal.SIGTERM)  # its workers, too
