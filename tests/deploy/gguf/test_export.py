@@ -20,7 +20,7 @@ from tests.tiny_families import write_family
 from tests.tiny_models import write_dense
 
 pytest.importorskip("llama_cpp_py_sync", reason="it has no wheel for this machine")
-from tests.deploy.gguf.llama_cpp import LlamaCpp  # noqa: E402
+from tests.deploy.gguf.llama_cpp import LlamaCpp
 
 PER_LAYER = ("llama", "llama3", "vicuna", "mistral", "qwen2", "qwen2_sliding")
 STOCK = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}

@@ -12,7 +12,7 @@ from deploy.gguf.vocabulary import _PATTERNS
 from tests.tiny_models import write_dense
 
 pytest.importorskip("llama_cpp_py_sync", reason="it has no wheel for this machine")
-from tests.deploy.gguf.llama_cpp import LlamaCpp  # noqa: E402
+from tests.deploy.gguf.llama_cpp import LlamaCpp
 
 TEXTS = [
     "",
