@@ -73,7 +73,7 @@ def compress(
     """Prune a model, recover it if asked to, evaluate it against the dense one, serve and measure both, register it.
 
     Args:
-        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        model: A folder, a GGUF file, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; empty for the model's own and -slim.
         prune: How the model is pruned.
         recover: How the pruned model is trained again; no tokens: not at all.

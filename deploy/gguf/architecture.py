@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 from gguf import MODEL_ARCH, MODEL_ARCH_NAMES, GGUFWriter, RopeScalingType
 from transformers import PretrainedConfig
-from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from slimgpt.checkpoints.families import family_of, layer_shapes, positions
+from slimgpt.checkpoints.gguf_file import llama3_factors
 from slimgpt.method.shapes import LayerShape
 
 _PER_LAYER = {"llama": MODEL_ARCH.DECI, "mistral": MODEL_ARCH.DECI, "qwen2": MODEL_ARCH.DECI}
@@ -89,10 +89,7 @@ class Architecture:
         """What LLaMA 3 divides each rotation's frequency by, [head_dim / 2]; None for the others."""
         if self.config.rope_parameters["rope_type"] != "llama3":
             return None
-        head_dim, theta = self.shapes[0].head_dim, self.config.rope_parameters["rope_theta"]
-        scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](self.config, device="cpu")
-        plain = theta ** -(np.arange(0, head_dim, 2, dtype=np.float64) / head_dim)
-        factors: np.ndarray = (plain / scaled.double().numpy()).astype(np.float32)
+        factors: np.ndarray = llama3_factors(self.config)
         return factors
 
 

@@ -18,12 +18,12 @@ from transformers import AutoTokenizer
 from deploy.gguf.architecture import Architecture, architecture_of
 from deploy.gguf.blocks import FILE_TYPES, Type, bytes_shape, check_type, in_blocks, kind_of
 from deploy.gguf.vocabulary import write_vocabulary
+from slimgpt.checkpoints.gguf_file import ENDING, ROPE_FACTORS
 from slimgpt.checkpoints.lineage import checkpoint_digest
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.shards import Shards
 from slimgpt.files import commit, free_bytes, write_atomically, writing
 
-_ROPE_FACTORS = "rope_freqs.weight"
 _WEIGHTS_PER_SECOND = {"f16": 15e6, "q8_0": 20e6, "q4_k_m": 20e6}  # measured on SmolLM2
 _VOCABULARY_BYTES = 20_000_000  # more than any tokenizer takes in the file
 
@@ -127,8 +127,8 @@ def check_name(out: Path) -> None:
     Raises:
         ValueError: for another ending, a folder, or a file of another kind.
     """
-    if out.suffix != ".gguf":
-        raise ValueError(f"OUT is {out}; give the name of a file that ends in .gguf")
+    if out.suffix != ENDING:
+        raise ValueError(f"OUT is {out}; give the name of a file that ends in {ENDING}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give the name of a new file")
     if out.is_file():
@@ -157,7 +157,7 @@ def _tensors(architecture: Architecture, shards: Shards, kind: Type, model: Path
     layers = len(architecture.shapes)
     names = get_tensor_name_map(architecture.name, layers)
     if (factors := architecture.rope_factors()) is not None:
-        yield Stored(_ROPE_FACTORS, "", factors.shape, GGMLQuantizationType.F32)
+        yield Stored(ROPE_FACTORS, "", factors.shape, GGMLQuantizationType.F32)
     for source in shards.names():
         if source == "lm_head.weight" and architecture.config.tie_word_embeddings:
             continue

@@ -1,22 +1,24 @@
 """The tokenizer as llama.cpp keeps it: words, their kinds, merges, the pattern that cuts text, special tokens."""
 
 import json
+import logging
 import re
 from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
 from transformers import AutoTokenizer
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from slimgpt.data.bos import adds_bos, lost_bos
 
-_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
-_REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 # How text is cut before merging: llama.cpp's name for each pattern, and whether it takes whole words past the merges.
 _PATTERNS = {
-    rf"{_WORDS}|\p{{N}}{{1,3}}|{_REST}": ("llama-bpe", True),
-    rf"{_WORDS}|\p{{N}}|{_REST}": ("qwen2", False),
+    GGUF_PRE_TOKENIZER_SPLITS[name]: (name, whole)
+    for name, whole in (("llama-bpe", True), ("qwen2", False), ("tekken", True))
 }
+
+logging.getLogger("gguf.vocab").setLevel(logging.ERROR)  # it warns of guesses, in whose place the habits below come
 
 
 def write_vocabulary(writer: GGUFWriter, model: Path, *, vocab_size: int, model_type: str) -> None:
@@ -37,12 +39,12 @@ def write_vocabulary(writer: GGUFWriter, model: Path, *, vocab_size: int, model_
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE":
         raise ValueError(f"{model}'s tokenizer is a {spec['model']['type']}; llama.cpp gets BPE from here")
-    special = SpecialVocab(model, load_merges=True, n_vocab=vocab_size)
+    pieces = spec["model"]["byte_fallback"]  # as SentencePiece has it: the order of the words is that of the merges
+    special = SpecialVocab(model, load_merges=not pieces, n_vocab=vocab_size)
     words, kinds = _words(spec, vocab_size)
-    if spec["model"]["byte_fallback"]:  # as SentencePiece has it: the order of the words is that of the merges
-        special.merges = []
-        pieces = zip(words, kinds, strict=True)
-        words = [word.replace("▁", " ") if kind == TokenType.USER_DEFINED else word for word, kind in pieces]
+    if pieces:
+        kinds_of = zip(words, kinds, strict=True)
+        words = [word.replace("▁", " ") if kind == TokenType.USER_DEFINED else word for word, kind in kinds_of]
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([-float(i) for i in range(len(words))])

@@ -35,7 +35,7 @@ def prune(
     On several GPUs, or CPUs: torchrun --nproc-per-node=N -m slimgpt prune MODEL OUT ...
 
     Args:
-        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        model: A folder, a GGUF file, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
         out: A new folder for the pruned model.
         revision: Commit or tag on the hub; empty for the newest.
         dry_run: Say what would happen, and what is missing, and stop.
@@ -173,7 +173,7 @@ def evaluate(
     """Measure perplexity and lm-eval tasks of MODEL.
 
     Args:
-        model: A folder, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
+        model: A folder, a GGUF file, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
         revision: Commit or tag on the hub; empty for the newest.
         out: Also write all results as JSON to this file.
     """

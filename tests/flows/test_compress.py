@@ -233,7 +233,7 @@ def test_the_form_shows_descriptions_limits_and_defaults():
     assert ratio["default"] == 0.25
     assert ratio["maximum"] == 0.9
     assert "projection parameters" in ratio["description"]
-    assert schema["properties"]["model"]["description"].startswith("A folder, a hub id")
+    assert schema["properties"]["model"]["description"].startswith("A folder, a GGUF file, a hub id")
 
 
 @pytest.mark.parametrize("flow", [compress, sweep])

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from deploy.gguf.export import export, plan_export
-from deploy.gguf.vocabulary import _PATTERNS
 from tests.tiny_models import write_dense
 
 pytest.importorskip("llama_cpp_py_sync", reason="it has no wheel for this machine")
@@ -78,17 +78,17 @@ def assert_same_tokens(folder: Path, out: Path) -> LlamaCpp:
     return runtime
 
 
-@pytest.mark.parametrize("pattern", ["gpt-2", "smollm", "qwen2", "llama-bpe"])
+@pytest.mark.parametrize("pattern", ["gpt-2", "smollm", "qwen2", "llama-bpe", "tekken"])
 def test_byte_level(pattern, tmp_path):
-    """GPT-2's way of cutting text, alone and after single digits; Qwen's; LLaMA 3's, whole words before merges."""
-    regex = {name: regex for regex, (name, _) in _PATTERNS.items()}.get(pattern)
+    """GPT-2's way of cutting text, alone and after single digits; Qwen's; LLaMA 3's and Mistral's, with whole words."""
+    regex = GGUF_PRE_TOKENIZER_SPLITS.get(pattern)
     level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=regex is None)
     cut = level
     if pattern == "smollm":
         cut = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), level])
     if regex:
         cut = pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(regex), "isolated"), level])
-    tokenizer = byte_level(cut, ignore_merges=pattern == "llama-bpe")
+    tokenizer = byte_level(cut, ignore_merges=pattern in ("llama-bpe", "tekken"))
     folder = write_model(tmp_path / "model", tokenizer, eos_token="<|end|>")
     runtime = assert_same_tokens(folder, tmp_path / "a.gguf")
     assert runtime.text("tokenizer.ggml.pre") == pattern

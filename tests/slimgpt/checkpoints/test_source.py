@@ -30,7 +30,7 @@ def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("nowhere", "no folder nowhere; name a model folder, a hub id"),
+        ("nowhere", "no folder nowhere; name a model folder, a GGUF file, a hub id"),
         ("./models/missing", "no folder ./models/missing"),
     ],
 )

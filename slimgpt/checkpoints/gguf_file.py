@@ -1,0 +1,160 @@
+"""A GGUF file as a model: de-quantised once into a folder of the cache, its tokenizer as llama.cpp uses it."""
+
+import importlib.util
+import shutil
+import struct
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.headers import CONFIG
+from slimgpt.files import file_sha256, share
+
+ENDING = ".gguf"
+ROPE_FACTORS = "rope_freqs.weight"
+# Names of llama.cpp for ways to cut text: where single digits come first, and where whole words go past the merges.
+_DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
+_WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "tekken")
+
+
+def convert_gguf(file: Path, cache: Path) -> Path:
+    """The folder of safetensors in bfloat16 that ``file`` becomes; the same file is converted once.
+
+    Args:
+        file: one whole GGUF file, of any type of blocks.
+        cache: folder in which the new one lies, under the file's name and digest.
+
+    Raises:
+        ValueError: for a part of a split file, a damaged one, an architecture that transformers cannot read; where the
+            package gguf is missing.
+    """
+    if importlib.util.find_spec("gguf") is None:
+        raise ValueError(f"{file} needs the package gguf: pip install 'slimgpt[gguf]'")
+    metadata, tensors = _header(file)
+    if metadata.get("split.count", 0) > 1:
+        raise ValueError(f"{file} is one part of {metadata['split.count']}; join them with llama-gguf-split --merge")
+    folder = cache / f"{file.stem}-{file_sha256(file)[:12]}"
+    if (folder / CONFIG).is_file():
+        return folder
+    model, tokenizer = read_gguf(file)
+    if ROPE_FACTORS in tensors:
+        restore_rope(model.config, rope_factors(file), file)
+    restore_habits(tokenizer, metadata)
+    write_converted(model, tokenizer, folder)
+    return folder
+
+
+def read_gguf(file: Path) -> tuple[Any, Any]:
+    """Model, in bfloat16, and tokenizer, as transformers reads them.
+
+    Raises:
+        ValueError: where it cannot.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    try:
+        with building:
+            model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
+        tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"{file} cannot be read by transformers: {str(error).splitlines()[0]}") from None
+    del model.config.quantization_config  # the weights are de-quantised: say so, or nothing loads them
+    model.hf_quantizer = None
+    return model.to(torch.bfloat16), tokenizer
+
+
+def restore_rope(config: Any, factors: Any, file: Path) -> None:
+    """Name the scaling of the rotary embedding, whose factors the file holds and transformers leaves there.
+
+    Args:
+        config: of the model.
+        factors: what each rotation's frequency is divided by, [head_dim / 2].
+        file: for messages.
+
+    Raises:
+        ValueError: where LLaMA 3's formula does not give these factors.
+    """
+    import numpy as np
+
+    plain = {"rope_theta": config.rope_parameters["rope_theta"], "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+    for power in range(6, 18):  # LLaMA 3 was trained on 8192 positions before it was stretched
+        scaling = {**plain, "rope_type": "llama3", "factor": float(factors.max())}
+        config.rope_parameters = {**scaling, "original_max_position_embeddings": 2**power}
+        if np.allclose(llama3_factors(config), factors, rtol=1e-3):
+            return
+    raise ValueError(f"{file} scales its rotary embedding otherwise than LLaMA 3, so transformers cannot compute it")
+
+
+def llama3_factors(config: Any) -> Any:
+    """What LLaMA 3 divides each rotation's frequency by, [head_dim / 2], float32."""
+    import numpy as np
+    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+    scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
+    steps = np.arange(len(scaled), dtype=np.float64) / len(scaled)
+    return (config.rope_parameters["rope_theta"] ** -steps / scaled.double().numpy()).astype(np.float32)
+
+
+def rope_factors(file: Path) -> Any:
+    """The factors that the file holds."""
+    from gguf import GGUFReader
+
+    return next(tensor.data for tensor in GGUFReader(file).tensors if tensor.name == ROPE_FACTORS)
+
+
+def restore_habits(tokenizer: Any, metadata: dict[str, Any]) -> None:
+    """Give a tokenizer what transformers leaves in the file: BOS, the blank in front, how digits and words are cut.
+
+    Args:
+        tokenizer: of transformers, made from the file.
+        metadata: of the file.
+    """
+    from tokenizers import decoders, normalizers, pre_tokenizers, processors
+
+    backend, said = tokenizer.backend_tokenizer, {key.removeprefix("tokenizer.ggml."): v for key, v in metadata.items()}
+    pieces, cut = said.get("model") == "llama", said.get("pre", "")
+    if cut in _DIGITS_FIRST:
+        digits = pre_tokenizers.Digits(individual_digits=True)
+        backend.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
+    if cut in _WHOLE_WORDS:
+        backend.model.ignore_merges = True
+    if pieces:  # a blank in front of every stretch of text between special tokens, or none
+        front = [normalizers.Prepend("▁")] if said.get("add_space_prefix", True) else []
+        backend.normalizer = normalizers.Sequence([*front, normalizers.Replace(" ", "▁")])
+        backend.pre_tokenizer = None
+        strip = [decoders.Strip(" ", left=1)] if front else []
+        parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        backend.decoder = decoders.Sequence(parts)
+    # What llama.cpp does where the file does not say.
+    if said.get("add_bos_token", pieces or cut in _WHOLE_WORDS) and (bos := tokenizer.bos_token):
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", pair=f"{bos} $A {bos} $B", special_tokens=[(bos, tokenizer.bos_token_id)]
+        )
+
+
+def write_converted(model: Any, tokenizer: Any, folder: Path) -> None:
+    """Write both to ``folder``, which appears complete; where another process was quicker, its folder stays."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
+    try:
+        model.save_pretrained(temporary)
+        tokenizer.save_pretrained(temporary)
+        share(temporary)
+        temporary.rename(folder)
+    except BaseException as error:
+        shutil.rmtree(temporary)
+        if not (isinstance(error, OSError) and (folder / CONFIG).is_file()):
+            raise
+
+
+def _header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What the file says about itself, its lists left out, and the names of its tensors."""
+    from transformers.integrations.gguf.reader import read_gguf_metadata
+
+    try:
+        metadata, tensors = read_gguf_metadata(str(file))
+    except (ValueError, IndexError, KeyError, OSError, struct.error) as error:
+        raise ValueError(f"{file} is damaged, or no GGUF file: {error}; download or copy it again") from None
+    return dict(metadata), tuple(tensors)
