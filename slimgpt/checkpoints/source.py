@@ -47,7 +47,8 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
     if str(model) == BUILT_IN:
         return _built_in()
     if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
-        raise FileNotFoundError(f"no folder {model}; name a model folder, a GGUF file, a hub id (org/name) or {BUILT_IN}")
+        known = f"a model folder, a GGUF file, a hub id (org/name) or {BUILT_IN}"
+        raise FileNotFoundError(f"no folder {model}; name {known}")
     try:
         return _from_hub(str(model), revision)
     except FileNotFoundError as error:

@@ -11,6 +11,7 @@ from slimgpt.quantities import BYTES, COUNTS, read_quantity
 
 MAX_RATIO = 0.9
 _RATIO = 0.25
+_FIRST_RATIO_SHARE = 0.25
 _TARGETS = {"target_size": BYTES, "target_parameters": COUNTS}
 
 
@@ -46,7 +47,7 @@ class PruneConfig:
         "pass, over all heads and FFNs; log rises from the first layer to the last (the paper's).",
     )
     first_ratio_share: float = option(
-        0.25, "nats, log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
+        _FIRST_RATIO_SHARE, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
     )
     layer_ratios: tuple[float, ...] = option(
         (), "explicit: one ratio per decoder layer, first to last; their mean must be the ratio."
@@ -137,6 +138,11 @@ class PruneConfig:
                     f"schedule is 'nats' and {name} {value!r}; with prices it is {wanted!r}: choose schedule 'log', "
                     "which has the choice"
                 )
+        if self.schedule == "nats" and self.first_ratio_share != _FIRST_RATIO_SHARE:
+            raise ValueError(
+                f"schedule is 'nats' and first_ratio_share {self.first_ratio_share:g}; it belongs to the schedules log "
+                "and linear: choose one of them, or see log_share and skip_first"
+            )
         for i, r in enumerate(self.layer_ratios):
             if not 0 <= r <= MAX_RATIO:
                 raise ValueError(f"layer_ratios[{i}] is {r}; it must lie in [0, {MAX_RATIO}]")
@@ -184,7 +190,7 @@ def paper_preset(ratio: float) -> dict[str, Any]:
     return {
         "ratio": ratio,
         "schedule": "log",
-        "first_ratio_share": min(1.0, first_ratio / ratio) if ratio > 0 else 0.25,
+        "first_ratio_share": min(1.0, first_ratio / ratio) if ratio > 0 else _FIRST_RATIO_SHARE,
         "head_budget": "ratio",
         "head_error": "paper",
         "head_unit": "kv_group",

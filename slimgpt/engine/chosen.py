@@ -21,8 +21,8 @@ class Chosen:
     """The widths that the knapsack chose: what an Allocation decides on the way is known before.
 
     Prices know each map alone: they take too much from early layers, whose errors meet those of all that follow. So
-    FFN widths are then drawn towards the log schedule: in the first layer ``config.log_share`` of the way, by even
-    steps less in those behind it, the last stays where prices put it.
+    FFN widths are then drawn towards a log schedule that begins with nothing: in the first layer ``config.log_share``
+    of the way, by even steps less in those behind it, the last stays where prices put it.
 
     Args:
         prices: of the model.
@@ -78,7 +78,7 @@ class Chosen:
         chosen = [options[k] for options, k in zip(widths, picked[len(shapes) :], strict=True)]
         self.widths = [width for width, _ in chosen]
         if config.log_share > 0:
-            by_log = layer_ratios(replace(config, schedule="log", ratio=ratio), sizes)
+            by_log = layer_ratios(replace(config, schedule="log", first_ratio_share=0.0, ratio=ratio), sizes)
             places = [share * size for share, size in zip(by_log, sizes, strict=True)]
             self._draw_to_log([[width for width, _ in options] for options in widths], places, need)
         nats = [dict(options)[width] for options, width in zip(widths, self.widths, strict=True)]

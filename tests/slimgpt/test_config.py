@@ -26,6 +26,7 @@ from slimgpt.config import EvalConfig, PruneConfig
             {"head_error": "paper"},
             "schedule is 'nats' and head_error 'paper'; with prices it is 'exact': choose schedule",
         ),
+        ({"first_ratio_share": 0.5}, "first_ratio_share 0.5; it belongs to the schedules log and linear"),
         ({"head_budget": "ratio"}, "head_budget 'ratio'; with prices it is 'price'"),
         ({"schedule": "explicit", "layer_ratios": (0.5, 0.95)}, r"layer_ratios\[1\] is 0.95"),
         ({"group_size_min": 64, "group_size_max": 8}, "group_size_min .64. is larger than group_size_max .8."),

@@ -23,7 +23,7 @@ def test_each_layer_is_equally_far_from_its_place_between_the_prices_and_the_log
     config = tiny_config(schedule="nats", head_price_factor=1e9, **fields)
     job, alone = chosen(dense, replace(config, log_share=0.0))
     by_prices, sizes = gone(alone), [shape.parameters for shape in job.shapes]
-    ratios = layer_ratios(replace(config, schedule="log"), sizes)
+    ratios = layer_ratios(replace(config, schedule="log", first_ratio_share=0.0), sizes)
     step = config.ffn_multiple * job.shapes[0].channel_parameters
     for first in (0.0, 0.5, 1.0):
         drawn = gone(chosen(dense, replace(config, log_share=first))[1])
@@ -45,6 +45,6 @@ def test_a_first_layer_whose_heads_take_more_than_its_place_keeps_its_ffn(dense,
         for shape, o in zip(drawn.shapes, drawn.heads, strict=True)
     ]
     sizes = [shape.parameters for shape in drawn.shapes]
-    assert heads[0] > layer_ratios(replace(config, schedule="log"), sizes)[0] * sizes[0]
+    assert heads[0] > layer_ratios(replace(config, schedule="log", first_ratio_share=0.0), sizes)[0] * sizes[0]
     assert drawn.widths[0] == drawn.shapes[0].intermediate_size
     assert sum(gone(drawn)) >= 0.4 * sum(sizes)
