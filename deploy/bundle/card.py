@@ -16,6 +16,8 @@ from deploy.bundle.files import render
 from deploy.engines.vllm_entry import TESTED_VLLM
 from deploy.report.answers import answers_markdown
 from deploy.report.comparison import HEADER, Comparison, rows
+from slimgpt.checkpoints.gguf_file import SOURCE_KEY
+from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.lineage import Lineage, Step
 from slimgpt.config import STAGE_CONFIGS
 from slimgpt.evaluation.metrics import documents
@@ -105,6 +107,7 @@ def model_card(
         "card.md.j2",
         metadata=metadata.to_yaml(),
         license=metadata.license,
+        dequantized_from=raw_config(model).get(SOURCE_KEY, ""),
         name=name,
         base=base,
         image=image,

@@ -89,8 +89,7 @@ class Architecture:
         """What LLaMA 3 divides each rotation's frequency by, [head_dim / 2]; None for the others."""
         if self.config.rope_parameters["rope_type"] != "llama3":
             return None
-        factors: np.ndarray = llama3_factors(self.config)
-        return factors
+        return llama3_factors(self.config)
 
 
 def architecture_of(config: PretrainedConfig, model: Path) -> Architecture:

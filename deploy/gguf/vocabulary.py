@@ -48,7 +48,7 @@ def write_vocabulary(writer: GGUFWriter, model: Path, *, vocab_size: int, model_
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([-float(i) for i in range(len(words))])
-        writer.add_add_space_prefix(tokenizer.tokenize("a")[:1] == ["▁a"] or tokenizer.tokenize("a")[:1] == ["▁"])
+        writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
     else:
         writer.add_tokenizer_model("gpt2")
         writer.add_tokenizer_pre(_pattern(spec, model))

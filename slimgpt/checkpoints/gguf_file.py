@@ -7,12 +7,19 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from tokenizers import decoders, normalizers, pre_tokenizers, processors
+from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, PretrainedConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
 from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.files import file_sha256, share
 
 ENDING = ".gguf"
 ROPE_FACTORS = "rope_freqs.weight"
+SOURCE_KEY = "dequantized_from"  # in config.json: name of the file, and what its blocks were
 # Names of llama.cpp for ways to cut text: where single digits come first, and where whole words go past the merges.
 _DIGITS_FIRST = ("smollm", "starcoder", "refact", "command-r")
 _WHOLE_WORDS = ("llama3", "llama-v3", "llama-bpe", "tekken")
@@ -26,8 +33,8 @@ def convert_gguf(file: Path, cache: Path) -> Path:
         cache: folder in which the new one lies, under the file's name and digest.
 
     Raises:
-        ValueError: for a part of a split file, a damaged one, an architecture that transformers cannot read; where the
-            package gguf is missing.
+        ValueError: for a part of a split file, a damaged one, an architecture or a rotary embedding that transformers
+            cannot read; where the package gguf is missing.
     """
     if importlib.util.find_spec("gguf") is None:
         raise ValueError(f"{file} needs the package gguf: pip install 'slimgpt[gguf]'")
@@ -37,9 +44,10 @@ def convert_gguf(file: Path, cache: Path) -> Path:
     folder = cache / f"{file.stem}-{file_sha256(file)[:12]}"
     if (folder / CONFIG).is_file():
         return folder
+    rope = rope_scaling(file, metadata, tensors)
     model, tokenizer = read_gguf(file)
-    if ROPE_FACTORS in tensors:
-        restore_rope(model.config, rope_factors(file), file)
+    model.config.rope_parameters = {**model.config.rope_parameters, **rope}
+    setattr(model.config, SOURCE_KEY, f"{file.name} ({block_kinds(metadata)})")
     restore_habits(tokenizer, metadata)
     write_converted(model, tokenizer, folder)
     return folder
@@ -51,9 +59,6 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
     Raises:
         ValueError: where it cannot.
     """
-    import torch
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
     try:
         with building:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
@@ -65,43 +70,59 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
     return model.to(torch.bfloat16), tokenizer
 
 
-def restore_rope(config: Any, factors: Any, file: Path) -> None:
-    """Name the scaling of the rotary embedding, whose factors the file holds and transformers leaves there.
+def rope_scaling(file: Path, metadata: dict[str, Any], tensors: tuple[str, ...]) -> dict[str, Any]:
+    """How the rotary embedding is stretched, which transformers leaves in the file; empty where it is not.
 
     Args:
-        config: of the model.
-        factors: what each rotation's frequency is divided by, [head_dim / 2].
-        file: for messages.
+        file: for its factors and messages.
+        metadata: of the file.
+        tensors: their names in the file.
+
+    Returns:
+        Entries of the config's ``rope_parameters``.
 
     Raises:
-        ValueError: where LLaMA 3's formula does not give these factors.
+        ValueError: for a kind that transformers would not compute so.
     """
-    import numpy as np
+    rope = f"{metadata['general.architecture']}.rope"
+    kind = metadata.get(f"{rope}.scaling.type", "none")
+    if kind == "linear":
+        return {"rope_type": "linear", "factor": float(metadata[f"{rope}.scaling.factor"])}
+    if kind != "none":
+        raise ValueError(f"{file} stretches its rotary embedding by {kind}, which is not read from GGUF files")
+    return _llama3(file, float(metadata.get(f"{rope}.freq_base", 10000.0))) if ROPE_FACTORS in tensors else {}
 
-    plain = {"rope_theta": config.rope_parameters["rope_theta"], "low_freq_factor": 1.0, "high_freq_factor": 4.0}
-    for power in range(6, 18):  # LLaMA 3 was trained on 8192 positions before it was stretched
-        scaling = {**plain, "rope_type": "llama3", "factor": float(factors.max())}
-        config.rope_parameters = {**scaling, "original_max_position_embeddings": 2**power}
-        if np.allclose(llama3_factors(config), factors, rtol=1e-3):
-            return
+
+def _llama3(file: Path, theta: float) -> dict[str, Any]:
+    """The numbers of LLaMA 3's formula that give the factors in the file."""
+    from gguf import GGUFReader
+
+    factors = next(tensor.data for tensor in GGUFReader(file).tensors if tensor.name == ROPE_FACTORS)
+    for power in range(6, 18):  # the positions it was trained on before it was stretched: 8192, as far as published
+        numbers = {"factor": float(factors.max()), "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+        scaling = {"rope_type": "llama3", **numbers, "original_max_position_embeddings": 2**power}
+        made = LlamaConfig(head_dim=2 * len(factors), rope_parameters={"rope_theta": theta, **scaling})
+        if np.allclose(llama3_factors(made), factors, rtol=1e-3):
+            return scaling
     raise ValueError(f"{file} scales its rotary embedding otherwise than LLaMA 3, so transformers cannot compute it")
 
 
-def llama3_factors(config: Any) -> Any:
-    """What LLaMA 3 divides each rotation's frequency by, [head_dim / 2], float32."""
-    import numpy as np
-    from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+def block_kinds(metadata: dict[str, Any]) -> str:
+    """What the file says its numbers are: Q4_K_M, F16, ..."""
+    from gguf import LlamaFileType
 
+    try:
+        return LlamaFileType(metadata.get("general.file_type", -1)).name.removeprefix("MOSTLY_").removeprefix("ALL_")
+    except ValueError:  # a newer kind, or none named
+        return "GGUF"
+
+
+def llama3_factors(config: PretrainedConfig) -> np.ndarray:
+    """What LLaMA 3 divides each rotation's frequency by, [head_dim / 2], float32."""
     scaled, _ = ROPE_INIT_FUNCTIONS["llama3"](config, device="cpu")
     steps = np.arange(len(scaled), dtype=np.float64) / len(scaled)
-    return (config.rope_parameters["rope_theta"] ** -steps / scaled.double().numpy()).astype(np.float32)
-
-
-def rope_factors(file: Path) -> Any:
-    """The factors that the file holds."""
-    from gguf import GGUFReader
-
-    return next(tensor.data for tensor in GGUFReader(file).tensors if tensor.name == ROPE_FACTORS)
+    factors: np.ndarray = (config.rope_parameters["rope_theta"] ** -steps / scaled.double().numpy()).astype(np.float32)
+    return factors
 
 
 def restore_habits(tokenizer: Any, metadata: dict[str, Any]) -> None:
@@ -111,8 +132,6 @@ def restore_habits(tokenizer: Any, metadata: dict[str, Any]) -> None:
         tokenizer: of transformers, made from the file.
         metadata: of the file.
     """
-    from tokenizers import decoders, normalizers, pre_tokenizers, processors
-
     backend, said = tokenizer.backend_tokenizer, {key.removeprefix("tokenizer.ggml."): v for key, v in metadata.items()}
     pieces, cut = said.get("model") == "llama", said.get("pre", "")
     if cut in _DIGITS_FIRST:

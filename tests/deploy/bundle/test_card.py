@@ -192,6 +192,7 @@ def test_figures_beside_a_pruned_model_say_that_it_was_pruned(twice, evaluations
     ],
 )
 def test_the_licence_is_read_from_the_files_beside_the_weights(card, tmp_path, name, text, expected):
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / name).write_text(text)
     read = card(folder=tmp_path)
     assert read.data.license == expected
@@ -206,10 +207,17 @@ def test_the_licence_is_read_from_the_files_beside_the_weights(card, tmp_path, n
 
 @pytest.mark.parametrize("readme", ["", "# Notes, no metadata\n", "---\n: [\n---\n", "---\n- a\n---\n"])
 def test_an_unknown_licence_is_omitted_with_a_note(card, tmp_path, readme):
+    (tmp_path / "config.json").write_text("{}")
     (tmp_path / "README.md").write_text(readme)
     read = card(folder=tmp_path)
     assert read.data.license is None and "\nlicense" not in str(read)
     assert "licence of the original model is not known" in read.text
+
+
+def test_weights_out_of_a_gguf_file_are_named(card, tmp_path):
+    (tmp_path / "config.json").write_text('{"dequantized_from": "tiny.gguf (Q4_K_M)"}')
+    assert "- Weights before the first step: de-quantised from tiny.gguf (Q4_K_M)\n" in card(folder=tmp_path).text
+    assert "de-quantised" not in card().text
 
 
 def test_the_base_model_is_a_hub_id_or_left_out(card, report, tmp_path):

@@ -52,6 +52,25 @@ def test_weights_come_back(case, tmp_path):
     assert list(converted.parent.iterdir()) == [converted]
 
 
+def test_linear_rotary_scaling(tmp_path):
+    """transformers leaves it in the file and would read every position wrong."""
+    rope = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
+    folder = write_dense(tmp_path / "model", rope_parameters=rope)
+    assert read_json(resolve_model(to_gguf(folder)) / "config.json")["rope_parameters"] == rope
+
+
+def test_another_rotary_scaling(tmp_path):
+    """As llama.cpp's converter writes a Qwen with YaRN."""
+    file = to_gguf(
+        write_dense(tmp_path / "model", rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0})
+    )
+    said = file.read_bytes()
+    assert said.count(b"linear") == 1
+    file.write_bytes(said.replace(b"\x06\0\0\0\0\0\0\0linear", b"\x06\0\0\0\0\0\0\0dynaml"))
+    with pytest.raises(ValueError, match="stretches its rotary embedding by dynaml, which is not read"):
+        resolve_model(file)
+
+
 def test_rotary_factors_without_a_name(tmp_path):
     """A scaling that LLaMA 3's formula does not give would compute something else, in silence."""
     folder = write_family(tmp_path / "model", "llama3")
@@ -66,10 +85,12 @@ def test_a_quantised_file_prunes(tmp_path):
     """As users have them: blocks of 4 to 8 bits, de-quantised, pruned, and a file again."""
     file = to_gguf(write_dense(tmp_path / "dense", hidden_size=256, intermediate_size=256), "q4_k_m")
     converted = resolve_model(file)
-    assert read_json(converted / "config.json")["dtype"] == "bfloat16"
+    config = read_json(converted / "config.json")
+    assert (config["dtype"], config["dequantized_from"]) == ("bfloat16", "dense.gguf (Q4_K_M)")
     config = PruneConfig(ratio=0.25, ffn_multiple=8, calibration="python", num_samples=4, seq_len=48)
     report = prune(converted, tmp_path / "out", config)
     assert report.ratio == pytest.approx(0.25, abs=0.005)
+    assert read_json(tmp_path / "out/config.json")["dequantized_from"] == "dense.gguf (Q4_K_M)"
     runtime = LlamaCpp(to_gguf(tmp_path / "out"))
     assert runtime.logits([1, 2, 3]).shape == (3, 512)
     runtime.close()
