@@ -31,9 +31,9 @@ def export(
         runs: Folder of the runs, whose registry holds MODEL; ./runs or SLIMGPT_RUNS by default.
         dry_run: Say what the file would be, and how large, and write nothing.
     """
-    from deploy.gguf.blocks import check_type
-    from deploy.gguf.export import check_name, check_target, plan_export
-    from deploy.gguf.export import export as write
+    from deploy.llamacpp.blocks import check_type
+    from deploy.llamacpp.export import check_name, check_target, plan_export
+    from deploy.llamacpp.export import export as write
     from flows.cli import show
 
     check_type(kind)

@@ -7,7 +7,7 @@ import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.gguf.export import export, plan_export
+from deploy.llamacpp.export import export, plan_export
 from slimgpt.checkpoints.headers import read_json
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
@@ -17,8 +17,8 @@ from tests.tiny_families import write_family
 from tests.tiny_models import write_dense
 
 pytest.importorskip("llama_cpp_py_sync", reason="it has no wheel for this machine")
-from tests.deploy.gguf.llama_cpp import LlamaCpp
-from tests.deploy.gguf.test_vocabulary import TEXTS, byte_level, sentence_piece, write_model
+from tests.deploy.llamacpp.runtime import LlamaCpp
+from tests.deploy.llamacpp.test_vocabulary import TEXTS, byte_level, sentence_piece, write_model
 
 
 @pytest.fixture(autouse=True)

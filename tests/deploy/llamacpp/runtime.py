@@ -67,6 +67,10 @@ class LlamaCpp:
             made.append(int(self.logits(made)[-1].argmax()))
         return made[len(ids) :]
 
+    def chosen(self, ids: list[int]) -> list[int]:
+        """The most likely token after each of these."""
+        return [int(i) for i in self.logits(ids).argmax(axis=1)]
+
     def text(self, key: str) -> str:
         """What the file says under ``key``."""
         buffer = _ffi.new("char[]", 4096)

@@ -8,11 +8,11 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, normalize
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
-from deploy.gguf.export import export, plan_export
+from deploy.llamacpp.export import export, plan_export
 from tests.tiny_models import write_dense
 
 pytest.importorskip("llama_cpp_py_sync", reason="it has no wheel for this machine")
-from tests.deploy.gguf.llama_cpp import LlamaCpp
+from tests.deploy.llamacpp.runtime import LlamaCpp
 
 TEXTS = [
     "",

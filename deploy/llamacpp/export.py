@@ -15,9 +15,9 @@ from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 from torch import Tensor
 from transformers import AutoTokenizer
 
-from deploy.gguf.architecture import Architecture, architecture_of
-from deploy.gguf.blocks import FILE_TYPES, Type, bytes_shape, check_type, in_blocks, kind_of
-from deploy.gguf.vocabulary import write_vocabulary
+from deploy.llamacpp.architecture import Architecture, architecture_of
+from deploy.llamacpp.blocks import FILE_TYPES, Type, bytes_shape, check_type, in_blocks, kind_of
+from deploy.llamacpp.vocabulary import write_vocabulary
 from slimgpt.checkpoints.gguf_file import ENDING, ROPE_FACTORS
 from slimgpt.checkpoints.lineage import checkpoint_digest
 from slimgpt.checkpoints.origins import open_shards, read_config
