@@ -4,7 +4,7 @@ slimgpt export pruned pruned.gguf --type q4_k_m
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
@@ -17,12 +17,12 @@ from transformers import AutoTokenizer
 
 from deploy.llamacpp.architecture import Architecture, architecture_of
 from deploy.llamacpp.blocks import FILE_TYPES, Type, bytes_shape, check_type, in_blocks, kind_of
-from deploy.llamacpp.vocabulary import write_vocabulary
+from deploy.llamacpp.vocabulary import read_tokenizer, write_vocabulary
 from slimgpt.checkpoints.gguf_file import ENDING, ROPE_FACTORS
 from slimgpt.checkpoints.lineage import checkpoint_digest
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.shards import Shards
-from slimgpt.files import commit, free_bytes, write_atomically, writing
+from slimgpt.files import commit, free_bytes, locked, write_atomically, writing
 
 _WEIGHTS_PER_SECOND = {"f16": 15e6, "q8_0": 20e6, "q4_k_m": 20e6}  # measured on SmolLM2
 _VOCABULARY_BYTES = 20_000_000  # more than any tokenizer takes in the file
@@ -88,10 +88,11 @@ def plan_export(model: Path, kind: str) -> ExportPlan:
     """What ``export`` would write, from the headers of the weight files.
 
     Raises:
-        ValueError: for another type; where llama.cpp has nothing that computes the same.
+        ValueError: for another type; where llama.cpp has nothing that computes the same, or no such tokenizer.
     """
     check_type(kind)
     architecture = architecture_of(read_config(model), model)
+    read_tokenizer(model)
     tensors = list(_tensors(architecture, open_shards(model), cast(Type, kind), model))
     return ExportPlan(model, cast(Type, kind), architecture, tensors)
 
@@ -108,13 +109,13 @@ def export(plan: ExportPlan, out: Path, *, name: str = "") -> Path:
         ``out``.
 
     Raises:
-        ValueError: for an ``out`` that is no GGUF file; a tokenizer that llama.cpp has not; weights that 16 bits cannot
-            hold.
+        ValueError: for an ``out`` that is no GGUF file; for weights that 16 bits cannot hold.
         OSError: the disk has no room for it; the message names the folder.
     """
     check_target(plan, out)
     out.parent.mkdir(parents=True, exist_ok=True)
-    with writing("the GGUF file", out.parent), _partial(out) as partial:
+    # Another export to the same place waits: both would write the same unfinished file.
+    with writing("the GGUF file", out.parent), locked(out.parent, wait=True), _partial(out) as partial:
         _write(plan, partial, name or plan.model.absolute().name)
         commit(partial, out)
         write_atomically(out.with_suffix(".Modelfile"), _modelfile(plan, out))
@@ -175,21 +176,20 @@ def _write(plan: ExportPlan, path: Path, name: str) -> None:
     """The file, one tensor in memory at a time."""
     config = plan.architecture.config
     shards = open_shards(plan.model)
-    writer = GGUFWriter(path, plan.architecture.label)
-    writer.add_name(name)
-    writer.add_file_type(FILE_TYPES[plan.kind])
-    writer.add_string("slimgpt.checkpoint", checkpoint_digest(plan.model))
-    plan.architecture.write_numbers(writer)
-    write_vocabulary(writer, plan.model, vocab_size=config.vocab_size, model_type=config.model_type)
-    for tensor in plan.tensors:
-        shape = bytes_shape(tensor.shape, tensor.kind)
-        writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), tensor.bytes, raw_dtype=tensor.kind)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_ti_data_to_file()
-    for tensor in plan.tensors:
-        writer.write_tensor_data(in_blocks(_weight(plan, tensor, shards), tensor.kind))
-    writer.close()
+    with closing(GGUFWriter(path, plan.architecture.label)) as writer:
+        writer.add_name(name)
+        writer.add_file_type(FILE_TYPES[plan.kind])
+        writer.add_string("slimgpt.checkpoint", checkpoint_digest(plan.model))
+        plan.architecture.write_numbers(writer)
+        write_vocabulary(writer, plan.model, vocab_size=config.vocab_size, model_type=config.model_type)
+        for tensor in plan.tensors:
+            shape = bytes_shape(tensor.shape, tensor.kind)
+            writer.add_tensor_info(tensor.name, shape, np.dtype(np.uint8), tensor.bytes, raw_dtype=tensor.kind)
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for tensor in plan.tensors:
+            writer.write_tensor_data(in_blocks(_weight(plan, tensor, shards), tensor.kind))
 
 
 def _weight(plan: ExportPlan, tensor: Stored, shards: Shards) -> np.ndarray:

@@ -31,7 +31,31 @@ def write_vocabulary(writer: GGUFWriter, model: Path, *, vocab_size: int, model_
         model_type: of its config, which tells whether BOS was lost on the way (``slimgpt.data.bos``).
 
     Raises:
-        ValueError: where llama.cpp has no such tokenizer.
+        ValueError: as ``read_tokenizer``.
+    """
+    tokenizer, spec, pattern = read_tokenizer(model)
+    pieces = spec["model"]["byte_fallback"]  # as SentencePiece has it: the order of the words is that of the merges
+    special = SpecialVocab(model, load_merges=not pieces, n_vocab=vocab_size)
+    words, kinds = _words(spec, vocab_size)
+    if pieces:
+        kinds_of = zip(words, kinds, strict=True)
+        words = [word.replace("▁", " ") if kind == TokenType.USER_DEFINED else word for word, kind in kinds_of]
+        writer.add_token_scores([-float(i) for i in range(len(words))])
+        writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
+    writer.add_tokenizer_model("llama" if pieces else "gpt2")
+    writer.add_tokenizer_pre(pattern)
+    writer.add_token_list(words)
+    writer.add_token_types(kinds)
+    ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    special.add_special_token = {"bos": adds_bos(tokenizer) or bool(lost_bos(tokenizer, model_type)), "eos": ends}
+    special.add_to_gguf(writer, quiet=True)
+
+
+def read_tokenizer(model: Path) -> tuple[Any, dict[str, Any], str]:
+    """The tokenizer in folder ``model``, what tokenizer.json says of it, and llama.cpp's name for how it cuts text.
+
+    Raises:
+        ValueError: where llama.cpp has no such tokenizer, or none whose name is known here.
     """
     tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     if not tokenizer.is_fast:
@@ -39,24 +63,7 @@ def write_vocabulary(writer: GGUFWriter, model: Path, *, vocab_size: int, model_
     spec = json.loads(tokenizer.backend_tokenizer.to_str())
     if spec["model"]["type"] != "BPE":
         raise ValueError(f"{model}'s tokenizer is a {spec['model']['type']}; llama.cpp gets BPE from here")
-    pieces = spec["model"]["byte_fallback"]  # as SentencePiece has it: the order of the words is that of the merges
-    special = SpecialVocab(model, load_merges=not pieces, n_vocab=vocab_size)
-    words, kinds = _words(spec, vocab_size)
-    if pieces:
-        kinds_of = zip(words, kinds, strict=True)
-        words = [word.replace("▁", " ") if kind == TokenType.USER_DEFINED else word for word, kind in kinds_of]
-        writer.add_tokenizer_model("llama")
-        writer.add_tokenizer_pre("default")
-        writer.add_token_scores([-float(i) for i in range(len(words))])
-        writer.add_add_space_prefix(tokenizer.tokenize("a")[0].startswith("▁"))
-    else:
-        writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(_pattern(spec, model))
-    writer.add_token_list(words)
-    writer.add_token_types(kinds)
-    ends = tokenizer("a")["input_ids"][-1:] == [tokenizer.eos_token_id]
-    special.add_special_token = {"bos": adds_bos(tokenizer) or bool(lost_bos(tokenizer, model_type)), "eos": ends}
-    special.add_to_gguf(writer, quiet=True)
+    return tokenizer, spec, "default" if spec["model"]["byte_fallback"] else _pattern(spec, model)
 
 
 def _words(spec: dict[str, Any], vocab_size: int) -> tuple[list[str], list[TokenType]]:

@@ -128,12 +128,11 @@ def test_patterns_without_a_name(tmp_path):
     cut = pre_tokenizers.Sequence([pre_tokenizers.Whitespace(), pre_tokenizers.ByteLevel(use_regex=False)])
     folder = write_model(tmp_path / "model", byte_level(cut), eos_token="<|end|>")
     with pytest.raises(ValueError, match=r"cuts text in a way that has no name .*Whitespace"):
-        export(plan_export(folder, "f16"), tmp_path / "a.gguf")
-    assert not (tmp_path / "a.gguf").exists()
+        plan_export(folder, "f16")
 
 
 def test_another_kind_of_tokenizer(tmp_path):
     words = Tokenizer(models.WordLevel({"a": 0, "<unk>": 1}, unk_token="<unk>"))
     folder = write_model(tmp_path / "model", words, eos_token="<unk>")
     with pytest.raises(ValueError, match="tokenizer is a WordLevel; llama.cpp gets BPE from here"):
-        export(plan_export(folder, "f16"), tmp_path / "a.gguf")
+        plan_export(folder, "f16")
