@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, PretrainedConfig
 
 from slimgpt.checkpoints.building import building
 
+LOGIT_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}  # of one model's float32 logits at once; a CPU's caches hold few
+
 
 class _Given(nn.Module):
     """Stands where the decoder was: the hidden states are given."""
@@ -37,6 +39,10 @@ class OutputHead:
         self.vocab_size = len(weight)
         self._model.lm_head.weight = nn.Parameter(weight, requires_grad=False)
         self._model.model = _Given()
+
+    def tokens_at_once(self, device: torch.device) -> int:
+        """Of how many tokens the logits are held at once, where they are made in parts."""
+        return max(1, LOGIT_BYTES[device.type] // (4 * self.vocab_size))
 
     def logits(self, x_TD: Tensor) -> Tensor:
         """Of normed hidden states, in float32 ``[T, V]``."""

@@ -5,7 +5,7 @@ scored, and what is left over at the end is dropped. BOS stands before the strea
 token that is not scored) where the policy says so, for dense and pruned models alike; no other special token is added.
 """
 
-# Shapes: B = blocks in a batch, T = seq_len, V = vocabulary.
+# Shapes: B = blocks in a batch, T = seq_len, D = hidden size, V = vocabulary.
 
 import math
 import statistics
@@ -14,10 +14,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn import functional
 from transformers import PretrainedConfig
 
 from slimgpt.checkpoints.families import positions
+from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.data.bos import Bos, blocks_of, text_tokens
 from slimgpt.data.text import TextSource
 
@@ -133,12 +135,12 @@ def perplexity(
     """Measure a causal language model's perplexity on a text, on the model's own device and in its own dtype.
 
     Args:
-        model: a transformers causal LM (or any callable with ``device`` that returns ``.logits`` [B, T, V]).
+        model: a transformers causal LM.
         tokenizer: its tokenizer.
         text: the text; several documents are joined by blank lines.
         seq_len: tokens per block, at least 2 and at most what the model has positions for.
         max_blocks: use the first so many blocks; None uses all.
-        batch_size: blocks that pass the model at once. The logits need batch_size * seq_len * V * 4 bytes.
+        batch_size: blocks that pass the model at once. Logits are made of a part of a block at a time.
         bos: where BOS stands; it counts among the ``seq_len`` tokens.
         on_progress: called with (blocks done, blocks in all).
 
@@ -158,16 +160,16 @@ def perplexity(
         raise _too_short(text, len(ids), seq_len)
     blocks, ids_BT = len(cut), torch.tensor(cut)
 
+    decoder, head = model.get_decoder(), OutputHead(model.config, model.get_output_embeddings().weight)
     was_training = model.training
     model.eval()
     block_nats: list[float] = []  # Python floats: the sum over millions of tokens keeps double precision
     with torch.inference_mode():
         for start in range(0, blocks, batch_size):
             batch_BT = ids_BT[start : start + batch_size].to(model.device)
-            logits_BTV = model(input_ids=batch_BT, use_cache=False).logits
-            for logits_TV, ids_T in zip(logits_BTV, batch_BT, strict=True):  # one block's float32 logits at a time
-                nats = functional.cross_entropy(logits_TV[:-1].float(), ids_T[1:], reduction="sum").item()
-                block_nats.append(nats / (seq_len - 1))
+            x_BTD = decoder(input_ids=batch_BT, use_cache=False).last_hidden_state
+            for x_TD, ids_T in zip(x_BTD, batch_BT, strict=True):
+                block_nats.append(_nats(head, x_TD, ids_T) / (seq_len - 1))
             if on_progress:
                 on_progress(min(start + batch_size, blocks), blocks)
     model.train(was_training)
@@ -186,3 +188,12 @@ def perplexity(
         block_nats=block_nats,
         bos=bos,
     )
+
+
+def _nats(head: OutputHead, x_TD: Tensor, ids_T: Tensor) -> float:
+    """Negative log-likelihood of a block's tokens after the first; a part of its logits at a time."""
+    total = torch.zeros((), dtype=torch.float64, device=x_TD.device)
+    part = head.tokens_at_once(x_TD.device)
+    for some_TD, next_T in zip(x_TD[:-1].split(part), ids_T[1:].split(part), strict=True):
+        total += functional.cross_entropy(head.logits(some_TD), next_T, reduction="sum")
+    return total.item()

@@ -8,9 +8,10 @@ from transformers import PretrainedConfig
 
 from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.checkpoints.origins import read_config
-from slimgpt.engine.cost import IMPORTS, measure_rates
+from slimgpt.checkpoints.output_head import LOGIT_BYTES
+from slimgpt.engine.cost import IMPORTS
+from slimgpt.engine.rates import measure_rates
 from slimgpt.method.shapes import LayerShape
-from slimgpt.recovery.distillation import LOGIT_BYTES
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.text import RecoveryText
 from slimgpt.recovery.training import LORA_LOGIT_BYTES, steps_between

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from slimgpt.checkpoints.output_head import OutputHead
 
-LOGIT_BYTES = {"cpu": 24 << 20, "cuda": 512 << 20}  # of one model's float32 logits at once; a CPU's caches hold few
-
 
 class _PartwiseKL(torch.autograd.Function):
     """Sum over tokens of KL(teacher || student), and its gradient by the student's hidden states."""
@@ -25,7 +23,7 @@ class _PartwiseKL(torch.autograd.Function):
     ) -> Tensor:
         total = torch.zeros((), device=student_TD.device)
         gradients: list[Tensor] = []
-        part = max(1, LOGIT_BYTES[student_TD.device.type] // (4 * student_head.vocab_size))
+        part = student_head.tokens_at_once(student_TD.device)
         for x_TD, t_TE in zip(student_TD.split(part), teacher_TE.split(part), strict=True):
             with torch.set_grad_enabled(ctx.needs_input_grad[0]):
                 x_TD = x_TD.detach().requires_grad_(ctx.needs_input_grad[0])

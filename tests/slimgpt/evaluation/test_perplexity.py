@@ -8,6 +8,7 @@ import torch
 from tokenizers import Tokenizer, models, normalizers, trainers
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
+from slimgpt.checkpoints import output_head
 from slimgpt.data.documents import Documents
 from slimgpt.data.text import TextSource, perplexity_text
 from slimgpt.evaluation.perplexity import first_tokens, perplexity
@@ -37,7 +38,11 @@ def by_definition(model, tokenizer, stream: str, seq_len: int, blocks: int) -> f
 
 
 @pytest.mark.parametrize("batch_size", [1, 2, 5])
-def test_perplexity_matches_its_definition_for_any_batch_size(tiny, batch_size: int) -> None:
+@pytest.mark.parametrize("part", [1, 10, 64])
+def test_perplexity_matches_its_definition_for_any_batch_and_any_part_of_the_logits(
+    tiny, batch_size: int, part: int, monkeypatch
+) -> None:
+    monkeypatch.setitem(output_head.LOGIT_BYTES, "cpu", 4 * VOCAB_SIZE * part)
     stream = perplexity_text("python").documents[0][:20_000]
     result = perplexity(*tiny, text(stream), seq_len=64, max_blocks=5, batch_size=batch_size)
     assert result.perplexity == pytest.approx(by_definition(*tiny, stream, 64, 5), rel=1e-5)

@@ -5,8 +5,8 @@ import torch
 from torch.nn import functional
 from transformers import AutoModelForCausalLM
 
+from slimgpt.checkpoints import output_head
 from slimgpt.checkpoints.output_head import OutputHead
-from slimgpt.recovery import distillation
 from slimgpt.recovery.distillation import mean_kl
 from tests.tiny_families import write_family
 
@@ -25,7 +25,7 @@ def test_the_loss_in_parts_and_its_gradient_are_those_of_all_logits_at_once(mode
         teacher_BTD = model.model(input_ids=ids_BT).last_hidden_state
     student_BTD = (teacher_BTD + noise * torch.randn_like(teacher_BTD)).requires_grad_()
     head = OutputHead(model.config, model.get_output_embeddings().weight)
-    monkeypatch.setitem(distillation.LOGIT_BYTES, "cpu", 4 * head.vocab_size * 5)  # 26 tokens in parts of 5
+    monkeypatch.setitem(output_head.LOGIT_BYTES, "cpu", 4 * head.vocab_size * 5)  # 26 tokens in parts of 5
     loss = mean_kl(student_BTD, teacher_BTD, head, head)
     (2 * loss).backward()
 
