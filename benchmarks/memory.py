@@ -25,9 +25,9 @@ from random_llama import SHAPES, Shape, random_calibration, write_random_llama
 
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
-from slimgpt.engine.cost import measure_rates
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import prune
+from slimgpt.engine.rates import measure_rates
 
 
 def measured(shape: Shape | None, model: str, config: PruneConfig) -> dict[str, Any]:

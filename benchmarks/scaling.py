@@ -11,6 +11,7 @@ import argparse
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,18 @@ from random_llama import SHAPES, Shape
 
 from slimgpt.config import PruneConfig
 from slimgpt.engine.activations import Place
-from slimgpt.engine.cost import Cost, Rates, Setting, estimate, price_samples
+from slimgpt.engine.cost import Cost, Setting, estimate, price_samples
+from slimgpt.engine.job import CPU_KEEP
+from slimgpt.engine.rates import Rates
 from slimgpt.method.allocation import planned_shapes
 
 HERE = Path(__file__).parent
 BASE = Shape(512, 1408, 4, 8, 8, vocab_size=4096)
 SEQ_LEN, TOKENS = 512, 8192
-# One H100 SXM. Assumed, not measured: about 60 % of the data sheet's dense tensor-core rates (bfloat16 989, TF32 495,
-# float64 67 Tops/s), 60 % of PCIe 5 x16 and of NVLink, and a good NVMe disk.
-H100 = Rates(forward=600e12, gram=300e12, solve=40e12, moved=40e9, reduced=250e9, read=3e9, written=1.5e9)
+# One H100 or H200 SXM, whose units are the same. Products are measured on an H200 (benchmarks/RESULTS.md); assumed are
+# 60 % of PCIe 5 x16 and of NVLink, and a good NVMe disk.
+HOPPER = Rates(forward=760e12, gram=580e12, solve=62e12, moved=40e9, reduced=250e9, read=3e9, written=1.5e9)
+CARD = int(0.9 * 80e9)  # bytes that a run plans with
 LARGE = {"7B": "llama-2-7b", "13B": "llama-2-13b", "70B": "llama-2-70b", "405B": "llama-3.1-405b"}
 
 
@@ -53,15 +57,19 @@ def counted(shape: Shape, config: PruneConfig, *, cpu: bool, place: Place, proce
         block_tokens=config.block_tokens,
         item=item,
         stored=item,
-        keep=int(config.keep_gib * 2**30),
+        keep=CPU_KEEP if cpu else 0,
         cpu=cpu,
         place=place,
         processes=processes,
         price_samples=price_samples(widest, config.num_samples, config.seq_len, processes) if priced else 0,
     )
     embedding, pruned = shape.vocab_size * shape.hidden_size, planned_shapes(config, dense)
-    parameters = 2 * embedding + sum(layer.parameters for layer in pruned)
-    return estimate(dense, pruned, setting, embedding=embedding, parameters=parameters)
+    count = partial(
+        estimate, dense, pruned, embedding=embedding, parameters=2 * embedding + sum(s.parameters for s in pruned)
+    )
+    if not cpu:  # what is free is for channel activations
+        setting = replace(setting, keep=max(0, CARD - count(setting).device))
+    return count(setting)
 
 
 def measure() -> list[dict[str, Any]]:
@@ -121,7 +129,7 @@ def tables() -> None:
         for processes in (1, 8):
             for place in ("device", "host"):
                 cost = counted(SHAPES[shape], config, cpu=False, place=place, processes=processes)  # type: ignore[arg-type]
-                s = H100.seconds(cost)
+                s = HOPPER.seconds(cost)
                 times = [s["forward"], s["gram"], s["select"], s["read"] + s["write"], sum(s.values())]
                 sizes = [cost.device / 1e9, cost.host / 1e9]
                 cells = [name, processes, place, *(f"{x:,.0f}" for x in times), *(f"{x:,.1f}" for x in sizes)]

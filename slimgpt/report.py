@@ -66,7 +66,9 @@ class PruneReport:
         peak_memory_bytes: highest resident memory of the process; on a GPU, highest allocated device memory. Of several
             processes the highest, like ``seconds_by_phase``.
         ranks: processes, each with a device of its own.
-        activations: where they were kept: device, host or disk.
+        activations: where they waited between layers: device, host or disk.
+        layers_kept: layers whose channel activations were kept while their channels were chosen; those of the others
+            were computed again.
         requested: ``size`` (bytes of the weight files) or ``parameters`` that the result may have at most, where the
             ratio in ``config`` was computed from one of them; or the ``speedup``, times as fast as the dense model.
         predicted_speedup: by the table of milliseconds, where a speedup was requested; else 0.
@@ -88,6 +90,7 @@ class PruneReport:
     device: str
     ranks: int = 1
     activations: str = "device"
+    layers_kept: int = 0
     replayed_layers: int = 0
     seconds_by_phase: dict[str, float] = field(default_factory=dict)
     versions: dict[str, str] = field(default_factory=dict)

@@ -57,6 +57,12 @@ def peak_memory(device: torch.device) -> int:
     return peak if platform.system() == "Darwin" else peak * 1024  # macOS counts bytes, Linux KiB
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that this process can still take, those included that torch holds for later."""
+    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    return torch.cuda.mem_get_info(device)[0] + held
+
+
 def return_freed_memory() -> None:
     """Give the system back what was freed; glibc keeps what was freed in small pieces, a layer's worth and more."""
     if sys.platform == "linux" and platform.libc_ver()[0] == "glibc":

@@ -56,12 +56,12 @@ class MappedShards(Shards):
         (rows, *rest), dtype = super().shape(part.name)
         return [rows // part.blocks, *rest], dtype
 
-    def load(self, names: list[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
+    def load(self, names: list[str], device: torch.device | str = "cpu", *, pinned: bool = False) -> dict[str, Tensor]:
         """Read these tensors, each stored one once."""
         absent = [name for name in names if name not in self.parts]
         if absent:
             raise ValueError(f"{self.folder} has no tensor {absent[0]}")
-        stored = super().load(list(dict.fromkeys(self.parts[name].name for name in names)), device)
+        stored = super().load(list(dict.fromkeys(self.parts[name].name for name in names)), device, pinned=pinned)
         return {name: self.parts[name].cut(stored[self.parts[name].name]) for name in names}
 
 

@@ -4,6 +4,7 @@ import math
 import os
 import stat
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
@@ -15,6 +16,7 @@ from slimgpt.checkpoints.headers import INDEX, header, weight_map
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.files import commit, digest_of, file_sha256, remember_sha256
 
+HASHED_AT_ONCE = 4  # files
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Checkpoints of old store it for every layer; transformers computes it from the config, and so does this package.
 _COMPUTED = ".rotary_emb.inv_freq"
@@ -61,8 +63,8 @@ class Shards:
         self._require([name])
         return self._places[name][:2]
 
-    def load(self, names: list[str], device: torch.device | str = "cpu") -> dict[str, Tensor]:
-        """Read these tensors, each file opened once.
+    def load(self, names: list[str], device: torch.device | str = "cpu", *, pinned: bool = False) -> dict[str, Tensor]:
+        """Read these tensors, each file opened once; ``pinned``: into memory that a GPU reads from by itself.
 
         Raises:
             ValueError: naming the tensor that the checkpoint lacks.
@@ -73,13 +75,13 @@ class Shards:
             with (self.folder / file_name).open("rb") as file:
                 for name in names:
                     if self.files[name] == file_name:
-                        tensors[name] = self._read(file, name).to(device)
+                        tensors[name] = self._read(file, name, pinned).to(device)
         return tensors
 
-    def _read(self, file: BinaryIO, name: str) -> Tensor:
+    def _read(self, file: BinaryIO, name: str, pinned: bool) -> Tensor:
         """One tensor, read and not mapped: a private map of a file larger than memory is refused by the system."""
         shape, dtype, offset = self._places[name]
-        tensor = torch.empty(shape, dtype=dtype)
+        tensor = torch.empty(shape, dtype=dtype, pin_memory=pinned)
         data = tensor.flatten().view(torch.uint8).numpy()
         file.seek(offset)
         if file.readinto(data) != data.nbytes:  # type: ignore[attr-defined]
@@ -110,8 +112,10 @@ class Shards:
         return sum((self.folder / name).stat().st_size for name in set(self.files.values()))
 
     def digest(self) -> str:
-        """sha256 over the names and contents of all weight files (about a second per GB)."""
-        return digest_of({name: file_sha256(self.folder / name) for name in set(self.files.values())})
+        """sha256 over the names and contents of all weight files (a second per GB; some files at a time)."""
+        names = sorted(set(self.files.values()))
+        with ThreadPoolExecutor(min(HASHED_AT_ONCE, len(names))) as threads:
+            return digest_of(dict(zip(names, threads.map(file_sha256, map(self.folder.joinpath, names)), strict=True)))
 
 
 def write_shard(path: Path, tensors: Mapping[str, Tensor]) -> str:

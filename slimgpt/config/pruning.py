@@ -110,9 +110,11 @@ class PruneConfig:
     )
     block_tokens: int = option(8192, "Tokens that pass a layer at once; lower it to save memory.", ge=1)
     keep_gib: float = option(
-        4.0, "Memory (GiB) for keeping one layer's channel activations; beyond it they are recomputed.", ge=0
+        -1.0,
+        "Memory (GiB) for keeping one layer's channel activations; where they need more they are computed again, to "
+        "the same bits. -1: on a GPU what the run leaves free, on a CPU 4.",
+        ge=-1,
     )
-
     activations: Literal["auto", "device", "host", "disk"] = option(
         "auto",
         "Where the calibration set's activations wait between layers: on the device, in host memory or in a file in "

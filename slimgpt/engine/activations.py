@@ -20,6 +20,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from slimgpt.usage import free_memory
+
 Place = Literal["device", "host", "disk"]
 
 
@@ -36,7 +38,7 @@ def choose_place(setting: str, device: torch.device, need: int) -> Place:
     if device.type != "cuda":
         return "device"
     if setting == "auto":
-        return "device" if need <= torch.cuda.mem_get_info(device)[0] else "host"
+        return "device" if need <= free_memory(device) else "host"
     return "host" if setting == "host" else "device"
 
 

@@ -1,4 +1,4 @@
-"""What pruning takes, counted from widths alone: operations, bytes, peak memory, disk; seconds once rates are known.
+"""What pruning takes, counted from widths alone: operations, bytes, peak memory, disk.
 
 ``slimgpt prune --dry-run`` and docs/scale.md say what this says. Sizes are bytes; an operation is one multiplication or
 one addition. What a layer does is in walk.py, what an elimination does in obs.py.
@@ -7,24 +7,16 @@ Letters: n = tokens of one process, b = of a block, D = hidden size, A = heads *
 """
 
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from slimgpt.engine.activations import Place
-from slimgpt.method.obs import SOLVE_DTYPE, Gram, strip_width
+from slimgpt.method.obs import SOLVE_DTYPE, strip_width
 from slimgpt.method.shapes import LayerShape
 
 IMPORTS = 600 << 20  # resident memory of a process that has touched no model yet
 CUDA_HOST = 2 << 30  # the same with CUDA's libraries and its context
 SOLVE_ITEM = SOLVE_DTYPE.itemsize
-# Shares of the rate of one large product that a decoder layer and a solve reach: norms, softmax and elementwise work
-# are not counted as operations, and factorisations are not products. From SmolLM2 on a CPU (benchmarks/RESULTS.md).
-FORWARD_SHARE = 0.65
-SOLVE_SHARE = 0.55
 LOGIT_TOKENS = 1024  # whose logits are held at once where prices are made
 # That prices are made from: SmolLM2's are as good from 11 for each FFN channel as from 21 (benchmarks/RESULTS.md).
 PRICE_TOKENS_PER_CHANNEL = 11
@@ -76,7 +68,7 @@ class Setting:
 
     def keeps(self, shape: LayerShape) -> bool:
         """Whether one layer's channel activations stay in memory until its channels are chosen."""
-        return self.samples * self.seq_len * shape.intermediate_size * self.item <= self.keep
+        return self.tokens * shape.intermediate_size * self.item <= self.keep
 
 
 @dataclass(frozen=True)
@@ -128,7 +120,8 @@ def estimate(
     work = max(work, embedding * s.item)
     layer = max(shape.parameters for shape in dense)
     # as stored, and the pruned copy on its way into a file; at the end the embedding takes that way
-    stored = max(2 * layer * s.stored, 2 * embedding * s.stored)
+    # beside a GPU the next one is read, and the last one written, while a layer is at work
+    stored = max((2 if s.cpu else 4) * layer * s.stored, 2 * embedding * s.stored)
     copy = 0 if s.cpu and s.item == s.stored else layer * s.item
     streams = 0
     if s.price_samples:  # every layer's input waits until the backward pass comes to it
@@ -148,7 +141,7 @@ def estimate(
         device, host = copy + work + passing, CUDA_HOST + stored + (away if s.place == "host" else 0)
     return Cost(
         forward=sum(_forward(shape, after, s) for shape, after in pairs) + priced.forward,
-        gram=sum(s.tokens * (_gram(s_a) + _gram(s_f)) for s_a, s_f in map(_columns, dense)) + priced.gram,
+        gram=s.tokens * sum(gram_operations(A) + gram_operations(F) for A, F in map(_columns, dense)) + priced.gram,
         solve=sum(_solve(shape, after) for shape, after in pairs) + priced.solve,
         moved=4 * (len(dense) * waiting + streams) if away else 0,
         reduced=sum(4 * (a**2 + f**2) for a, f in map(_columns, dense)) if s.processes > 1 else 0,
@@ -170,11 +163,11 @@ def _forward(dense: LayerShape, pruned: LayerShape, s: Setting) -> float:
     (A, F), (a_kept, f_kept), D = _columns(dense), _columns(pruned), dense.hidden_size
     kv = dense.num_kv_heads * dense.head_dim
     weights = D * (A + 2 * kv + a_kept) + D * (2 * F + f_kept)
-    again = 0 if s.keeps(dense) else 2 * D * f_kept
+    again = 0 if s.keeps(dense) else 2 * D * F
     return 2.0 * s.tokens * (weights + again + s.seq_len * A)
 
 
-def _gram(columns: int) -> float:
+def gram_operations(columns: int) -> float:
     """Operations per token for the strips of the upper triangle."""
     return columns * (columns + strip_width(columns))
 
@@ -210,7 +203,7 @@ def _price_work(dense: list[LayerShape], s: Setting, embedding: int) -> _Work:
     one_way = replace(s, keep=sys.maxsize)  # nothing is computed again within a layer
     forward = 3 * sum(_forward(shape, shape, one_way) for shape in dense) + 3 * 2.0 * s.tokens * embedding
     columns = [(*_columns(shape), shape.hidden_size) for shape in dense]
-    gram = s.tokens * sum(_gram(A) + _gram(F) + 2 * _gram(D) for A, F, D in columns)
+    gram = s.tokens * sum(gram_operations(A) + gram_operations(F) + 2 * gram_operations(D) for A, F, D in columns)
     solve = sum(_eliminate(D, A, 0) + _eliminate(D, F, 0) for A, F, D in columns)
     return _Work(forward, gram, solve)
 
@@ -236,7 +229,7 @@ def _layer_memory(dense: LayerShape, pruned: LayerShape, s: Setting) -> int:
     kv = dense.num_kv_heads * dense.head_dim
     kept = n * F * s.item if s.keeps(dense) else 0
     attention = b * s.item * (2 * D + 3 * A + 4 * kv) + 4 * A**2
-    as_float = 4 * b * F if s.item < 4 else 0  # H is summed in float32
+    as_float = 4 * b * F if s.cpu and s.item < 4 else 0  # H is summed in float32
     channels = 4 * F**2 + b * s.item * (3 * D + 3 * F) + as_float
     # H, its factor, and the part of the factor that torch copies to solve for all strips but the first
     invert = SOLVE_ITEM * (2 * F**2 + (F - strip_width(F)) ** 2 + D * F)
@@ -244,57 +237,3 @@ def _layer_memory(dense: LayerShape, pruned: LayerShape, s: Setting) -> int:
     factor = SOLVE_ITEM * (F**2 + 2 * f_kept**2 + D * F)
     refit = SOLVE_ITEM * (F**2 + f_kept**2 + D * (2 * F + 3 * f_kept))
     return max(attention, kept + max(channels, invert, eliminate, factor, refit) if f_kept < F else channels)
-
-
-@dataclass(frozen=True)
-class Rates:
-    """What a device reaches: operations per second by kind, bytes per second by way."""
-
-    forward: float
-    gram: float
-    solve: float
-    moved: float
-    reduced: float
-    read: float
-    written: float
-
-    def seconds(self, cost: Cost) -> dict[str, float]:
-        """Seconds by phase. Copies of activations run beside the forward pass."""
-        return {
-            "forward": max(cost.forward / (FORWARD_SHARE * self.forward), cost.moved / self.moved),
-            "gram": cost.gram / self.gram + cost.reduced / self.reduced,
-            "select": cost.solve / (SOLVE_SHARE * self.solve),
-            "read": cost.read / self.read,
-            "write": cost.written / self.written,
-        }
-
-
-def measure_rates(device: torch.device, dtype: torch.dtype) -> Rates:
-    """Rates of this device, from products large enough to be representative: a fraction of a second.
-
-    Copies and disks are not measured: 10 GB/s to and from the host, 1 GB/s of disk.
-    """
-    size = 8192 if device.type == "cuda" else 1024
-    x = torch.randn(size, size, device=device, dtype=dtype)
-    gram = Gram(size, device)
-    H = torch.eye(size, device=device, dtype=SOLVE_DTYPE)
-    return Rates(
-        forward=2 * size**3 / _seconds(lambda: x @ x, device),
-        gram=size * _gram(size) / _seconds(lambda: gram.add(x), device),
-        solve=2 * size**3 / _seconds(lambda: H @ H, device),
-        moved=10e9,
-        reduced=10e9,
-        read=1e9,
-        written=1e9,
-    )
-
-
-def _seconds(work: Callable[[], object], device: torch.device) -> float:
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        work()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return best

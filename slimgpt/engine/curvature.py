@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from slimgpt.checkpoints.output_head import OutputHead
-from slimgpt.engine.activations import Blocks, choose_place, make_blocks
+from slimgpt.engine.activations import Blocks, make_blocks
 from slimgpt.engine.cost import LOGIT_TOKENS
 from slimgpt.engine.job import Job
 from slimgpt.engine.layer_pass import Frame, LayerPass
+from slimgpt.engine.overlap import read_ahead
 from slimgpt.engine.ranks import Ranks
 from slimgpt.method import obs
 
@@ -101,7 +102,7 @@ class Curvature:
 
     def __init__(self, job: Job, ids_NT: Tensor, ranks: Ranks, folder: Path):
         self.job, self.ranks, self.ids_NT = job, ranks, ranks.share(ids_NT)
-        self.place = choose_place(job.config.activations, job.device, job.cost(processes=ranks.count).device)
+        self.place = job.place(ranks.count)
         self.folder = folder
         self.size = min(len(self.ids_NT), max(1, job.config.block_tokens // ids_NT.shape[1]))
 
@@ -111,9 +112,11 @@ class Curvature:
         with ranks.together(), _autograd_possible():
             self.frame = Frame(job.model_config, job.shards, job.family, job.device, job.dtype)
             inputs_BTD, gradient_BTD = self._forward()
-        for i in reversed(range(len(job.shapes))):
+        last_first = range(len(job.shapes))[::-1]
+        coming = read_ahead(job.layer_tensors, last_first, job.device)
+        for i in last_first:
             with ranks.together(), _autograd_possible():
-                moments = self._backward(i, inputs_BTD.pop(), gradient_BTD)
+                moments = self._backward(i, next(coming), inputs_BTD.pop(), gradient_BTD)
             for part in (moments.attention, moments.ffn):
                 for gram in (part.inputs, part.gradients):
                     ranks.add(gram.H_DD)
@@ -132,8 +135,8 @@ class Curvature:
         for b, x_BTD in enumerate(frame.embed(self.ids_NT, self.size)):
             stream[b] = x_BTD
         inputs = [stream]
-        for i in range(len(job.shapes)):
-            layer, after = frame.layer(i, job.layer_tensors(i)), self._room()
+        for i, tensors in enumerate(read_ahead(job.layer_tensors, range(len(job.shapes)), job.device)):
+            layer, after = frame.layer(i, tensors), self._room()
             for b, x_BTD in enumerate(inputs[-1]):
                 after[b] = layer.entire(x_BTD)
             frame.release(i)
@@ -144,10 +147,9 @@ class Curvature:
             gradient[b] = head.gradient(x_BTD, generator)
         return inputs, gradient
 
-    def _backward(self, i: int, inputs: Blocks, gradient: Blocks) -> LayerMoments:
+    def _backward(self, i: int, tensors: dict[str, Tensor], inputs: Blocks, gradient: Blocks) -> LayerMoments:
         """One layer's moments; ``gradient`` becomes that by its input."""
         job, family = self.job, self.job.family
-        tensors = job.layer_tensors(i)
         layer = self.frame.layer(i, tensors)
         layer.layer.requires_grad_(False)
         A, F = job.shapes[i].num_heads * job.shapes[i].head_dim, job.shapes[i].intermediate_size

@@ -43,16 +43,16 @@ class Kept:
     damping: float = 0.0
     marginal_error: float = 0.0
 
-    def applied(
-        self, linear: nn.Linear, device: torch.device, dtype: torch.dtype, *, narrow: bool = False
-    ) -> Callable[[Tensor], Tensor]:
-        """The pruned map as a function of the dense one's input (of the kept columns of it, if ``narrow``)."""
+    def applied(self, linear: nn.Linear, device: torch.device, dtype: torch.dtype) -> Callable[[Tensor], Tensor]:
+        """The pruned map as a function of the dense one's input."""
         # contiguous as it comes back from a file: a matrix product's last bit may depend on the layout
         weight_DK = self.weight_DK.to(device, dtype).contiguous()
         columns_K = self.columns_K.to(device)
+        if device.type == "cuda" and (odd := len(columns_K) % obs.ALIGNED):  # kernels are fast for whole rows
+            columns_K, weight_DK = (functional.pad(x, (0, obs.ALIGNED - odd)) for x in (columns_K, weight_DK))
 
         def apply(x: Tensor) -> Tensor:
-            return functional.linear(x if narrow else x.index_select(-1, columns_K), weight_DK, linear.bias)
+            return functional.linear(x.index_select(-1, columns_K), weight_DK, linear.bias)
 
         return apply
 
@@ -125,13 +125,14 @@ def choose_channels(
 
 
 def _weighed(W_OD: Tensor, root_OO: Tensor | None) -> Tensor:
-    return W_OD if root_OO is None else root_OO.to(W_OD.device, W_OD.dtype) @ W_OD
+    return W_OD if root_OO is None else root_OO.to(W_OD.device).to(W_OD.dtype) @ W_OD
 
 
 def _inverted(weight_DF: Tensor, gram: obs.Gram, config: PruneConfig) -> tuple[Tensor, Tensor, obs.Inverse]:
     """The weight in H's dtype and on its device, H without damping, and its damped inverse."""
     H_FF = gram.finish()
-    return weight_DF.to(H_FF.device, H_FF.dtype), H_FF, obs.invert(H_FF, config.percdamp, gram.name)
+    # moved as it is stored: torch would convert it first, and move four times as much
+    return weight_DF.to(H_FF.device).to(H_FF.dtype), H_FF, obs.invert(H_FF, config.percdamp, gram.name)
 
 
 def _refit(W_DF: Tensor, H_FF: Tensor, inverse: obs.Inverse, columns_K: Tensor, dtype: torch.dtype) -> Kept:

@@ -14,17 +14,20 @@ from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration, calibrate
 from slimgpt.device import compute_dtype, resolve_device
-from slimgpt.engine import cost
-from slimgpt.engine.activations import Place
+from slimgpt.engine.activations import Place, choose_place
 from slimgpt.engine.budget import within_budget, within_time
+from slimgpt.engine.cost import Cost, Setting, estimate, price_samples
 from slimgpt.files import free_bytes
 from slimgpt.method.allocation import Allocation, planned_shapes
 from slimgpt.method.latency import LatencyTable, SpeedTarget
 from slimgpt.method.shapes import LayerShape
+from slimgpt.usage import free_memory
 
 logger = logging.getLogger(__name__)
 
 HEADER_BYTES = 160  # of a tensor in a safetensors header: its name, dtype, shape and place
+CPU_KEEP = 4 << 30  # bytes for one layer's channel activations
+FREE_SHARE = 0.9  # of a GPU's free memory that a run plans with: what torch holds comes in pieces, which do not all fit
 
 
 class Job:
@@ -118,7 +121,7 @@ class Job:
     def layer_tensors(self, i: int) -> dict[str, torch.Tensor]:
         """The weights of decoder layer ``i`` on CPU, in the stored dtype, names relative to the layer."""
         prefix = f"{self.family.layers}.{i}."
-        tensors = self.shards.load(self.layer_names(i))
+        tensors = self.shards.load(self.layer_names(i), pinned=self.device.type == "cuda")
         return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
     def layer_names(self, i: int) -> list[str]:
@@ -155,31 +158,51 @@ class Job:
             shape.parameters + sum(shape.width(unit) for units in biases for unit in units) for shape in shapes
         )
 
-    def setting(self, place: Place = "device", processes: int = 1) -> cost.Setting:
-        """What the cost of pruning depends on beside the widths; ``place`` is where activations wait."""
+    def setting(self, place: Place = "device", processes: int = 1) -> Setting:
+        """What the cost of pruning depends on beside the widths; ``place`` is where activations wait.
+
+        On a GPU it says what is free there at this moment.
+        """
+        setting = self._setting(place, processes)
+        if self.config.keep_gib >= 0:
+            return replace(setting, keep=int(self.config.keep_gib * 2**30))
+        if setting.cpu:
+            return replace(setting, keep=CPU_KEEP)
+        return replace(setting, keep=max(0, int(FREE_SHARE * free_memory(self.device)) - self._cost(setting).device))
+
+    def _setting(self, place: Place, processes: int) -> Setting:
+        """With nothing kept."""
         c = self.config
         widest = max(shape.intermediate_size for shape in self.shapes)
-        few = cost.price_samples(widest, c.num_samples, c.seq_len, processes)
-        return cost.Setting(
+        few = price_samples(widest, c.num_samples, c.seq_len, processes)
+        return Setting(
             samples=c.num_samples,
             seq_len=c.seq_len,
             block_tokens=c.block_tokens,
             item=self.dtype.itemsize,
             stored=self.shards_itemsize,
-            keep=int(c.keep_gib * 2**30),
+            keep=0,
             cpu=self.device.type == "cpu",
             place=place,
             processes=processes,
             price_samples=few if c.schedule == "nats" else 0,
         )
 
-    def cost(self, place: Place = "device", processes: int = 1) -> cost.Cost:
+    def cost(self, place: Place = "device", processes: int = 1) -> Cost:
         """Operations, bytes, peak memory and disk."""
+        return self._cost(self.setting(place, processes))
+
+    def place(self, processes: int = 1) -> Place:
+        """Where activations wait: as the config says; where it leaves that open, on the device if they fit there."""
+        need = 0 if self.device.type == "cpu" else self._cost(self._setting("device", processes)).device
+        return choose_place(self.config.activations, self.device, need)
+
+    def _cost(self, setting: Setting) -> Cost:
         embedding = sum(prod(self.shards.shape(name)[0]) for name in self.rest_names()[0])
-        return cost.estimate(
+        return estimate(
             self.shapes,
             self.planned,
-            self.setting(place, processes),
+            setting,
             embedding=embedding,
             parameters=self.parameters(self.planned),
         )

@@ -10,6 +10,7 @@ Shapes: B = sequences, T = tokens, D = hidden size, A = heads * head_dim, F = FF
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import Family, attention_kernel
 from slimgpt.checkpoints.shards import Shards
 from slimgpt.equal_bits import settle_vector_functions
+from slimgpt.method.shapes import LayerShape
 from slimgpt.usage import return_freed_memory
 
 
@@ -107,20 +109,6 @@ class LayerPass:
         self._run(x_BTD, **{self._attention: _Given((attention_BTD, None)), self.family.down.replace(".", "__"): stop})
         return stop.seen
 
-    def narrow(self, channels_K: Tensor) -> None:
-        """Keep only these FFN channels: from now on ``channel_activations`` returns ``[B, T, K]``."""
-        for name, units in self.family.rows.items():
-            if "channel" not in units:
-                continue
-            dense = self.linear(name)
-            wide = dense.out_features // len(units)
-            rows = torch.cat([channels_K + block * wide for block in range(len(units))])
-            slim = nn.Linear(dense.in_features, len(rows), bias=dense.bias is not None, device="meta")
-            slim.weight = nn.Parameter(dense.weight[rows], requires_grad=False)
-            if dense.bias is not None:
-                slim.bias = nn.Parameter(dense.bias[rows], requires_grad=False)
-            self.layer.set_submodule(name, slim)
-
     def norm_gain(self, name: str, y_BTD: Tensor) -> float:
         """By how much a norm between a map and the residual stream changes the energy of the map's output."""
         if not name:
@@ -132,6 +120,18 @@ class LayerPass:
     def output(self, x_BTD: Tensor, attention_BTD: Tensor, mlp_BTD: Tensor) -> Tensor:
         """The layer's output ``[B, T, D]``, given what its two blocks add."""
         return self._run(x_BTD, **{self._attention: _Given((attention_BTD, None)), self._mlp: _Given(mlp_BTD)})
+
+
+@dataclass(frozen=True)
+class Layer:
+    """The decoder layer at work: what the walk knows of it."""
+
+    index: int
+    shape: LayerShape  # its dense widths
+    tensors: dict[str, Tensor]  # its dense weights on CPU in the stored dtype, names relative to the layer
+    roots: dict[str, Tensor]  # of its maps' curvatures, where errors count in nats
+    forward: LayerPass
+    started: float  # seconds of the clock
 
 
 class Frame:
@@ -197,7 +197,7 @@ class Frame:
             ValueError: naming the first weight that is missing, unknown or of another shape than the config says.
         """
         layer = self._layers[index]
-        state = {name: tensor.to(self.device, self.dtype) for name, tensor in tensors.items()}
+        state = {name: t.to(self.device, non_blocking=True).to(self.dtype) for name, t in tensors.items()}
         expected = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
         for name in sorted(expected.keys() | state.keys()):
             given = tuple(state[name].shape) if name in state else None

@@ -184,6 +184,6 @@ class OutputFolder:
             pruned_form.publish(self.out, config, self.job.family, weight_map, total, report, lineage)
 
 
-# Not compared by its setting: activations change no bit wherever they are, and of the others the header has what came
-# of them (auto may be what was said by name before).
-_NAMED_BY_ITS_EFFECT = ("activations", "bos", "calibration", "device", "dtype")
+# Not compared by its setting: activations change no bit wherever they are, or if they are computed again, and of the
+# others the header has what came of them (auto may be what was said by name before).
+_NAMED_BY_ITS_EFFECT = ("activations", "bos", "calibration", "device", "dtype", "keep_gib")

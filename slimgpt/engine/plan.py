@@ -8,10 +8,9 @@ from typing import Any
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import dtype_name
-from slimgpt.engine import cost
-from slimgpt.engine.activations import choose_place
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import measured_widths
+from slimgpt.engine.rates import measure_rates
 from slimgpt.method.allocation import width_bounds
 from slimgpt.method.latency import LatencyTable
 from slimgpt.method.shapes import LayerShape
@@ -119,8 +118,8 @@ def plan(
         planned = measured_widths(job, calibration, on_layer, on_priced)
         bounds = [(shape, shape) for shape in planned]
     before, after = job.parameters(job.shapes), job.parameters(planned)
-    costs = job.cost(choose_place(config.activations, job.device, job.cost().device))
-    seconds = sum(cost.measure_rates(job.device, job.dtype).seconds(costs).values()) if estimate_seconds else None
+    costs = job.cost(job.place())
+    seconds = sum(measure_rates(job.device, job.dtype).seconds(costs).values()) if estimate_seconds else None
     return PrunePlan(
         model=job.base_model,
         model_type=job.model_config.model_type,

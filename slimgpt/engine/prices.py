@@ -24,6 +24,7 @@ from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.engine.curvature import Curvature, LayerMoments, MapMoments
 from slimgpt.engine.job import Job
+from slimgpt.engine.overlap import WriteBehind
 from slimgpt.engine.ranks import Ranks
 from slimgpt.equal_bits import conditions
 from slimgpt.files import digest_of, file_sha256, locked, write_atomically, writing
@@ -113,13 +114,15 @@ def priced(
             return Prices(folder)
         logger.info("prices of all widths: a forward and a backward pass over %d layers", len(job.shapes))
         layers: list[LayerPrices] = []
+        behind = held.enter_context(WriteBehind(job.device))
         for moments in Curvature(job, ids_NT, ranks, out or Path(tempfile.gettempdir())).layers():
-            layers.insert(0, ranks.from_first(partial(_price, job, moments, tokens, folder)))
+            layers.insert(0, ranks.from_first(partial(_price, job, moments, tokens, folder, behind)))
             if on_priced:
                 on_priced(len(layers), len(job.shapes))
         table = json.dumps([asdict(layer) for layer in layers])
 
         def complete() -> None:
+            behind.wait()
             with writing("the prices", folder, _NOT_KEPT):
                 write_atomically(folder / TABLES, table)
 
@@ -133,8 +136,8 @@ def some_of(ids_NT: Tensor, count: int) -> Tensor:
     return ids_NT[torch.arange(count) * len(ids_NT) // count]
 
 
-def _price(job: Job, moments: LayerMoments, tokens: int, folder: Path) -> LayerPrices:
-    """One layer's options; writes its roots."""
+def _price(job: Job, moments: LayerMoments, tokens: int, folder: Path, behind: WriteBehind) -> LayerPrices:
+    """One layer's options; writes its roots, behind what comes next."""
     i, config, shape, family = moments.layer, job.config, job.shapes[moments.layer], job.family
     heads: list[HeadOption] = [HeadOption(shape.num_heads, shape.num_kv_heads, (), 0.0)]
     roots = {}
@@ -148,15 +151,19 @@ def _price(job: Job, moments: LayerMoments, tokens: int, folder: Path) -> LayerP
     RW_DF, inverse = _ready(moments.tensors[f"{family.down}.weight"], moments.ffn, roots["ffn"], config)
     widths = ffn_widths(shape.intermediate_size, config.ffn_multiple)
     nats = channel_prices(RW_DF, inverse, widths, tokens)
-    with writing("the prices", folder, _NOT_KEPT):
-        write_shard(folder / _root_file(i), {name: tensor.cpu() for name, tensor in roots.items()})
+
+    def write() -> None:
+        with writing("the prices", folder, _NOT_KEPT):
+            write_shard(folder / _root_file(i), roots)
+
+    behind(write)
     return LayerPrices(tuple(heads), tuple(zip(widths, nats, strict=True)))
 
 
 def _ready(weight: Tensor, part: MapMoments, root_DD: Tensor, config: PruneConfig) -> tuple[Tensor, obs.Inverse]:
     """``R W`` and the damped inverse of H, in SOLVE_DTYPE."""
     H = part.inputs.finish()
-    W = obs.silence_dead_columns(weight.to(H.device, H.dtype), H)
+    W = obs.silence_dead_columns(weight.to(H.device).to(H.dtype), H)
     return root_DD.to(H.device, H.dtype) @ W, obs.invert(H, config.percdamp, part.inputs.name)
 
 

@@ -56,7 +56,8 @@ def prune(
         config: how it is pruned.
         calibration: token ids to use instead of those that ``config.calibration`` names.
         latency: what heads and channels take in an engine, which a ``target_speedup`` spends.
-        on_layer: called after each layer, on every process, with its report and the number of layers.
+        on_layer: called after each layer, on every process, with its report and the number of layers; on a GPU its file
+            is written meanwhile.
         on_priced: called after each layer that gets its prices, before any is pruned, on every process, with how many
             have them and the number of layers; not where they are in the cache.
 
@@ -92,6 +93,8 @@ def prune(
         if report is not None:
             return report
         start = time.perf_counter()
+        if job.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(job.device)
         allocation = _allocation(job, tokens, ranks, out, on_priced)
         if isinstance(allocation, Chosen):
             ranks.from_first(lambda: folder.follow(allocation.plan()) if folder else None)
@@ -166,6 +169,7 @@ def _publish(
         device=device_name(job.device),
         ranks=walk.ranks.count,
         activations=walk.place,
+        layers_kept=sum(map(walk.setting.keeps, job.shapes)),
         replayed_layers=walk.replayed,
         seconds_by_phase=phases,
         requested=job.requested,

@@ -11,15 +11,15 @@ K = kept columns.
 
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import closing
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from slimgpt.data.calibration import Calibration
-from slimgpt.engine.activations import Blocks, choose_place, make_blocks
+from slimgpt.engine.activations import Blocks, make_blocks
 from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.decisions import (
     Kept,
@@ -32,33 +32,16 @@ from slimgpt.engine.decisions import (
     sliced,
 )
 from slimgpt.engine.job import Job
-from slimgpt.engine.layer_pass import Frame, LayerPass
+from slimgpt.engine.layer_pass import Frame, Layer
 from slimgpt.engine.output_folder import OutputFolder
+from slimgpt.engine.overlap import WriteBehind, read_ahead
 from slimgpt.engine.ranks import Ranks
 from slimgpt.method import obs
 from slimgpt.method.allocation import Allocation
-from slimgpt.method.shapes import LayerShape
 from slimgpt.report import LayerReport
 from slimgpt.usage import Clock
 
-
-@dataclass(frozen=True)
-class _Layer:
-    """The decoder layer at work.
-
-    Attributes:
-        index: counted from 0.
-        shape: its dense widths.
-        tensors: its dense weights on CPU in the stored dtype, names relative to the layer.
-        forward: its forward pass, in parts.
-        started: seconds of the clock when it was begun.
-    """
-
-    index: int
-    shape: LayerShape
-    tensors: dict[str, Tensor]
-    forward: LayerPass
-    started: float
+_Read = tuple[dict[str, Tensor], dict[str, Tensor]]  # a layer's weights, and the roots of its maps' curvatures
 
 
 class Walk:
@@ -98,21 +81,25 @@ class Walk:
         job, count = self.job, len(self.job.shapes)
         self.replayed = self.ranks.from_first(lambda: self.folder.finished_layers if self.folder else 0)
         with self.ranks.together():
-            if self.device.type == "cuda":
-                torch.cuda.reset_peak_memory_stats(self.device)
             self.frame = Frame(job.model_config, job.shards, self.family, self.device, self.dtype)
             with self.clock("forward"):
                 self._embed()
         reports = []
-        for i in range(count):
-            layer = self._read(i)
-            report = self._replay(layer) if i < self.replayed else self._prune(layer)
-            self.allocation.settle(i, report.shape_of(layer.shape), report.ffn_price)
-            self.frame.release(i)
-            reports.append(report)
-            with self.ranks.together():
-                if on_layer is not None:
-                    on_layer(report, count)
+        with (
+            WriteBehind(job.device) as self.behind,
+            closing(read_ahead(self._read, range(count), job.device)) as coming,
+        ):
+            for i in range(count):
+                layer = self._layer(i, coming)
+                report = self._replay(layer) if i < self.replayed else self._prune(layer)
+                self.allocation.settle(i, report.shape_of(layer.shape), report.ffn_price)
+                self.frame.release(i)
+                reports.append(report)
+                with self.ranks.together():
+                    if on_layer is not None:
+                        on_layer(report, count)
+            with self.ranks.together(), self.clock("write"):
+                self.behind.wait()
         return reports
 
     def _embed(self) -> None:
@@ -120,7 +107,8 @@ class Walk:
         job, T = self.job, self.config.seq_len
         ids_NT = self.ranks.share(self.calibration.ids_NT)
         size = min(len(ids_NT), max(1, self.config.block_tokens // T))
-        self.place = choose_place(self.config.activations, self.device, job.cost(processes=self.ranks.count).device)
+        self.place = job.place(self.ranks.count)
+        self.setting = job.setting(self.place, self.ranks.count)
         widest = max(max(shape.hidden_size, shape.num_heads * shape.head_dim) for shape in job.shapes)
         folder = self.out or Path(tempfile.gettempdir())
 
@@ -136,13 +124,16 @@ class Walk:
         for b, x_BTD in enumerate(self.frame.embed(ids_NT, size)):
             self.stream_BTD[b] = x_BTD
 
-    def _read(self, i: int) -> _Layer:
+    def _read(self, i: int) -> _Read:
+        return self.job.layer_tensors(i), self.allocation.roots(i)
+
+    def _layer(self, i: int, coming: Iterator[_Read]) -> Layer:
         started = time.perf_counter()
         with self.ranks.together(), self.clock("read"):
-            tensors = self.job.layer_tensors(i)
-            return _Layer(i, self.job.shapes[i], tensors, self.frame.layer(i, tensors), started)
+            tensors, roots = next(coming)
+            return Layer(i, self.job.shapes[i], tensors, roots, self.frame.layer(i, tensors), started)
 
-    def _prune(self, layer: _Layer) -> LayerReport:
+    def _prune(self, layer: Layer) -> LayerReport:
         """Decide what stays, pass the tokens on, write the layer."""
         attention = self._decide_attention(layer)
         width = self.allocation.ffn_width(layer.index, len(attention.heads), len(attention.kv_heads))
@@ -154,7 +145,7 @@ class Walk:
             gain = self._pass_on(layer, attention, ffn)
         return self.ranks.from_first(lambda: self._write(layer, attention, ffn, gain))
 
-    def _replay(self, layer: _Layer) -> LayerReport:
+    def _replay(self, layer: Layer) -> LayerReport:
         """Pass the tokens through what an earlier run made of the layer."""
         with self.ranks.together(), self.clock("read"):
             done = self.folder.finished_layer(layer.index) if self.folder else None
@@ -173,7 +164,7 @@ class Walk:
         self._pass_on(layer, attention, ffn)
         return self.ranks.from_first(lambda: done.report)  # type: ignore[union-attr]  # called where it was read
 
-    def _decide_attention(self, layer: _Layer) -> Kept:
+    def _decide_attention(self, layer: Layer) -> Kept:
         """Choose the heads that stay and refit ``o_proj``."""
         layout, weight_DA = layer.shape.heads, layer.tensors[f"{self.family.output}.weight"]
         i, gram = layer.index, None
@@ -192,13 +183,13 @@ class Walk:
                     self.config,
                     limit=self.allocation.head_limit(i),
                     order=self.allocation.head_order(i),
-                    root_DD=self.allocation.roots(i).get("attention"),
+                    root_DD=layer.roots.get("attention"),
                     cut=lambda path: self.allocation.cut_heads(i, path, gain),
                 )
 
         return agree(self.ranks, self.device, decide)
 
-    def _head_outputs(self, layer: _Layer, gram: obs.Gram | None) -> float:
+    def _head_outputs(self, layer: Layer, gram: obs.Gram | None) -> float:
         """Fill ``inner_BT`` and, where it is given, the H of ``o_proj``; returns the gain of the norm behind it."""
         gain = 1.0
         with self.ranks.together():
@@ -217,14 +208,14 @@ class Walk:
                 self.ranks.add(gram.H_DD)
         return gain
 
-    def _decide_ffn(self, layer: _Layer, attention: Kept, width: int) -> tuple[Kept, list[Tensor]]:
+    def _decide_ffn(self, layer: Layer, attention: Kept, width: int) -> tuple[Kept, list[Tensor]]:
         """Choose the ``width`` channels that stay and refit ``down_proj``; leaves attention's output in ``inner_BT``.
 
         Also returns each block's channel activations, where there is room to keep them.
         """
         full, weight_DF = layer.shape.intermediate_size, layer.tensors[f"{self.family.down}.weight"]
         apply_attention = self._attention_of(layer, attention)
-        keeps, activations_BTF = self.job.setting().keeps(layer.shape), []
+        keeps, activations_BTF = self.setting.keeps(layer.shape), []
         gram = obs.Gram(full, self.device, f"layer {layer.index}, {self.family.down}")
         with self.ranks.together():
             for b, (x_BTD, x_BTA) in enumerate(zip(self.stream_BTD, self.inner_BT, strict=True)):
@@ -241,13 +232,12 @@ class Walk:
 
         def decide() -> Kept:
             with self.clock("select"):
-                root_DD = self.allocation.roots(layer.index).get("ffn")
-                return choose_channels(weight_DF, gram, full - width, self.config, root_DD)
+                return choose_channels(weight_DF, gram, full - width, self.config, layer.roots.get("ffn"))
 
         return agree(self.ranks, self.device, decide), activations_BTF
 
     def _pass_on(
-        self, layer: _Layer, attention: Kept | None, ffn: Kept, activations_BTF: list[Tensor] | None = None
+        self, layer: Layer, attention: Kept | None, ffn: Kept, activations_BTF: list[Tensor] | None = None
     ) -> float:
         """Move every block past the layer.
 
@@ -263,12 +253,10 @@ class Walk:
         Raises:
             ValueError: naming the layer, when its output is not finite.
         """
-        keeps, forward, gain = self.job.setting().keeps(layer.shape), layer.forward, 1.0
+        forward, gain = layer.forward, 1.0
         apply_attention = self._attention_of(layer, attention) if attention else None
         with self.ranks.together(), self.clock("forward"):
-            if not keeps:  # only the channels that stay are computed
-                forward.narrow(ffn.columns_K.to(self.device))
-            apply_down = ffn.applied(forward.linear(self.family.down), self.device, self.dtype, narrow=not keeps)
+            apply_down = ffn.applied(forward.linear(self.family.down), self.device, self.dtype)
             finite = []
             for b, (x_BTD, x_BT) in enumerate(zip(self.stream_BTD, self.inner_BT, strict=True)):
                 a_BTD = apply_attention(x_BT) if apply_attention else x_BT
@@ -284,16 +272,19 @@ class Walk:
                 )
         return gain
 
-    def _attention_of(self, layer: _Layer, attention: Kept) -> Callable[[Tensor], Tensor]:
+    def _attention_of(self, layer: Layer, attention: Kept) -> Callable[[Tensor], Tensor]:
         return attention.applied(layer.forward.linear(self.family.output), self.device, self.dtype)
 
-    def _write(self, layer: _Layer, attention: Kept, ffn: Kept, gain: float) -> LayerReport:
+    def _write(self, layer: Layer, attention: Kept, ffn: Kept, gain: float) -> LayerReport:
         """Report what was decided, and hand the pruned layer to the folder."""
-        report = report_of(
-            layer.index, layer.shape, attention, ffn, gain=gain, seconds=time.perf_counter() - layer.started
-        )
-        if self.folder is not None:
-            with self.clock("write"):
+        seconds = time.perf_counter() - layer.started
+        report = report_of(layer.index, layer.shape, attention, ffn, gain=gain, seconds=seconds)
+        if (folder := self.folder) is not None:
+
+            def write() -> None:
                 tensors = sliced(layer.tensors, self.family, layer.shape, attention, ffn)
-                self.folder.finish_layer(layer.index, tensors, report)
+                folder.finish_layer(layer.index, tensors, report)
+
+            with self.clock("write"):
+                self.behind(write)
         return report

@@ -8,7 +8,7 @@ H = sum over tokens of x x^T (the factor 2 of the paper cancels everywhere), P =
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ DAMPING_STEPS = 6  # from percdamp 0.01 up to 1000 times the mean diagonal: beyo
 # data-centre GPUs (A100, H100) have float64 products at half the float32 rate or better; a consumer GPU has them at a
 # 64th and spends minutes instead of seconds (docs/scale.md counts the operations).
 SOLVE_DTYPE = torch.float64
+ALIGNED = 64  # columns: kernels of 16-bit numbers that begin elsewhere take four times as long
 STRIPS = 12  # a symmetric product made in n strips costs (n + 1) / 2n of the full one: 54 %
 
 
@@ -28,8 +29,8 @@ def strip_width(dim: int) -> int:
     return max(128, -(-dim // STRIPS))
 
 
-def _strips(dim: int) -> Iterator[tuple[int, int]]:
-    step = strip_width(dim)
+def _strips(dim: int, multiple: int = 1) -> Iterator[tuple[int, int]]:
+    step = -(-strip_width(dim) // multiple) * multiple
     return ((low, min(low + step, dim)) for low in range(0, dim, step))
 
 
@@ -42,10 +43,10 @@ def _mirror(A_DD: Tensor) -> None:
 
 
 @contextmanager
-def _cuda_products(precision: Literal["ieee", "tf32"]) -> Iterator[None]:
-    """How CUDA multiplies float32 matrices meanwhile, whatever the program around us has set."""
+def _exact_products() -> Iterator[None]:
+    """CUDA multiplies float32 matrices without TF32 meanwhile, whatever the program around us has set."""
     cuda = torch.backends.cuda.matmul
-    before, cuda.fp32_precision = cuda.fp32_precision, precision
+    before, cuda.fp32_precision = cuda.fp32_precision, "ieee"
     try:
         yield
     finally:
@@ -68,11 +69,16 @@ class Gram:
 
     def add(self, x_TD: Tensor) -> None:
         """Add tokens of any float dtype: ``[..., D]``."""
-        # TF32 holds bfloat16 and float16 numbers exactly and sums in float32: tensor cores cost no precision there
-        with _cuda_products("tf32" if x_TD.itemsize == 2 else "ieee"):
-            x_TD = x_TD.reshape(-1, x_TD.shape[-1]).float()
-            for low, high in _strips(x_TD.shape[1]):
-                self.H_DD[low:high, low:].addmm_(x_TD[:, low:high].T, x_TD[:, low:])
+        x_TD = x_TD.reshape(-1, x_TD.shape[-1])
+        if x_TD.is_cuda and x_TD.itemsize == 2:  # tensor cores multiply these exactly, and sum in float32
+            for low, high in _strips(x_TD.shape[1], ALIGNED):
+                H_SD = self.H_DD[low:high, low:]
+                torch.addmm(H_SD, x_TD[:, low:high].T, x_TD[:, low:], out_dtype=torch.float32, out=H_SD)
+        else:
+            with _exact_products():
+                x_TD = x_TD.float()
+                for low, high in _strips(x_TD.shape[1]):
+                    self.H_DD[low:high, low:].addmm_(x_TD[:, low:high].T, x_TD[:, low:])
         self.tokens += x_TD.shape[0]
 
     def finish(self) -> Tensor:

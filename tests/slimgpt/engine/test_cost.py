@@ -16,7 +16,7 @@ from transformers import AutoModel
 from slimgpt import PruneConfig, plan, prune
 from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.data.calibration import Calibration
-from slimgpt.engine import cost
+from slimgpt.engine import activations, cost, job
 from slimgpt.engine.cost import IMPORTS, Setting, estimate, price_samples
 from slimgpt.method import obs
 from slimgpt.usage import peak_memory
@@ -125,3 +125,25 @@ def test_the_tables_in_the_docs_are_up_to_date():
     assert len(rows) == 2
     for table in rows:
         assert table in (root / "docs" / "scale.md").read_text()
+
+
+@pytest.mark.parametrize("samples", [64, 4096])
+@pytest.mark.parametrize("free_gib", [0.01, 0.1, 1.0, 10.0])
+def test_a_run_on_a_gpu_keeps_activations_where_it_leaves_room_and_never_plans_with_more(
+    dense, monkeypatch, samples, free_gib
+):
+    """The arithmetic alone: here is no GPU whose free memory could be asked for."""
+    free = int(free_gib * 2**30)
+    for module in (activations, job):
+        monkeypatch.setattr(module, "free_memory", lambda _: free)
+    planned = job.Job(dense, PruneConfig(device="cpu", num_samples=samples, seq_len=256, ffn_multiple=4))
+    planned.device = torch.device("cuda")
+    place = planned.place()
+    kept = all(map(planned.setting(place).keeps, planned.shapes))
+    without = replace(planned.setting(place), keep=0)
+    channels = samples * 256 * planned.shapes[0].intermediate_size * planned.dtype.itemsize
+    least = planned._cost(without).device
+    assert kept == (channels <= max(0, int(0.9 * free) - least))
+    assert planned.cost(place).device <= max(least, 0.9 * free)
+    alone = planned._cost(replace(without, place="device")).device
+    assert place == ("device" if alone <= free else "host")

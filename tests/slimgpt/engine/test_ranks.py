@@ -53,16 +53,16 @@ def _prune(rank, dense, out, config, on_layer=None):
 
 
 def torchrun(*arguments):
+    """On CPUs: NCCL refuses two processes on one GPU."""
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "COLUMNS": "100"}
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "-m", "slimgpt"]
-    return subprocess.run(
-        [*command, *map(str, arguments)], capture_output=True, text=True, env=environment, timeout=120
-    )
+    command += [*map(str, arguments), "--device", "cpu"]
+    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=120)
 
 
 def test_torchrun_gives_the_pruning_of_one_process(dense, tmp_path, tiny_config, text_file):
     """Nine sequences for two processes: one has one block more than the other."""
-    config = tiny_config(num_samples=9)
+    config = tiny_config(num_samples=9, device="cpu")
     one = prune(dense, tmp_path / "one", config)
     small = ["--ratio", 0.3, "--ffn-multiple", 4, "--num-samples", 9, "--seq-len", 64, "--block-tokens", 128]
     done = torchrun("prune", dense, tmp_path / "two", *small, "--schedule", "log", "--calibration", text_file)

@@ -12,6 +12,7 @@ import torch
 
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
+from slimgpt.device import resolve_device
 from slimgpt.engine.journal import Journal
 from slimgpt.engine.pruner import prune
 from slimgpt.report import load_report
@@ -213,7 +214,8 @@ def test_settings_without_effect_on_the_result_may_differ_on_resume(dense, tmp_p
     interrupted(dense, tmp_path / "out", replace(config, activations="disk"))
     text = tmp_path / "same.txt"
     text.write_bytes(Path(config.calibration).read_bytes())
-    changed = replace(config, calibration=str(text), device="cpu", dtype="float32")
+    same_device = resolve_device("auto").type
+    changed = replace(config, calibration=str(text), device=same_device, dtype="float32", keep_gib=0)
     assert prune(dense, tmp_path / "out", changed).replayed_layers == 2
     assert model_files(tmp_path / "out") == model_files(reference)
 

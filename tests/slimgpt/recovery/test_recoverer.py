@@ -255,7 +255,7 @@ OFTEN = ("llama", "gemma2", "phi3", "granite")  # biases, a soft cap and norms, 
 )
 def test_every_family_recovers(case, pruned_family, config, tmp_path):
     dense, pruned = pruned_family(case)
-    small = replace(config, tokens="1k", text="python")
+    small = replace(config, text="python")
     made = recover(pruned, tmp_path / "out", small, teacher=dense)
     figures = made.lineage.steps[-1].figures
     ids_NT = held_out(pruned, small)
