@@ -1,7 +1,7 @@
 """Prune models of real sizes with random weights, and print one table: seconds by phase, floor, memory, and the plans.
 
     python benchmarks/gpu.py                                     # all cases on one GPU, under 5 minutes
-    python benchmarks/gpu.py --quick                             # 6 of each model's layers, under 90 seconds
+    python benchmarks/gpu.py --quick                             # four cases, 4 layers of each model, about 90 seconds
     python benchmarks/gpu.py --cases 7b,7b-host --ratio 0.5
     python benchmarks/gpu.py --tiny --device cpu                 # the same on a CPU with a tiny model, seconds
 
@@ -67,6 +67,8 @@ CASES = {
     "13b": Case("llama-2-13b"),
     "70b-host": Case("llama-3-70b", layers=2, fields=HOST),
 }
+QUICK = ("7b", "7b-host", "7b-default", "70b-host")
+QUICK_LAYERS = 4
 COLUMNS = ["case", "layers", "seconds", "of all layers", "planned", "floor", "x floor"]
 COLUMNS += ["forward", "Gram", "select", "read", "write", "peak GiB", "planned GiB", "kept"]
 
@@ -108,8 +110,8 @@ def measure(case: Case, dense: Path, scratch: Path, asked: argparse.Namespace) -
 def main() -> None:
     """Measure the cases, print each as JSON, and the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", default=",".join(CASES))
-    parser.add_argument("--quick", action="store_true", help="6 layers of each")
+    parser.add_argument("--cases", default="", help=f"some of {', '.join(CASES)}; all, or with --quick four of them")
+    parser.add_argument("--quick", action="store_true", help=f"{QUICK_LAYERS} layers of each model")
     parser.add_argument("--tiny", action="store_true", help="a tiny model in place of each")
     parser.add_argument("--ratio", type=float, default=0.25)
     parser.add_argument("--num-samples", type=int, default=0, help="256, or 4 with --tiny")
@@ -124,10 +126,10 @@ def main() -> None:
         scratch = Path(folder)
         os.environ["SLIMGPT_CACHE"] = str(scratch / "cache")
         _warm_up(scratch, asked)
-        for name in asked.cases.split(","):
+        for name in asked.cases.split(",") if asked.cases else QUICK if asked.quick else CASES:
             case = replace(CASES[name], shape="tiny") if asked.tiny else CASES[name]
-            least = min(6 if asked.quick else 1 << 30, SHAPES[case.shape].num_hidden_layers)
-            case = replace(case, layers=min(case.layers or least, least))
+            most = QUICK_LAYERS if asked.quick else SHAPES[case.shape].num_hidden_layers
+            case = replace(case, layers=min(case.layers or most, most))
             if made != (made := (case.shape, case.layers)):
                 shutil.rmtree(scratch / "dense", ignore_errors=True)
                 shape = replace(SHAPES[case.shape], num_hidden_layers=case.layers)
