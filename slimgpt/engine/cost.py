@@ -122,6 +122,8 @@ def estimate(
     # as stored, and the pruned copy on its way into a file; at the end the embedding takes that way
     # beside a GPU the next one is read, and the last one written, while a layer is at work
     stored = max((2 if s.cpu else 4) * layer * s.stored, 2 * embedding * s.stored)
+    if s.price_samples:  # with the roots of its maps' curvatures, in float32
+        stored += (1 if s.cpu else 2) * 8 * dense[0].hidden_size ** 2
     copy = 0 if s.cpu and s.item == s.stored else layer * s.item
     streams = 0
     if s.price_samples:  # every layer's input waits until the backward pass comes to it

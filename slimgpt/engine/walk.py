@@ -41,7 +41,7 @@ from slimgpt.method.allocation import Allocation
 from slimgpt.report import LayerReport
 from slimgpt.usage import Clock
 
-_Read = tuple[dict[str, Tensor], dict[str, Tensor]]  # a layer's weights, and the roots of its maps' curvatures
+_Read = tuple[dict[str, Tensor], dict[str, Tensor]]  # a layer's weights; roots of its curvatures, where it is decided
 
 
 class Walk:
@@ -125,7 +125,7 @@ class Walk:
             self.stream_BTD[b] = x_BTD
 
     def _read(self, i: int) -> _Read:
-        return self.job.layer_tensors(i), self.allocation.roots(i)
+        return self.job.layer_tensors(i), self.allocation.roots(i) if self.ranks.first else {}
 
     def _layer(self, i: int, coming: Iterator[_Read]) -> Layer:
         started = time.perf_counter()

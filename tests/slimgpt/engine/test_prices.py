@@ -9,6 +9,7 @@ import torch
 
 from slimgpt.checkpoints.source import cache_folder
 from slimgpt.config import PruneConfig
+from slimgpt.engine import prices
 from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.job import Job
 from slimgpt.engine.prices import priced
@@ -163,3 +164,15 @@ def test_a_budget_in_parameters_is_kept(dense, tmp_path):
     )
     report = prune(dense, tmp_path / "out", config)
     assert 138_000 < report.parameters_after <= 140_000
+
+
+def prune_far_from_the_first(rank, dense, out, config):
+    """The second process is on another machine: the cache of the first is not there."""
+    if rank:
+        prices.load_file = None
+    return _prune(rank, dense, out, config)
+
+
+def test_only_the_process_that_decides_reads_the_cache(dense, tmp_path, tiny_config):
+    config = tiny_config(schedule="nats")
+    assert in_two_processes(tmp_path, prune_far_from_the_first, dense, tmp_path / "out", config) == [(2, 0), (2, 0)]
