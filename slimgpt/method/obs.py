@@ -20,7 +20,7 @@ DAMPING_STEPS = 6  # from percdamp 0.01 up to 1000 times the mean diagonal: beyo
 # data-centre GPUs (A100, H100) have float64 products at half the float32 rate or better; a consumer GPU has them at a
 # 64th and spends minutes instead of seconds (docs/scale.md counts the operations).
 SOLVE_DTYPE = torch.float64
-ALIGNED = 64  # columns: kernels of 16-bit numbers that begin elsewhere take four times as long
+ALIGNED = 128  # columns: kernels of 16-bit numbers that begin elsewhere take four times as long
 STRIPS = 12  # a symmetric product made in n strips costs (n + 1) / 2n of the full one: 54 %
 
 
