@@ -1,4 +1,4 @@
-"""Compress a model: prune, recover, evaluate, package, measure, register, report.
+"""Compress a model: prune, recover, quantise, evaluate, package, measure, register, report.
 
 python -m flows.compress                 # the built-in model on embedded defaults; no server needed
 slimgpt compress --ratio 0.25            # the same flow, with a flag for each parameter
@@ -14,13 +14,16 @@ from flows.defaults import (
     BENCH,
     EVALUATION,
     PRUNE,
+    QUANTIZE,
     RECOVER,
     REGISTRY,
     BenchSection,
     EvaluationSection,
     PruneSection,
+    QuantizeSection,
     RecoverSection,
     RegistrySection,
+    check_quantization,
     check_recovery,
 )
 from flows.prefect_api import reached
@@ -40,6 +43,7 @@ from tasks.steps.bundling import package
 from tasks.steps.chain import run_chain
 from tasks.steps.evaluation import EvalRequest, evaluate_model
 from tasks.steps.milliseconds import timed
+from tasks.steps.quantization import QuantizeStage
 from tasks.steps.recovery import stages_of
 from tasks.steps.registration import register
 from tasks.steps.reporting import write_report
@@ -60,6 +64,7 @@ def compress(
     name: str = "",
     prune: PruneSection = PRUNE,
     recover: RecoverSection = RECOVER,
+    quantize: QuantizeSection = QUANTIZE,
     evaluation: EvaluationSection = EVALUATION,
     bench: BenchSection = BENCH,
     registry: RegistrySection = REGISTRY,
@@ -70,13 +75,14 @@ def compress(
     revision: str = "",
     runs: str = "",
 ) -> Compressed:
-    """Prune a model, recover it if asked to, evaluate it against the dense one, serve and measure both, register it.
+    """Prune a model, recover and quantise it if asked to, evaluate and serve it against the dense one, register it.
 
     Args:
         model: A folder, a GGUF file, a hub id, smollm2 (built in), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; empty for the model's own and -slim.
         prune: How the model is pruned.
         recover: How the pruned model is trained again; no tokens: not at all.
+        quantize: How the model is stored in fewer bits in the end; no scheme: not at all.
         evaluation: What is measured of both models.
         bench: The load that both models are measured under.
         registry: Where it goes in MLflow, and whether the weights go along.
@@ -93,15 +99,16 @@ def compress(
     dense = resolve(model, revision, workspace)
     ready = check_measurable(dense.folder, evaluation, bench, ready)
     check_recovery(recover)
+    check_quantization(quantize)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
     stages = timed(stages_of(prune, recover, teacher, first_ratios, rounds), dense, bench)
-    chain = plan_chain(dense, stages)
+    chain = plan_chain(dense, [*stages, *([QuantizeStage(quantize)] if quantize.scheme else [])])
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}
     plain |= {"keep": keep, "skip": list(skip)}
     named = {"prune": settled(prune, dense.folder), "evaluation": settled(evaluation, dense.folder)}
-    parameters = parameters_of(**plain, **named, recover=recover, bench=bench)
+    parameters = parameters_of(**plain, **named, recover=recover, quantize=quantize, bench=bench)
     with open_run(name, parameters, registry, workspace, folder) as run:
         pruned = run_chain(chain, folder, keep, run)
         before = after = None

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from slimgpt.checkpoints.lineage import load_lineage
-    from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
+    from slimgpt.config import EvalConfig, PruneConfig, QuantizeConfig, RecoverConfig
     from slimgpt.engine.plan import plan
     from slimgpt.engine.pruner import prune
     from slimgpt.evaluation.harness import evaluate
+    from slimgpt.quantization.quantizer import quantize
     from slimgpt.recovery.recoverer import recover
     from slimgpt.report import load_report
 
@@ -20,24 +21,28 @@ __version__ = "0.1.0"
 __all__ = [
     "EvalConfig",
     "PruneConfig",
+    "QuantizeConfig",
     "RecoverConfig",
     "evaluate",
     "load_lineage",
     "load_report",
     "plan",
     "prune",
+    "quantize",
     "recover",
 ]
 
 _HOME = {
     "EvalConfig": "slimgpt.config",
     "PruneConfig": "slimgpt.config",
+    "QuantizeConfig": "slimgpt.config",
     "RecoverConfig": "slimgpt.config",
     "evaluate": "slimgpt.evaluation.harness",
     "load_lineage": "slimgpt.checkpoints.lineage",
     "load_report": "slimgpt.report",
     "plan": "slimgpt.engine.plan",
     "prune": "slimgpt.engine.pruner",
+    "quantize": "slimgpt.quantization.quantizer",
     "recover": "slimgpt.recovery.recoverer",
 }
 

@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from flows.cli import exporting, pruning, recovering, registering, serving, sweeping
+from flows.cli import exporting, pruning, quantizing, recovering, registering, serving, sweeping
 
 USER_ERROR = 2
 app = App(
@@ -23,7 +23,7 @@ app = App(
 )
 
 for command in (
-    *(pruning.prune, recovering.recover, pruning.inspect, registering.compress, sweeping.sweep),
+    *(pruning.prune, recovering.recover, quantizing.quantize, pruning.inspect, registering.compress, sweeping.sweep),
     *(registering.promote, registering.rollback),
     *(serving.serve, serving.bench, serving.latency, serving.package),
     exporting.export,

@@ -7,12 +7,13 @@ from cyclopts import Parameter
 
 from flows.cli.finding import check_types, flow_parameters
 from flows.cli.flags import WholeNumber, config_from, flags, given, read_config_file, several
-from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY
+from flows.defaults import BENCH, EVALUATION, PRUNE, QUANTIZE, RECOVER, REGISTRY
 from tasks.registry.gates import GateConfig
 
 _all: Any = Parameter(name="*")
 CompressPrune = flags("CompressPrune", PRUNE, group="Pruning")
 CompressRecover = flags("CompressRecover", RECOVER, group="Recovery", prefix="recover.")
+CompressQuantize = flags("CompressQuantize", QUANTIZE, group="Quantisation", prefix="quantize.")
 CompressEval = flags("CompressEval", EVALUATION, group="Evaluation", prefix="evaluation.")
 CompressBench = flags("CompressBench", BENCH, group="Benchmark", prefix="bench.")
 CompressRegistry = flags("CompressRegistry", REGISTRY, group="Registry", prefix="registry.")
@@ -33,15 +34,16 @@ def compress(
     preset: Literal["best", "paper"] | None = None,
     prune: Annotated[CompressPrune, _all] = CompressPrune(),
     recover: Annotated[CompressRecover, _all] = CompressRecover(),
+    quantize: Annotated[CompressQuantize, _all] = CompressQuantize(),
     evaluation: Annotated[CompressEval, _all] = CompressEval(),
     bench: Annotated[CompressBench, _all] = CompressBench(),
     registry: Annotated[CompressRegistry, _all] = CompressRegistry(),
 ) -> None:
-    """Prune, recover, evaluate, package, benchmark, register and report, as one Prefect flow.
+    """Prune, recover, quantise, evaluate, package, benchmark, register and report, as one Prefect flow.
 
     Args:
         config: A YAML file of the flow's parameters (model, name, first_ratios, rounds, keep, skip, revision, runs,
-            and the sections prune, recover, evaluation, bench and registry). Flags win.
+            and the sections prune, recover, quantize, evaluation, bench and registry). Flags win.
         model: A folder, a GGUF file, a hub id, smollm2 (built in, the default), models:/NAME@alias or runs:/RUN_ID.
         name: Name in the registry; the model's own name and -slim by default.
         first_ratios: Prune in several steps: shares of the dense model's projection parameters that are gone after each
@@ -54,8 +56,10 @@ def compress(
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
         preset: Same presets as `slimgpt prune`; a config file and flags win.
     """
-    sections = {"prune": PRUNE, "recover": RECOVER, "evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
-    given_flags = {"prune": prune, "recover": recover, "evaluation": evaluation, "bench": bench, "registry": registry}
+    sections = {"prune": PRUNE, "recover": RECOVER, "quantize": QUANTIZE, "evaluation": EVALUATION, "bench": BENCH}
+    sections["registry"] = REGISTRY
+    given_flags = {"prune": prune, "recover": recover, "quantize": quantize, "evaluation": evaluation, "bench": bench}
+    given_flags["registry"] = registry
     plain = {"model": model, "name": name, "first_ratios": first_ratios, "rounds": rounds, "keep": keep, "skip": skip}
     plain |= {"revision": revision, "runs": runs}
     parameters = flow_parameters(config, sections, given_flags, plain, preset)

@@ -83,6 +83,24 @@ def recovery_plan(planned: Any) -> None:
         line(text)
 
 
+def quantization_plan(planned: Any) -> None:
+    """The dry run of quantising."""
+    for text in (
+        f"model         {planned.model}, {planned.layers} layers",
+        f"stored        {planned.format}" + (f" ({planned.remark})" if planned.remark else ""),
+        f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB",
+        *([_text(planned.tokens.facts)] if planned.tokens else []),
+        f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
+        f"takes         about {planned.seconds:,.0f} s on 2 CPU cores",
+        *(f"missing       {missing}" for missing in planned.missing),
+    ):
+        line(text)
+
+
+def _text(facts: dict[str, Any]) -> str:
+    return f"calibration   {facts['name']}, {facts['tokens']:,} tokens"
+
+
 def _span(least: int, most: int) -> str:
     return str(least) if least == most else f"{least} to {most}"
 

@@ -14,7 +14,7 @@ NOT_COPIED = (
     *("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.onnx*", "*.h5", "*.msgpack", "*.index.json"),
     *("config.json", "params.json", "trainer_state.json", "*_results.json", "README.md", "*.py"),
     # of a model that is pruned or trained once more: how it was made, and its figures
-    *("pruning.json", "lineage.json", "recovery.json", "evaluation.json", "journal.jsonl"),
+    *("pruning.json", "lineage.json", "recovery.json", "quantization.json", "evaluation.json", "journal.jsonl"),
 )
 
 

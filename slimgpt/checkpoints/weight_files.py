@@ -8,6 +8,9 @@ from pathlib import Path
 from slimgpt.checkpoints.headers import header, refuse_adapter, weight_map
 
 SINGLE = "model.safetensors"
+# As compressed-tensors names what it stores of a matrix.
+PACKED, PER_INT32 = ".weight_packed", 8
+BESIDE_QUANTISED = (".weight_scale", ".weight_shape", ".weight_zero_point", ".weight_g_idx")
 
 
 def weight_files(folder: Path) -> list[str]:
@@ -40,8 +43,13 @@ def count_parameters(folder: Path) -> int:
     Raises:
         ValueError: as ``weight_files`` and ``header`` raise.
     """
-    shapes = [shape for name in weight_files(folder) for shape, _, _ in header(folder / name).values()]
-    return sum(map(math.prod, shapes))
+    tensors = [entry for name in weight_files(folder) for entry in header(folder / name).items()]
+    # Of a quantised matrix its numbers count, not what scales them; eight of 4 bits lie in one int32.
+    return sum(
+        math.prod(shape) * (PER_INT32 if name.endswith(PACKED) else 1)
+        for name, (shape, _, _) in tensors
+        if not name.endswith(BESIDE_QUANTISED)
+    )
 
 
 def conversion(source: str, name: str, revision: str = "") -> str:

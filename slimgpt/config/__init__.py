@@ -3,6 +3,7 @@
 from slimgpt.config.evaluation import EvalConfig
 from slimgpt.config.fields import BosPolicy, check_limits, limits_text, option
 from slimgpt.config.pruning import MAX_RATIO, PruneConfig, paper_preset
+from slimgpt.config.quantization import QuantizeConfig
 from slimgpt.config.recovery import RecoverConfig
 
 __all__ = [
@@ -11,6 +12,7 @@ __all__ = [
     "BosPolicy",
     "EvalConfig",
     "PruneConfig",
+    "QuantizeConfig",
     "RecoverConfig",
     "check_limits",
     "limits_text",
@@ -19,4 +21,4 @@ __all__ = [
 ]
 
 # What can be done to a model, by the name of the step in its lineage.
-STAGE_CONFIGS = {"prune": PruneConfig, "recover": RecoverConfig}
+STAGE_CONFIGS = {"prune": PruneConfig, "recover": RecoverConfig, "quantize": QuantizeConfig}

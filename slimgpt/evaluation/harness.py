@@ -17,12 +17,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
-from slimgpt.checkpoints.building import building
-from slimgpt.checkpoints.families import attention_kernel
 from slimgpt.checkpoints.headers import raw_config
+from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.config import EvalConfig
 from slimgpt.data.bos import Bos, resolve_bos
 from slimgpt.data.text import TextSource, local_data, perplexity_text
@@ -122,13 +121,8 @@ def evaluate(
             model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             if text:
                 check_length(config.seq_len, model_config)
-            kernel = attention_kernel(model_config)
             dtype = compute_dtype(config.dtype, device, model_config.dtype)
-            with building:
-                model = AutoModelForCausalLM.from_pretrained(
-                    folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
-                )
-            model = model.to(device)
+            model = load_causal_lm(folder, dtype, model_config).to(device)
         bos = resolve_bos(config.bos, tokenizer, model.config.model_type)
         measured = _perplexity(model, tokenizer, text, config, bos, say) if text else None
         results = _run_tasks(model, tokenizer, tasks, config, bos, folder.name, place, say) if tasks else {}

@@ -7,13 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from slimgpt.checkpoints.companions import copy_companions
-from slimgpt.checkpoints.headers import CONFIG, INDEX, read_json
+from slimgpt.checkpoints.headers import CONFIG, INDEX
 from slimgpt.checkpoints.lineage import LINEAGE, Checkpoint, Step
 from slimgpt.checkpoints.shards import Shards, write_shard
+from slimgpt.checkpoints.stage_folder import check_out
 from slimgpt.files import commit, digest_of, file_sha256, json_bytes, link, write_atomically, writing
 from slimgpt.recovery.student import Change
 from slimgpt.report import REPORT
-from slimgpt.resuming import differences, remedy
 
 RUN = "recovery.json"
 STATES = "training"
@@ -33,7 +33,7 @@ class RecoveryFolder:
 
     def __init__(self, out: Path, header: dict[str, Any]):
         self.out, self.header = out, header
-        check_out(out, header)
+        check_recovery_out(out, header)
         if not (out / RUN).is_file():
             write_atomically(out / RUN, json_bytes({"run": header}))
 
@@ -81,22 +81,9 @@ class RecoveryFolder:
             commit(temporary, self.out / name)
 
 
-def check_out(out: Path, header: dict[str, Any]) -> None:
-    """Refuse a folder that holds something else than this training; one that is not there yet is fine.
-
-    Raises:
-        FileExistsError: naming what it holds, or what differs.
-    """
-    if (out / RUN).is_file():
-        before = read_json(out / RUN).get("run", {})
-        if before != header:
-            raise FileExistsError(
-                f"{out} holds another training: {differences(before, header)}; {remedy(before, header)}"
-            )
-    elif out.is_dir() and (strangers := sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))):
-        raise FileExistsError(
-            f"{out} is not empty and not an output of slimgpt recover (it holds {strangers[0]}); name another OUT"
-        )
+def check_recovery_out(out: Path, header: dict[str, Any]) -> None:
+    """Refuse a folder that holds something else than this training: a FileExistsError, as ``check_out`` raises."""
+    check_out(out, RUN, header, "training", "slimgpt recover")
 
 
 def _same(stored: Any) -> Any:

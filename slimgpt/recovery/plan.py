@@ -8,7 +8,7 @@ from slimgpt.config import RecoverConfig
 from slimgpt.device import dtype_name
 from slimgpt.recovery import cost
 from slimgpt.recovery.job import RecoveryJob
-from slimgpt.recovery.output import check_out
+from slimgpt.recovery.output import check_recovery_out
 from slimgpt.recovery.recoverer import header_of
 from slimgpt.recovery.text import draw
 
@@ -72,7 +72,7 @@ def plan(
         try:
             job.check_space(Path(out))
             if text is not None:
-                check_out(Path(out).absolute(), header_of(job, text))
+                check_recovery_out(Path(out).absolute(), header_of(job, text))
         except OSError as error:
             missing.append(str(error))
     return RecoverPlan(

@@ -15,6 +15,7 @@ from typing import Any
 from transformers import Trainer
 
 from slimgpt.checkpoints.lineage import Checkpoint, Step
+from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.config import RecoverConfig
@@ -25,7 +26,7 @@ from slimgpt.files import locked, writing
 from slimgpt.recovery.answers import PROMPTS, answer
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.output import KEPT, STATES, RecoveryFolder
-from slimgpt.recovery.student import Change, changes, load_frozen, load_student
+from slimgpt.recovery.student import Change, changes, load_student
 from slimgpt.recovery.text import RecoveryText, draw
 from slimgpt.recovery.training import (
     DistillationTrainer,
@@ -156,7 +157,7 @@ def _trainer(job: RecoveryJob, text: RecoveryText, states: Path) -> Trainer:
     given = {"model": student, "args": arguments, "train_dataset": text.train, "eval_dataset": text.held_out}
     if job.teacher is None:
         return Trainer(data_collator=padded, **given)
-    teacher = load_frozen(job.teacher.folder, read_config(job.teacher.folder), job.dtype)
+    teacher = load_causal_lm(job.teacher.folder, job.dtype, read_config(job.teacher.folder))
     heads = [
         OutputHead(model.config, model.get_output_embeddings().weight.detach().to(arguments.device, job.dtype))
         for model in (student, teacher)

@@ -7,25 +7,14 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
 
-from slimgpt.checkpoints.building import building
-from slimgpt.checkpoints.families import Family, attention_kernel
+from slimgpt.checkpoints.families import Family
+from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.config import RecoverConfig
 
 LORA_SCALE = {"distill": 1, "lora": 2}  # the paper's: rank 8, alpha 16, dropout 0.05
 LORA_DROPOUT = {"distill": 0.0, "lora": 0.05}
 Change = Callable[[Tensor], Tensor]
-
-
-def load_frozen(folder: Path, model_config: Any, dtype: torch.dtype) -> Any:
-    """The model in ``folder``, on the CPU, of which nothing is trained."""
-    kernel = attention_kernel(model_config)
-    with building:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype=dtype, trust_remote_code=False, attn_implementation=kernel
-        )
-    return model.eval().requires_grad_(False)
 
 
 def load_student(folder: Path, model_config: Any, family: Family, config: RecoverConfig, dtype: torch.dtype) -> Any:
@@ -39,7 +28,7 @@ def load_student(folder: Path, model_config: Any, family: Family, config: Recove
         dtype: of the products.
     """
     if config.trainable == "all":
-        model = load_frozen(folder, model_config, torch.float32)
+        model = load_causal_lm(folder, torch.float32, model_config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(f"{family.layers}."))
         return model
@@ -54,7 +43,7 @@ def load_student(folder: Path, model_config: Any, family: Family, config: Recove
         target_modules=projections,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(load_frozen(folder, model_config, dtype), lora)
+    model = get_peft_model(load_causal_lm(folder, dtype, model_config), lora)
     generator = torch.Generator().manual_seed(config.seed)  # peft's is the process's own, which other threads use too
     for name, parameter in model.named_parameters():
         if "lora_A" in name:

@@ -15,9 +15,9 @@ class TextGenerator(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Load the checkpoint in the logged model's ``artifacts/model``."""
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
-        import slimgpt.modeling  # noqa: F401  registers the per-layer classes, so that no remote code is needed
+        from slimgpt.checkpoints.loading import load_causal_lm
         from slimgpt.data.bos import lost_bos
         from slimgpt.device import compute_dtype, resolve_device
         from slimgpt.equal_bits import settle_vector_functions
@@ -28,11 +28,7 @@ class TextGenerator(PythonModel):
         self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, padding_side="left")
         if self.tokenizer.pad_token is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = (
-            AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, trust_remote_code=False, use_safetensors=True)
-            .to(device)
-            .eval()
-        )
+        self.model = load_causal_lm(folder, dtype).to(device)
         self.bos = lost_bos(self.tokenizer, self.model.config.model_type)
         settle_vector_functions()
 

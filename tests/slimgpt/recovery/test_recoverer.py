@@ -12,12 +12,11 @@ from transformers import AutoTokenizer
 
 from flows.cli.show import checkpoint_facts
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
-from slimgpt.checkpoints.origins import read_config
+from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.engine.pruner import prune
 from slimgpt.recovery.answers import NEW_TOKENS, PROMPTS, answer
 from slimgpt.recovery.plan import plan
 from slimgpt.recovery.recoverer import recover
-from slimgpt.recovery.student import load_frozen
 from slimgpt.recovery.text import draw
 from tests.tiny_families import CASES
 from tests.tiny_models import write_dense
@@ -26,10 +25,7 @@ from tests.tiny_models import write_dense
 def kl_to(teacher, folder, ids_BT):
     """KL(teacher || model) per token, of whole logits."""
     with torch.no_grad():
-        p, q = (
-            load_frozen(f, read_config(f), torch.float32)(input_ids=ids_BT).logits.log_softmax(-1)
-            for f in (teacher, folder)
-        )
+        p, q = (load_causal_lm(f, torch.float32)(input_ids=ids_BT).logits.log_softmax(-1) for f in (teacher, folder))
     return (p.exp() * (p - q)).sum(-1).mean().item()
 
 
@@ -68,7 +64,7 @@ def test_the_lineage_gains_a_step_that_says_what_was_done(pruned, dense, recover
 
 def test_an_answer_is_the_most_probable_continuation_of_its_prompt_alone(dense):
     """Prompts of several lengths pass at once; each says what it says alone, without a cache."""
-    model, tokenizer = load_frozen(dense, read_config(dense), torch.float32), AutoTokenizer.from_pretrained(dense)
+    model, tokenizer = load_causal_lm(dense, torch.float32), AutoTokenizer.from_pretrained(dense)
     for prompt, said in zip(PROMPTS, answer(model, dense), strict=True):
         ids = tokenizer(prompt)["input_ids"]
         for _ in range(NEW_TOKENS):
@@ -215,7 +211,7 @@ def test_answers_to_instructions_are_learned_without_a_teacher(pruned, as_in_the
     step, rows = made.lineage.steps[-1], draw(pruned, as_in_the_paper.filled()).held_out
 
     def loss(folder):
-        model, nats, count = load_frozen(folder, read_config(folder), torch.float32), 0.0, 0
+        model, nats, count = load_causal_lm(folder, torch.float32), 0.0, 0
         for row in rows:  # one by one, not padded
             logits_TV = model(input_ids=row["input_ids"][None]).logits[0, :-1]
             nats += functional.cross_entropy(logits_TV, row["labels"][1:], ignore_index=-100, reduction="sum").item()

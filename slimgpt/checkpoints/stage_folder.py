@@ -1,0 +1,32 @@
+"""The OUT folder of a stage that writes a small file about its run first, and config.json last."""
+
+from pathlib import Path
+from typing import Any
+
+from slimgpt.checkpoints.headers import read_json
+from slimgpt.resuming import differences, remedy
+
+
+def check_out(out: Path, run_file: str, header: dict[str, Any], what: str, command: str) -> None:
+    """Refuse a folder that holds something else than this run; one that is not there yet is fine.
+
+    Args:
+        out: the folder.
+        run_file: the file that says what the run in it depends on.
+        header: what this run depends on, bit for bit.
+        what: such a run, in a word: "training".
+        command: that makes such folders.
+
+    Raises:
+        FileExistsError: naming what it holds, or what differs.
+    """
+    if (out / run_file).is_file():
+        before = read_json(out / run_file).get("run", {})
+        if before != header:
+            raise FileExistsError(
+                f"{out} holds another {what}: {differences(before, header)}; {remedy(before, header)}"
+            )
+    elif out.is_dir() and (strangers := sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))):
+        raise FileExistsError(
+            f"{out} is not empty and not an output of {command} (it holds {strangers[0]}); name another OUT"
+        )
