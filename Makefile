@@ -14,7 +14,7 @@ help: ## show this
 install: .venv/.installed ## .venv with the pinned versions: the GPU lock where nvidia-smi works, else the CPU lock
 
 # The stamp: nothing is repeated unless a lock, the packaging or the script changes.
-.venv/.installed: requirements/cpu.lock requirements/gpu.lock pyproject.toml scripts/install.sh
+.venv/.installed: requirements/cpu.lock requirements/gpu.lock pyproject.toml scripts/install.sh slimgpt/quantization/llmcompressor.txt
 	bash scripts/install.sh
 	touch $@
 

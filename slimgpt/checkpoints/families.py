@@ -108,7 +108,7 @@ def family_of(config: PretrainedConfig) -> Family:
     if getattr(config, "quantization_config", None):
         raise ValueError(
             f"the model is quantised ({config.quantization_config.get('quant_method', 'unknown method')}); "
-            "prune the full-precision model it was made from, then quantise the result"
+            "take the full-precision model it was made from, and quantise the result"
         )
     for family in FAMILIES:
         if name in (family.model_type, family.slim):

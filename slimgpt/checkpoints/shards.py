@@ -41,7 +41,7 @@ class Shards:
                 if dtype not in _DTYPES:
                     raise ValueError(
                         f"{folder / file_name} holds {name} as {dtype}, so the model is quantised; "
-                        "prune the full-precision model it was made from, then quantise the result"
+                        "take the full-precision model it was made from, and quantise the result"
                     )
                 self.files[name], self._places[name] = file_name, (shape, _DTYPES[dtype], offset)
         lost = [name for name in index if name not in self.files and not name.endswith(_COMPUTED)]

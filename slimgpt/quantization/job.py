@@ -20,7 +20,7 @@ from slimgpt.equal_bits import conditions
 from slimgpt.files import free_bytes
 from slimgpt.method.shapes import LayerShape
 from slimgpt.quantization.packages import locked_versions
-from slimgpt.quantization.sizes import fitting_group, inputs, matrices, misfit, stored_bytes
+from slimgpt.quantization.sizes import check_packing, fitting_group, inputs, matrices, misfit, stored_bytes
 
 BITS = {"w4a16": 4, "w8a8": 8, "fp8": 8}
 _IMPORTS = 1 << 30  # bytes: torch, transformers, llm-compressor
@@ -53,7 +53,10 @@ class QuantizationJob:
         self.shards = Shards(model)
         self.shapes = shapes or layer_shapes(self.model_config)
         self.dtype = self.shards.shape(self.shards.names("model.layers.")[0])[1]
-        self.group = fitting_group(self.shapes, config.group_size) if config.scheme == "w4a16" else 0
+        self.group = 0
+        if config.scheme == "w4a16":
+            check_packing(self.shapes)
+            self.group = fitting_group(self.shapes, config.group_size)
 
     @cached_property
     def source(self) -> Checkpoint:

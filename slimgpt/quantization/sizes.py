@@ -5,6 +5,7 @@ Letters: D = hidden size, A = heads * head_dim, F = FFN width.
 
 from collections.abc import Iterator
 
+from slimgpt.checkpoints.weight_files import PER_INT32
 from slimgpt.method.shapes import LayerShape
 
 GROUPS = (128, 64, 32)
@@ -43,6 +44,21 @@ def fitting_group(shapes: list[LayerShape], wanted: int = 0) -> int:
         return wanted
     widths = {width for shape in shapes for width in inputs(shape)}
     return next((group for group in GROUPS if all(width % group == 0 for width in widths)), WHOLE_ROW)
+
+
+def check_packing(shapes: list[LayerShape]) -> None:
+    """Refuse widths of which eight 4-bit numbers do not fill a whole number of integers.
+
+    Raises:
+        ValueError: naming the layer, the width and the remedy.
+    """
+    for i, shape in enumerate(shapes):
+        for width in inputs(shape):
+            if width % PER_INT32:
+                raise ValueError(
+                    f"w4a16 packs {PER_INT32} weights into an integer, which does not divide layer {i}'s width of "
+                    f"{width}; prune with --ffn-multiple {GROUPS[-1]}, or take w8a8"
+                )
 
 
 def misfit(shapes: list[LayerShape], group: int) -> str:

@@ -18,7 +18,7 @@ from deploy.bundle.folder import verify_bundle
 from deploy.engines.availability import vllm_obstacle
 from flows.cli.flags import config_from, read_config_file
 from flows.compress import compress
-from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY, check_recovery
+from flows.defaults import BENCH, EVALUATION, PRUNE, QUANTIZE, RECOVER, REGISTRY, check_quantization, check_recovery
 from flows.sweep import sweep
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.evaluation.harness import EvalResult
@@ -213,7 +213,7 @@ def test_the_report_names_the_file_that_repeats_the_run(done, parameters, tmp_pa
     """As a user would: copy it out of the report, save it, name it."""
     text = done.report.markdown.read_text()
     (tmp_path / "run.yaml").write_text(text.partition("```yaml\n")[2].partition("```")[0])
-    sections = {"prune": PRUNE, "recover": RECOVER, "evaluation": EVALUATION, "bench": BENCH}
+    sections = {"prune": PRUNE, "recover": RECOVER, "quantize": QUANTIZE, "evaluation": EVALUATION, "bench": BENCH}
     plain = ("model", "name", "first_ratios", "rounds", "keep", "skip", "revision", "runs")
     read = read_config_file(str(tmp_path / "run.yaml"), sections, plain)
     assert (read["first_ratios"], read["keep"]) == ([], "last")
@@ -256,6 +256,12 @@ def test_settings_of_a_training_without_tokens_are_refused():
     with pytest.raises(ValueError, match="recover has settings and no tokens, so nothing would be trained"):
         check_recovery(dataclasses.replace(RECOVER, rank=4))
     check_recovery(RECOVER)
+
+
+def test_settings_of_a_quantisation_without_a_scheme_are_refused():
+    with pytest.raises(ValueError, match="quantize has settings and no scheme, so nothing would be quantised"):
+        check_quantization(dataclasses.replace(QUANTIZE, num_samples=4))
+    check_quantization(QUANTIZE)
 
 
 def test_a_key_that_a_section_does_not_have_is_refused():

@@ -16,8 +16,9 @@ from tests.deploy.slim_checkpoint import write_slim
 
 OBSTACLE = vllm_obstacle() or missing_packages()[:200]
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "vLLM runs here")]
-# Nats between the two: vLLM computes in 16 bits here, and rounds activations by kernels of its own.
-NEAR = {"w4a16": 0.05, "w8a8": 0.15, "fp8": 0.3}
+# Nats between the two: vLLM computes in 16 bits here, and rounds activations by kernels of its own. Where a number
+# falls into another of fp8's wide bins, a random model's answers differ as much as from the model that was not rounded.
+NEAR = {"w4a16": 0.05, "w8a8": 0.15, "fp8": 0.7}
 
 
 def apart(got: Steps, model: Any, case: str, near: float) -> list[float]:

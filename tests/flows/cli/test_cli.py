@@ -302,7 +302,10 @@ def test_flags_win_over_the_file_and_the_file_over_defaults():
 
 @pytest.mark.parametrize(
     "command",
-    ["prune", "recover", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench", "package", "export"],
+    [
+        *("prune", "recover", "quantize", "inspect", "eval", "compress", "promote", "rollback", "serve", "bench"),
+        *("package", "export"),
+    ],
 )
 def test_help_shows_defaults_and_imports_nothing_heavy(command):
     code = f"""

@@ -27,6 +27,7 @@ SMALLER = "--calibration python --num-samples 4 --seq-len 64 --ffn-multiple 4"
 EVALUATION = "--evaluation.tasks none --evaluation.perplexity python --evaluation.seq-len 64 --evaluation.max-blocks 2"
 FLAGS = {
     "prune": SMALLER,
+    "quantize": "--scheme w8a8 --calibration python --num-samples 4 --seq-len 64",
     "recover": "--tokens 512 --seq-len 32 --text python",
     "eval": "--tasks none --perplexity python --seq-len 64 --max-blocks 2",
     "compress": f"--model tiny {SMALLER} {EVALUATION}",
@@ -89,7 +90,19 @@ def document(name):
 
 
 def test_readme(place, folder):
-    assert run(README) == {"prune", "recover", "inspect", "eval", "export", "package", "compress", "promote", "sweep"}
+    made = run(README)
+    assert made == {
+        "prune",
+        "recover",
+        "quantize",
+        "inspect",
+        "eval",
+        "export",
+        "package",
+        "compress",
+        "promote",
+        "sweep",
+    }
     assert load_report(folder / "out").ratio == pytest.approx(0.25, abs=0.005)
     assert verify_bundle(folder / "bundle") == []
     assert aliases(place) == {"challenger": 2, "champion": 1}  # the sweep's and compress's

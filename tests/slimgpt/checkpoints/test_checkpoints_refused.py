@@ -170,7 +170,7 @@ QUANTISED = {
 @pytest.mark.parametrize("method", QUANTISED)
 def test_a_quantised_model_is_refused_by_its_config(copy, tiny_config, method):
     edit(copy, QUANTISED[method])
-    refusal(copy, tiny_config, f"quantised .{method}.*prune the full-precision model.*then quantise the result")
+    refusal(copy, tiny_config, f"quantised .{method}.*take the full-precision model.*and quantise the result")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_quantised_model_without_a_config_entry_is_refused_by_its_tensors(copy
     tensors = tensors_of(copy)
     name = "model.layers.2.mlp.down_proj.weight"
     store(copy, tensors | {name: torch.zeros(64, 128).to(dtype)}, parts=2)
-    refusal(copy, tiny_config, f"holds {name} as .*, so the model is quantised; prune the full-precision model")
+    refusal(copy, tiny_config, f"holds {name} as .*, so the model is quantised; take the full-precision model")
 
 
 @pytest.mark.parametrize("shards", [1, 3])
