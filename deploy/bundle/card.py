@@ -37,6 +37,14 @@ _LICENSE_TEXTS = {
     "apache license": "apache-2.0",
     "mit license": "mit",
 }
+# What models are licensed as by their family or their name alone, where no licence lies beside the weights: all of
+# Gemma is under one set of terms, and Llama's own names stand for Llama's licences.
+_FAMILY_LICENSES = {"gemma2": "gemma", "gemma3_text": "gemma", "slim_gemma2": "gemma", "slim_gemma3": "gemma"}
+_LLAMA_NAME = re.compile(r"(?:^|[/_-])(?:meta-)?llama-(2|3(?:\.[123])?)-\d+b(?:$|[_-])", re.IGNORECASE)
+# Terms that go along with what is made of a model: the hub's name for a licence -> where they stand.
+_TERMS = {"gemma": "the Gemma Terms of Use (https://ai.google.dev/gemma/terms)"} | {
+    f"llama{version}": f"the Llama {version} Community License" for version in ("2", "3", "3.1", "3.2", "3.3")
+}
 # Data set -> id on the hub, config, split, as lm-eval's official tasks and slimgpt.data.text read them.
 _DATA_SETS = {
     "boolq": ("aps/super_glue", "boolq", "validation"),
@@ -107,6 +115,7 @@ def model_card(
         "card.md.j2",
         metadata=metadata.to_yaml(),
         license=metadata.license,
+        terms=_TERMS.get(metadata.license or "", ""),
         dequantized_from=raw_config(model).get(SOURCE_KEY, ""),
         name=name,
         base=base,
@@ -135,11 +144,18 @@ def _metadata(
         language=original.get("language"),
         library_name="transformers",
         pipeline_tag="text-generation",
-        tags=["slimgpt", "pruned", "structured-pruning", "vllm"] if lineage.steps else ["vllm"],
+        tags=_tags(lineage),
         datasets=[hub_id for hub_id in datasets if hub_id] or None,
         eval_results=results,
         **named,
     )
+
+
+def _tags(lineage: Lineage) -> list[str]:
+    done = {step.step for step in lineage.steps}
+    pruned = ["pruned", "structured-pruning"] if "prune" in done else []
+    quantized = ["quantized", "compressed-tensors"] if "quantize" in done else []
+    return [*(["slimgpt"] if done else []), *pruned, *quantized, "vllm"]
 
 
 def _texts(lineage: Lineage) -> list[tuple[str, str]]:
@@ -171,6 +187,9 @@ def _license(model: Path, base: str, original: dict[str, Any]) -> dict[str, Any]
         start = " ".join(file.read_text(errors="replace")[:2000].lower().split())
         known = next((identifier for words, identifier in _LICENSE_TEXTS.items() if words in start), None)
         return {"license": known} if known else {"license": "other", "license_link": file.name}
+    named, model_type = _LLAMA_NAME.search(base), raw_config(model).get("model_type", "")
+    if by_name := _FAMILY_LICENSES.get(model_type) or (f"llama{named[1]}" if named else ""):
+        return {"license": by_name}
     return next(({"license": license_id} for hub_id, license_id in _BUILT_IN.values() if hub_id == base), {})
 
 

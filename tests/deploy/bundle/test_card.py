@@ -10,7 +10,7 @@ from deploy.bundle.card import model_card
 from flows.cli.app import app
 from flows.cli.flags import config_from, given
 from slimgpt.checkpoints.lineage import Lineage, load_lineage, prune_step
-from slimgpt.config import PruneConfig, RecoverConfig
+from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.perplexity import PerplexityResult
@@ -212,6 +212,40 @@ def test_an_unknown_licence_is_omitted_with_a_note(card, tmp_path, readme):
     read = card(folder=tmp_path)
     assert read.data.license is None and "\nlicense" not in str(read)
     assert "licence of the original model is not known" in read.text
+
+
+@pytest.mark.parametrize(
+    ("model_type", "base", "expected", "terms"),
+    [
+        ("gemma3_text", "gemma-3-270m", "gemma", "the Gemma Terms of Use"),
+        ("slim_gemma2", "mine", "gemma", "the Gemma Terms of Use"),
+        ("slim_llama", "meta-llama/Llama-2-7b-hf", "llama2", "the Llama 2 Community License"),
+        ("slim_llama", "Llama-3.1-8B-Instruct", "llama3.1", "the Llama 3.1 Community License"),
+        ("slim_llama", "openlm-research/open_llama_3b_v2", None, ""),  # Apache, but that is not known from its name
+        ("slim_llama", "TinyLlama-1.1B", None, ""),
+    ],
+)
+def test_gemmas_and_llamas_are_known_without_a_licence_and_their_terms_go_along(
+    card, report, tmp_path, model_type, base, expected, terms
+):
+    (tmp_path / "config.json").write_text(f'{{"model_type": "{model_type}"}}')
+    read = card(report=dataclasses.replace(report, base_model=base), folder=tmp_path)
+    assert read.data.license == expected
+    assert ("stays under that model's terms: " + terms in read.text) is bool(expected)
+
+
+def test_a_quantised_models_card_says_so_and_how_to_repeat_it(model, report, evaluations):
+    config = QuantizeConfig(calibration="c4", num_samples=8).to_dict()
+    step = dataclasses.replace(
+        prune_step(report), step="quantize", summary="w4a16: in 4 bits", config=config, data={}, layers=[]
+    )
+    lineage = Lineage((prune_step(report), step))
+    text = model_card("me/t", model, **BUNDLE, lineage=lineage, evaluations=evaluations)
+    assert {"pruned", "quantized", "compressed-tensors"} <= set(ModelCard(text).data.tags)
+    assert "2. quantize: w4a16: in 4 bits" in text
+    assert "slimgpt quantize step1 out --calibration c4 --num-samples 8" in text
+    alone = model_card("me/t", model, **BUNDLE, lineage=Lineage((step,)), evaluations={})
+    assert "pruned" not in ModelCard(alone).data.tags
 
 
 def test_weights_out_of_a_gguf_file_are_named(card, tmp_path):

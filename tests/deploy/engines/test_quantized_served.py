@@ -1,4 +1,7 @@
-"""Quantised models with another width in each layer, on stock vLLM's kernels by our plugin: transformers' tokens."""
+"""Quantised models with another width in each layer, on stock vLLM's kernels by our plugin: transformers' tokens.
+
+One structure in three formats; that every family is quantised and served is left to `make test-all`.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -9,10 +12,12 @@ import torch
 from deploy.engines.availability import vllm_obstacle
 from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.config import QuantizeConfig
+from slimgpt.engine.pruner import prune
 from slimgpt.quantization.packages import missing_packages
 from slimgpt.quantization.quantizer import quantize
 from tests.deploy.engines.generate import PROMPTS, Steps, run_engines
 from tests.deploy.slim_checkpoint import write_slim
+from tests.tiny_families import CASES, PRUNE, write_family
 
 OBSTACLE = vllm_obstacle() or missing_packages()[:200]
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "vLLM runs here")]
@@ -49,3 +54,21 @@ def test_vllm_gives_the_tokens_that_transformers_gives(tmp_path):
         assert max(distances) < NEAR[scheme], scheme
         if scheme == "w4a16":  # it is the quantised model that is served
             assert sum(distances) < 0.2 * sum(apart(answer["steps"], unrounded, scheme, near=10))
+
+
+@pytest.mark.all
+def test_every_family_in_four_bits(tmp_path):
+    config = QuantizeConfig(calibration="python", num_samples=8, seq_len=48, device="cpu")
+    for case in CASES:
+        prune(
+            write_family(tmp_path / case / "dense", case), tmp_path / case / "pruned", replace(PRUNE, ffn_multiple=32)
+        )
+        quantize(tmp_path / case / "pruned", tmp_path / case / "small", config)
+    engines = [{"model": str(tmp_path / case / "small"), "dtype": "bfloat16"} for case in CASES]
+    answers, _ = run_engines(engines, tmp_path)
+    for case, answer in zip(CASES, answers, strict=True):
+        assert "error" not in answer, (case, answer)
+        rounded, unrounded = (load_causal_lm(tmp_path / case / name, torch.float32) for name in ("small", "pruned"))
+        distances = apart(answer["steps"], rounded, case, near=0.15)
+        assert max(distances) < 0.15, case
+        assert sum(distances) < 0.2 * sum(apart(answer["steps"], unrounded, case, near=10)), case

@@ -44,6 +44,22 @@ def test_sizes_divide_every_layer_or_copy_its_kv_heads():
     check_tensor_parallel(config((8, 4, 128), (4, 1, 96)), 4)
 
 
+@pytest.mark.parametrize(
+    ("layer", "group", "sizes", "said"),
+    [
+        ((6, 2, 256), 32, [1, 2], "layer 0 has 6 heads, which tensor parallel size 4"),
+        ((8, 4, 96), 32, [1], "layer 0 has an FFN width of 96 in groups of 32, which tensor parallel size 4"),
+        ((4, 4, 512), 64, [1, 2], "layer 0 has 128 columns of heads in groups of 64, which tensor parallel size 4"),
+    ],
+)
+def test_weights_that_share_a_scale_stay_together(layer, group, sizes, said):
+    quantized = config(layer)
+    quantized.quantization_config = {"config_groups": {"group_0": {"weights": {"group_size": group}}}}
+    assert tensor_parallel_sizes(quantized) == sizes
+    with pytest.raises(ValueError, match=said):
+        check_tensor_parallel(quantized, 4)
+
+
 @needs_vllm
 @pytest.mark.all
 def test_two_ranks_of_a_family_on_vllms_transformers_backend(tmp_path):
