@@ -46,13 +46,13 @@ class QuantizationJob:
             raise ValueError(f"scheme is empty; it must be one of {', '.join(BITS)}")
         self.config, self.model = config, model
         self.model_config = read_config(model)
-        family_of(self.model_config)
+        family = family_of(self.model_config)
         if (stored := raw_config(model).get("model_type")) != self.model_config.model_type:
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
         self.device = resolve_device(config.device)
         self.shards = Shards(model)
         self.shapes = shapes or layer_shapes(self.model_config)
-        self.dtype = self.shards.shape(self.shards.names("model.layers.")[0])[1]
+        self.dtype = self.shards.shape(self.shards.names(f"{family.layers}.")[0])[1]
         self.group = 0
         if config.scheme == "w4a16":
             check_packing(self.shapes)
@@ -95,8 +95,10 @@ class QuantizationJob:
     def bytes_after(self, size: int) -> int:
         """Expected size of the weight files, of a model whose files have ``size`` bytes."""
         bits = BITS[self.config.scheme]
-        stored = sum(stored_bytes(shape, bits, self.group) for shape in self.shapes)
-        return size - self.projections * self.dtype.itemsize + stored
+        item = self.dtype.itemsize
+        return size + sum(
+            stored_bytes(shape, bits, self.group, item) - shape.parameters * item for shape in self.shapes
+        )
 
     def disk_bytes(self, size: int) -> int:
         """That the run needs: the new model, once."""

@@ -76,6 +76,8 @@ def quantize(
     job.check_space(out)
     out.mkdir(parents=True, exist_ok=True)
     with locked(out), writing("the quantised model", out):
+        if (out / CONFIG).is_file():  # another process made it in the meantime
+            return Checkpoint.open(out)
         write_atomically(out / RUN, json_bytes({"run": header}))
         shutil.rmtree(out / MADE, ignore_errors=True)
         (out / MADE).mkdir()

@@ -10,7 +10,6 @@ from slimgpt.method.shapes import LayerShape
 
 GROUPS = (128, 64, 32)
 WHOLE_ROW = 0
-_SCALE = 2  # bytes, in the model's 16 bits
 _SHAPE = 16  # bytes: rows and columns beside packed weights
 
 
@@ -78,9 +77,9 @@ def misfit(shapes: list[LayerShape], group: int) -> str:
     return ""
 
 
-def stored_bytes(shape: LayerShape, bits: int, group: int) -> int:
-    """Bytes of a layer's quantised projections with their scales, without biases."""
+def stored_bytes(shape: LayerShape, bits: int, group: int, scale: int) -> int:
+    """Bytes of a layer's quantised projections with their scales of ``scale`` bytes each, without biases."""
     return sum(
-        rows * columns * bits // 8 + _SCALE * rows * (columns // group if group else 1) + (_SHAPE if bits == 4 else 0)
+        rows * columns * bits // 8 + scale * rows * (columns // group if group else 1) + (_SHAPE if bits == 4 else 0)
         for rows, columns in matrices(shape)
     )

@@ -1,9 +1,13 @@
 """llm-compressor for real, on tiny models: what is stored against its definition, what stays, and what is refused."""
 
+import contextlib
 import json
 import subprocess
+import sys
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -163,6 +167,20 @@ def test_interrupted_it_leaves_no_model_and_no_process_and_starts_again(pruned, 
     assert made.digest == Checkpoint.open(quantized["w4a16"]).digest
     assert layers == [(1, 3), (2, 3), (3, 3)]
     assert not (tmp_path / "out/quantizing").exists()
+
+
+def test_killed_it_leaves_no_process(pruned, text, tmp_path):
+    words = ("--calibration", text, "--num-samples", "8", "--seq-len", "64", "--device", "cpu")
+    command = [sys.executable, "-m", "slimgpt", "quantize", str(pruned), str(tmp_path / "out"), *words]
+    parent = psutil.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    until, workers = time.monotonic() + 120, []
+    while not workers and time.monotonic() < until:
+        with contextlib.suppress(psutil.Error):  # another child may just have ended
+            workers = [child for child in parent.children() if "slimgpt.quantization.worker" in child.cmdline()]
+        time.sleep(0.05)
+    parent.kill()
+    assert workers and psutil.wait_procs(workers, timeout=60)[1] == []
+    assert not (tmp_path / "out/config.json").exists()
 
 
 def test_what_llm_compressor_says_is_quoted(pruned, config, tmp_path, monkeypatch):

@@ -46,6 +46,6 @@ def test_the_seven_projections_hold_the_layers_parameters():
 
 def test_four_bits_with_scales_of_sixteen_take_a_quarter_and_a_sixty_fourth():
     (shape, _) = shapes()
-    assert stored_bytes(shape, 4, 64) == shape.parameters // 2 + shape.parameters * 2 // 64 + 7 * 16
+    assert stored_bytes(shape, 4, 64, 2) == shape.parameters // 2 + shape.parameters * 2 // 64 + 7 * 16
     rows = sum(rows for rows, _ in matrices(shape))
-    assert stored_bytes(shape, 8, 0) == shape.parameters + 2 * rows
+    assert stored_bytes(shape, 8, 0, 2) == shape.parameters + 2 * rows
