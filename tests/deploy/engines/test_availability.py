@@ -46,15 +46,23 @@ def test_an_old_cpu_is_named(monkeypatch, tmp_path: Path):
 
 @pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.7", "0.32.1.dev3+g0123abc"])
 def test_versions_of_vllm_inside_the_tested_range(version):
-    assert vllm_entry.version_obstacle(version) == ""
+    assert vllm_entry.version_obstacle(version) == vllm_entry.version_remark(version) == ""
 
 
-@pytest.mark.parametrize("version", ["0.31.9", "0.33.0", "0.33.0rc1", "1.0.0+cpu"])
-def test_versions_outside_it_are_refused_in_one_line_that_says_what_to_do(version, monkeypatch):
+@pytest.mark.parametrize("version", ["0.28.9", "0.9.2+cpu"])
+def test_older_versions_are_refused_in_one_line_that_says_what_to_do(version, monkeypatch):
     monkeypatch.setattr(availability, "vllm_version", lambda: version)
     reason = availability.vllm_obstacle()
-    assert f"vLLM {version} is outside the tested range {vllm_entry.TESTED_VLLM}; install one inside it" in reason
+    assert f"vLLM {version} is older than the tested range {vllm_entry.TESTED_VLLM}; install one inside it" in reason
     assert "\n" not in reason
+    assert vllm_entry.version_remark(version) == ""
+
+
+@pytest.mark.parametrize("version", ["0.33.0", "0.33.0rc1", "1.0.0+cpu"])
+def test_of_newer_versions_one_line_says_what_they_mean_for_pruned_models(version):
+    assert vllm_entry.version_obstacle(version) == ""
+    remark = vllm_entry.version_remark(version)
+    assert f"vLLM {version} is newer than the tested range {vllm_entry.TESTED_VLLM}" in remark and "\n" not in remark
 
 
 @pytest.mark.vllm
@@ -89,9 +97,9 @@ def test_the_range_is_the_same_wherever_a_version_is_named():
     assert [vllm_entry.version_obstacle(version) for version in (*pinned, bundle_files.VLLM_VERSION)] == [""] * 3
 
 
-@pytest.mark.parametrize(("version", "words"), [("99.0", "outside the tested range"), ("", "vLLM is not installed")])
+@pytest.mark.parametrize(("version", "words"), [("0.1", "older than the tested range"), ("", "vLLM is not installed")])
 def test_a_bundles_vllm_entry_refuses_before_vllm_is_imported(tmp_path, version, words):
-    """Where vLLM is of another version, or is not: one line, exit code 1, no traceback; nothing of ours is needed."""
+    """Where vLLM is too old, or is not: one line, exit code 1, no traceback; nothing of ours is needed."""
     if version:
         (tmp_path / f"vllm-{version}.dist-info").mkdir()
         (tmp_path / f"vllm-{version}.dist-info/METADATA").write_text(f"Name: vllm\nVersion: {version}\n")
