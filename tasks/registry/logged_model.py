@@ -10,6 +10,7 @@ from mlflow.models import Model, ModelSignature
 from mlflow.types import ColSpec, ParamSchema, ParamSpec, Schema
 
 import slimgpt
+from slimgpt.checkpoints.headers import raw_config
 from tasks.registry.names import MODEL_PATH
 
 EXAMPLE = {"prompt": "The capital of France is"}
@@ -27,9 +28,10 @@ def upload_model(client: MlflowClient, run_id: str, model_id: str, folder: Path,
         outputs=Schema([ColSpec("string")]),
         params=ParamSchema([ParamSpec("max_new_tokens", "integer", 64), ParamSpec("temperature", "double", 0.0)]),
     )
+    quantized = ["compressed-tensors"] if "quantization_config" in raw_config(folder) else []
     needs = [
         f"{name}=={installed(name).partition('+')[0]}"
-        for name in ("mlflow", "torch", "transformers", "safetensors", "datasets")
+        for name in ("mlflow", "torch", "transformers", "safetensors", "datasets", *quantized)
     ]
     with tempfile.TemporaryDirectory() as temporary:
         skeleton = Path(temporary) / "skeleton"

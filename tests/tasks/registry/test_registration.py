@@ -12,16 +12,23 @@ from pathlib import Path
 import mlflow
 import pytest
 import requests
+import torch
 from mlflow import MlflowClient
 from mlflow.entities import LoggedModelStatus
+from packaging.requirements import Requirement
 from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL
+from transformers import AutoTokenizer
 
 from deploy.bundle.folder import write_bundle
 from flows.cli.app import main
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
+from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.config import QuantizeConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.files import folder_sha256
+from slimgpt.quantization.packages import missing_packages
+from slimgpt.quantization.quantizer import quantize
 from tasks.environment import Workspace
 from tasks.registry import versions
 from tasks.registry.client import open_client
@@ -155,6 +162,24 @@ def test_by_reference_nothing_is_copied_and_it_is_found_checked_and_loaded(run, 
     shutil.rmtree(model)
     with pytest.raises(FileNotFoundError, match="registered by reference to .*, which is not there"):
         fetch_model(version.uri, served_workspace)
+
+
+@pytest.mark.skipif(bool(missing_packages()), reason=missing_packages()[:200] or "they are here")
+def test_a_quantised_version_loads_back_and_asks_for_what_reads_it(run, workspace, tmp_path):
+    small = tmp_path / "small"
+    quantize(run / "bundle/model", small, QuantizeConfig(scheme="fp8", device="cpu"))
+    write_bundle(small, tmp_path / "bundle", name="tiny")
+    version = registered(run, workspace, "quantised-slim", model=tmp_path / "bundle/model")
+    assert fetch_model(version.uri, workspace).joinpath("quantization.json").is_file()
+    loaded = mlflow.pyfunc.load_model(version.uri)
+    lines = Path(mlflow.pyfunc.get_model_dependencies(version.uri)).read_text().splitlines()
+    needs = [Requirement(line).name for line in lines]
+    assert "compressed-tensors" in needs
+    model, tokenizer = load_causal_lm(small, torch.float32), AutoTokenizer.from_pretrained(small)
+    ids_BT = tokenizer(["def"], return_tensors="pt")["input_ids"]
+    expected = model.generate(ids_BT, max_new_tokens=3, do_sample=False)[0, ids_BT.shape[1] :]
+    [text] = loaded.predict([{"prompt": "def"}], params={"max_new_tokens": 3})
+    assert text == tokenizer.decode(expected, skip_special_tokens=True)
 
 
 def test_a_server_that_dies_during_the_upload_leaves_nothing_that_looks_complete(
