@@ -15,6 +15,8 @@ from pathlib import Path
 
 from deploy.bench.config import BenchConfig
 from deploy.bench.vllm_bench import bench_throughput
+from slimgpt.checkpoints.headers import CONFIG
+from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.config import EvalConfig, QuantizeConfig
@@ -43,22 +45,25 @@ def main() -> None:
     parser.add_argument("pruned")
     parser.add_argument("--schemes", default="w4a16,w8a8")
     parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--place", default="", help="folder for the quantised models; those in it are used as they are")
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as temporary:
-        place, models, made = Path(temporary), {}, {}
+        place, models, made = Path(given.place or temporary).absolute(), {}, {}
         for side in ("dense", "pruned"):
             models[side] = resolve_model(getattr(given, side))
             for scheme in given.schemes.split(","):
                 config = QuantizeConfig(scheme=scheme, calibration="c4", num_samples=32, seq_len=1024)
                 name = f"{side} {scheme}"
                 models[name] = place / name.replace(" ", "-")
-                figures = quantize(models[side], models[name], config).lineage.steps[-1].figures
+                if not (models[name] / CONFIG).is_file():
+                    quantize(models[side], models[name], config)
+                figures = load_lineage(models[name]).steps[-1].figures
                 made[name] = f"{figures['seconds']:.0f} | {figures['peak_memory_bytes'] / 1e9:.1f}"
                 print(f"{name}: {made[name]}", flush=True)
         runs: dict[str, list[float]] = {name: [] for name in models}
         for i in range(given.rounds):
             for name, folder in models.items():
-                result = place / f"{name.replace(' ', '-')}-{i}.json"
+                result = Path(temporary) / f"{name.replace(' ', '-')}-{i}.json"
                 rate = bench_throughput(folder, LOAD, seed=i, result=result)["output_throughput"]
                 runs[name].append(rate)
                 print(f"{name}: {rate:.0f} tokens/s", flush=True)

@@ -23,7 +23,7 @@ import sys
 PARENT_PID = "SLIMGPT_PARENT_PID"
 PR_SET_PDEATHSIG = 1
 # Said here once: pyproject.toml's extra, the locks and the images of a bundle are tested to agree with it.
-TESTED_VLLM = ">=0.32,<0.33"
+TESTED_VLLM = ">=0.30,<0.33"
 
 
 def answer_vllm_version() -> None:

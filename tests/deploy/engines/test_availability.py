@@ -44,7 +44,7 @@ def test_an_old_cpu_is_named(monkeypatch, tmp_path: Path):
     assert availability._lacking_cpu_feature(cpuinfo) == ""
 
 
-@pytest.mark.parametrize("version", ["0.32.0", "0.32.0+cpu", "0.32.7", "0.32.1.dev3+g0123abc"])
+@pytest.mark.parametrize("version", ["0.30.0", "0.31.2", "0.32.0+cpu", "0.32.1.dev3+g0123abc"])
 def test_versions_of_vllm_inside_the_tested_range(version):
     assert vllm_entry.version_obstacle(version) == vllm_entry.version_remark(version) == ""
 
