@@ -27,7 +27,7 @@ class Step:
     """How one checkpoint became another.
 
     Attributes:
-        step: the stage: "prune" or "recover".
+        step: the stage: "prune", "recover" or "quantize".
         model: name of the checkpoint that it began from.
         summary: what was done, in one line for people.
         config: the stage's config.
@@ -103,7 +103,7 @@ class Lineage:
     @property
     def model_name(self) -> str:
         """What the last step's model is called: "tiny after prune (15.0% removed)"."""
-        return f"{self.base_model} after {self.names} ({self.ratio:.1%} removed)"
+        return f"{self.base_model} after {self.names}" + (f" ({self.ratio:.1%} removed)" if self.ratio else "")
 
     @property
     def ratio(self) -> float:

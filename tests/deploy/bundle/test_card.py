@@ -236,16 +236,17 @@ def test_gemmas_and_llamas_are_known_without_a_licence_and_their_terms_go_along(
 
 def test_a_quantised_models_card_says_so_and_how_to_repeat_it(model, report, evaluations):
     config = QuantizeConfig(calibration="c4", num_samples=8).to_dict()
-    step = dataclasses.replace(
-        prune_step(report), step="quantize", summary="w4a16: in 4 bits", config=config, data={}, layers=[]
-    )
+    figures = dict(prune_step(report).figures)
+    figures |= {f"{name}_after": figures[f"{name}_before"] for name in ("parameters", "projections")}
+    changed = {"step": "quantize", "summary": "w4a16: in 4 bits", "config": config, "figures": figures}
+    step = dataclasses.replace(prune_step(report), data={}, layers=[], **changed)
     lineage = Lineage((prune_step(report), step))
     text = model_card("me/t", model, **BUNDLE, lineage=lineage, evaluations=evaluations)
     assert {"pruned", "quantized", "compressed-tensors"} <= set(ModelCard(text).data.tags)
     assert "2. quantize: w4a16: in 4 bits" in text
     assert "slimgpt quantize step1 out --calibration c4 --num-samples 8" in text
     alone = model_card("me/t", model, **BUNDLE, lineage=Lineage((step,)), evaluations={})
-    assert "pruned" not in ModelCard(alone).data.tags
+    assert "pruned" not in ModelCard(alone).data.tags and "tiny, made with SlimGPT" in alone
 
 
 def test_weights_out_of_a_gguf_file_are_named(card, tmp_path):
