@@ -149,7 +149,7 @@ def test_registry_on_another_machine(folder, monkeypatch):
                     break
             time.sleep(0.2)
         monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-        assert run(text) == {"compress", "export", "package"}
+        assert run(text) == {"compress", "quantize", "export", "package"}
         assert verify_bundle(folder / "bundle") == []
         assert Path("slim.gguf").read_bytes()[:4] == b"GGUF"
         assert list(Path("artifacts").rglob("*.safetensors"))  # they went through the server into its folder
