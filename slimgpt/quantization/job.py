@@ -9,8 +9,7 @@ import torch
 from slimgpt.checkpoints.families import family_of, layer_shapes
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.lineage import Checkpoint
-from slimgpt.checkpoints.origins import read_config
-from slimgpt.checkpoints.shards import Shards
+from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.source import model_name
 from slimgpt.checkpoints.weight_files import count_parameters
 from slimgpt.config import QuantizeConfig
@@ -47,10 +46,11 @@ class QuantizationJob:
         self.config, self.model = config, model
         self.model_config = read_config(model)
         family = family_of(self.model_config)
-        if (stored := raw_config(model).get("model_type")) != self.model_config.model_type:
+        stored = raw_config(model).get("model_type")
+        if shapes is None and stored != self.model_config.model_type:  # what is pruned before is written as its family
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
         self.device = resolve_device(config.device)
-        self.shards = Shards(model)
+        self.shards = open_shards(model)
         self.shapes = shapes or layer_shapes(self.model_config)
         self.dtype = self.shards.shape(self.shards.names(f"{family.layers}.")[0])[1]
         self.group = 0

@@ -21,9 +21,11 @@ from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.files import folder_sha256
 from slimgpt.quantization import packages
+from slimgpt.quantization.job import QuantizationJob
 from slimgpt.quantization.plan import plan
 from slimgpt.quantization.quantizer import quantize
 from slimgpt.recovery.recoverer import recover
+from tests.tiny_families import write_baichuan, write_multimodal_gemma3
 from tests.tiny_models import write_dense
 
 pytestmark = pytest.mark.skipif(bool(packages.missing_packages()), reason=packages.missing_packages()[:200] or "there")
@@ -216,6 +218,18 @@ def test_a_quantised_model_is_neither_quantised_pruned_nor_trained(quantized, co
     ):
         with pytest.raises(ValueError, match=r"the model is quantised \(compressed-tensors\)"):
             work()
+
+
+@pytest.mark.parametrize("write", [write_baichuan, write_multimodal_gemma3])
+def test_a_model_under_other_names_is_refused_alone_and_planned_behind_its_pruning(write, tmp_path):
+    stored, text = write(tmp_path)
+    config = QuantizeConfig(scheme="fp8", device="cpu")
+    with pytest.raises(ValueError, match="which is read, but not written; prune it first"):
+        QuantizationJob(stored, config)
+    shapes = layer_shapes(read_config(stored))
+    assert QuantizationJob(stored, config, shapes).bytes_after(10**9) == QuantizationJob(text, config).bytes_after(
+        10**9
+    )
 
 
 @pytest.mark.parametrize(
