@@ -56,6 +56,10 @@ _DATA_SETS = {
     "openbookqa": ("allenai/openbookqa", "main", "test"),
     "wikitext": ("EleutherAI/wikitext_document_level", "wikitext-2-raw-v1", "test"),
     "wikitext2": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    "wikitext2-rows": ("Salesforce/wikitext", "wikitext-2-raw-v1", "test"),
+    "wikitext2-validation": ("Salesforce/wikitext", "wikitext-2-raw-v1", "validation"),
+    "wikitext2-validation-rows": ("Salesforce/wikitext", "wikitext-2-raw-v1", "validation"),
+    "c4-validation": ("allenai/c4", "en", "validation"),
 }
 # Text that steps read -> its id on the hub, where it has one, and its licence.
 _TEXTS = {

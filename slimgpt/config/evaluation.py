@@ -25,7 +25,9 @@ class EvalConfig:
     )
     batch_size: int = option(8, "Sequences that pass the model at once.", ge=1)
     perplexity: str = option(
-        "auto", "Text for perplexity: wikitext2, python, a .txt, .raw, .jsonl or .parquet file, auto, or none."
+        "auto",
+        "Text for perplexity: wikitext2, wikitext2-validation (with -rows: joined by blank lines, as in papers), "
+        "c4-validation, python, a .txt, .raw, .jsonl or .parquet file, auto, or none.",
     )
     seq_len: int = option(1024, "Tokens per perplexity block.", ge=2)
     max_blocks: int = option(12, "Perplexity blocks, the first ones; 0 is all.", ge=0)

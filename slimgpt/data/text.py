@@ -1,9 +1,11 @@
 """Where text comes from: what the user names, local data (SLIMGPT_DATA), the hub, or what every CPython carries.
 
 In that order, never silently: ``TextSource`` says which it was, and reports and tables repeat it.
-Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw and wikitext-2-raw/wiki.train-head.raw.
+Local data is a folder that holds c4/train.jsonl, wikitext-2-raw/wiki.test.raw, wikitext-2-raw/wiki.train-head.raw and
+alpaca/train.jsonl.
 """
 
+import io
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,7 +15,7 @@ from typing import Literal
 from slimgpt.checkpoints.hub import asking, hub_obstacle
 from slimgpt.data import python_text
 from slimgpt.data.documents import Documents
-from slimgpt.data.text_files import SUFFIXES, read_documents, read_parquet
+from slimgpt.data.text_files import SUFFIXES, read_answered, read_documents, read_parquet
 
 DATA_VARIABLE = "SLIMGPT_DATA"
 Origin = Literal["file", "local data", "hub", "python"]
@@ -51,6 +53,22 @@ _WIKITEXT_TEST = _OnHub(
     _WIKITEXT_REVISION,
     "wikitext-2-raw-v1/test-00000-of-00001.parquet",
 )
+_WIKITEXT_VALIDATION = _OnHub(
+    "wikitext2-validation",
+    "wikitext-2-raw/wiki.valid.raw",
+    "Salesforce/wikitext",
+    _WIKITEXT_REVISION,
+    "wikitext-2-raw-v1/validation-00000-of-00001.parquet",
+)
+_C4_VALIDATION = _OnHub(
+    "c4-validation", "c4/validation.jsonl", "allenai/c4", _C4_REVISION, "en/c4-validation.00000-of-00008.json.gz"
+)
+_FOR_PERPLEXITY = {
+    "wikitext2": _WIKITEXT_TEST,
+    "wikitext2-validation": _WIKITEXT_VALIDATION,
+    "c4-validation": _C4_VALIDATION,
+}
+_AS_ROWS = "-rows"  # of WikiText-2: joined by blank lines, row by row
 ALPACA = _OnHub(
     "alpaca",
     "alpaca/train.jsonl",
@@ -88,9 +106,11 @@ def calibration_text(source: str = "auto") -> TextSource:
     """The text that calibration sequences are drawn from.
 
     Args:
-        source: a .jsonl (also .gz, .zst) or .parquet file (field ``text``, else ``messages`` or ``conversations``), a
-            .txt or .raw file, or a folder of such files;
-            "c4" or "wikitext" (local data, else the hub); "python"; or "auto": C4 where it can be had, else "python".
+        source: a .jsonl (also .gz, .zst) or .parquet file (field ``text``, else ``messages`` or ``conversations``, else
+            ``instruction``, ``input`` and ``output``: Alpaca's prompt and the answer behind it), a .txt or .raw file,
+            or a folder of such files;
+            "c4", "wikitext" or "alpaca" (local data, else the hub); "python"; or "auto": C4 where it can be had, else
+            "python".
 
     Raises:
         FileNotFoundError: there is no such file, or a data set that is neither local nor on a reachable hub.
@@ -102,16 +122,21 @@ def calibration_text(source: str = "auto") -> TextSource:
         return _data_set(_C4)
     if source == "wikitext":
         return _data_set(_WIKITEXT_TRAIN)
-    return _named(source, "calibration", "c4, wikitext, python or auto")
+    if source == "alpaca":
+        return _data_set(ALPACA)
+    return _named(source, "calibration", "c4, wikitext, alpaca, python or auto")
 
 
 def perplexity_text(name: str = "auto") -> TextSource:
     """The text that perplexity is measured on, as one stream.
 
     Args:
-        name: "wikitext2" (the raw test split: local data, else the hub); "python" (the part that calibration does not
-            see); a file or folder as for ``calibration_text``, whose documents are joined by blank lines; or "auto":
-            WikiText-2 where it can be had, else "python".
+        name: "wikitext2" (the raw test split) or "wikitext2-validation", as their files stand; the same with "-rows":
+            the hub's rows joined by blank lines, as GPTQ, LLM-Pruner and SlimGPT read them; "c4-validation" (the first
+            documents of the first shard); all of them local data, else from the hub; "python" (the part that
+            calibration does not see); a file or folder as for ``calibration_text``, whose documents (also prompts with
+            their answers, scored alike) are joined by blank lines; or "auto": WikiText-2 where it can be had, else
+            "python".
 
     Returns:
         a TextSource with exactly one document.
@@ -121,9 +146,19 @@ def perplexity_text(name: str = "auto") -> TextSource:
     """
     if name == "python" or (name == "auto" and not _at_hand(_WIKITEXT_TEST)):
         return _source("python", ["\n\n".join(python_text.held_out_documents())], "python")
-    if name in ("auto", "wikitext2"):
+    if name == "auto":
         return _data_set(_WIKITEXT_TEST)
-    named = _named(name, "perplexity", "wikitext2, python or auto")
+    if (data := _FOR_PERPLEXITY.get(name)) is not None:
+        found = _data_set(data)
+        return _source(name, ["\n\n".join(found.documents)], found.origin)
+    if (
+        name.endswith(_AS_ROWS)
+        and (data := _FOR_PERPLEXITY.get(name.removesuffix(_AS_ROWS)))
+        and data != _C4_VALIDATION
+    ):
+        found = _data_set(data)
+        return _source(name, ["\n\n".join(wikitext_rows(found.documents[0]))], found.origin)
+    named = _named(name, "perplexity", f"{', '.join(_FOR_PERPLEXITY)}, python or auto")
     if named.documents.has_chats:
         raise ValueError(f"{name!r} holds conversations; perplexity takes plain text: a field 'text'")
     return _source(named.name, ["\n\n".join(named.documents)], "file")
@@ -180,9 +215,11 @@ def fetched(data: _OnHub) -> tuple[Path, Origin]:
 
 def _data_set(data: _OnHub) -> TextSource:
     path, origin = fetched(data)
+    if data is ALPACA:  # the hub's file has a column text, too: local data and hub are read alike
+        return _source(data.name, ("".join(pair) for pair in read_answered(path)), origin)
     if origin == "local data":
         return _source(data.name, read_documents(path), origin)
-    if data is _C4:
+    if data in (_C4, _C4_VALIDATION):
         return _source(data.name, read_documents(path, C4_DOCUMENTS), "hub")
     return _source(data.name, [join_wikitext_rows(read_parquet(path))], "hub")
 
@@ -205,6 +242,11 @@ def _named(source: str, purpose: str, names: str) -> TextSource:
     if not path.is_file():
         raise FileNotFoundError(f"{purpose} text {source!r} does not exist; name a file that does, or {names}")
     return _source(path.name, read_documents(path), "file")
+
+
+def wikitext_rows(text: str) -> list[str]:
+    """The hub's rows of a raw file: its lines with their ends, where a line of blanks is an empty row."""
+    return [line if line.strip() else "" for line in io.StringIO(text)]
 
 
 def join_wikitext_rows(rows: Iterable[str]) -> str:

@@ -268,7 +268,10 @@ def test_the_base_model_is_a_hub_id_or_left_out(card, report, tmp_path):
     assert (built_in.base_model, built_in.license) == ("HuggingFaceTB/SmolLM2-135M-Instruct", "apache-2.0")
 
 
-@pytest.mark.parametrize(("name", "expected"), [("c4", ["allenai/c4"]), ("python", None), ("/home/me/own.jsonl", None)])
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("c4", ["allenai/c4"]), ("alpaca", ["tatsu-lab/alpaca"]), ("python", None), ("/home/me/own.jsonl", None)],
+)
 def test_calibration_data_from_the_hub_is_listed_as_a_dataset(card, report, name, expected):
     config = {**report.config, "calibration": name}
     changed = dataclasses.replace(report, calibration={**report.calibration, "name": Path(name).name}, config=config)

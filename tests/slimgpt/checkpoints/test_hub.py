@@ -22,6 +22,11 @@ from tests.hub_server import TOKEN, Hub
 
 MODEL = "some-org/Some-Model_1.0"
 C4 = ("allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2", "en/c4-train.00000-of-01024.json.gz")
+ALPACA = (
+    "tatsu-lab/alpaca",
+    "dce01c9b08f87459cf36a430d809084718273017",
+    "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet",
+)
 WIKITEXT = ("Salesforce/wikitext", "b08601e04326c79dfdd32d625aee71d232d685c3", "wikitext-2-raw-v1/")
 # What lies beside the weights of real repositories and is not needed: other formats, originals, logs, code.
 NO_TOKEN = "HF_TOKEN is not set to a token that may read it"
@@ -284,9 +289,9 @@ def c4_shard(documents):
     return gzip.compress("".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in documents).encode())
 
 
-def parquet_bytes(rows):
+def parquet_bytes(rows, **columns):
     buffer = io.BytesIO()
-    parquet.write_table(pa.table({"text": rows}), buffer)
+    parquet.write_table(pa.table({"text": rows, **columns}), buffer)
     return buffer.getvalue()
 
 
@@ -304,15 +309,42 @@ def test_c4_is_the_pinned_first_shard(hub, monkeypatch):
 def test_wikitext_is_the_pinned_parquet_with_its_lines_as_published(hub):
     repo, commit, folder = WIKITEXT
     rows = ["", " = Title = \n", "", " A line . \n"]
-    files = {f"{folder}{split}-00000-of-00001.parquet": parquet_bytes(rows) for split in ("train", "test")}
+    files = {
+        f"{folder}{split}-00000-of-00001.parquet": parquet_bytes(rows) for split in ("train", "test", "validation")
+    }
     hub.push(repo, files, kind="datasets", commit=commit)
     expected = [" \n = Title = \n \n A line . \n"]
-    for read, name, split in ((calibration_text, "wikitext", "train"), (perplexity_text, "wikitext2", "test")):
+    for read, name, split in (
+        (calibration_text, "wikitext", "train"),
+        (perplexity_text, "wikitext2", "test"),
+        (perplexity_text, "wikitext2-validation", "validation"),
+    ):
         text = read(name)
         assert (text.name, text.origin, list(text.documents)) == (name, "hub", expected)
         paths = hub.paths(f"{split}-00000-of-00001.parquet", "HEAD")
         assert paths[0].startswith(f"/datasets/{repo}/resolve/{commit}/")
     assert list(perplexity_text("auto").documents) == expected
+    assert list(perplexity_text("wikitext2-rows").documents) == ["\n\n".join(rows)]
+
+
+def test_c4_s_validation_text_is_the_first_shard_of_its_split(hub):
+    repo, commit, _ = C4
+    path = "en/c4-validation.00000-of-00008.json.gz"
+    hub.push(repo, {path: c4_shard(["one", "two"])}, kind="datasets", commit=commit)
+    text = perplexity_text("c4-validation")
+    assert (text.name, text.origin, list(text.documents)) == ("c4-validation", "hub", ["one\n\ntwo"])
+
+
+def test_alpaca_is_the_pinned_parquet_read_by_its_fields(hub):
+    """Not by its column text, which has rows without an answer."""
+    repo, commit, path = ALPACA
+    fields = {"instruction": ["Add.", "Be silent."], "input": ["1 1", ""], "output": ["2", ""]}
+    hub.push(repo, {path: parquet_bytes(["...", "..."], **fields)}, kind="datasets", commit=commit)
+    text = calibration_text("alpaca")
+    (document,) = text.documents
+    assert (text.name, text.origin) == ("alpaca", "hub")
+    assert document.endswith("### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n2")
+    assert hub.paths(path, "HEAD") == [f"/datasets/{repo}/resolve/{commit}/{path}"]
 
 
 def test_fetched_data_sets_are_available_offline(hub, offline):

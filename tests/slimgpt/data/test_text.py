@@ -138,6 +138,20 @@ def test_local_wikitext(local_data: Path) -> None:
     assert list(train.documents) == ["training text"]
 
 
+def test_the_other_texts_that_papers_measure_on(local_data: Path) -> None:
+    """Row by row, joined by blank lines, is what LLM-Pruner's and SlimGPT's perplexity reads: the hub's rows."""
+    raw = " \n = Title = \n \n A line . \n"
+    (local_data / "wikitext-2-raw/wiki.valid.raw").write_text(raw)
+    (local_data / "c4/validation.jsonl").write_text("".join(json.dumps({"text": row}) + "\n" for row in ("a", "b")))
+    rows = ["", " = Title = \n", "", " A line . \n"]
+    expected = {"wikitext2-validation": raw, "wikitext2-validation-rows": "\n\n".join(rows), "c4-validation": "a\n\nb"}
+    for name, text in expected.items():
+        source = perplexity_text(name)
+        assert (source.name, source.origin, list(source.documents)) == (name, "local data", [text])
+    with pytest.raises(ValueError, match="it must be .*c4-validation"):
+        perplexity_text("c4-validation-rows")
+
+
 def test_the_local_wikitext_equals_the_published_file() -> None:
     """With the real data: the published checksum, and the hub's rows (lines, blank ones empty) give the same stream."""
     source = perplexity_text("auto")
@@ -160,7 +174,7 @@ def test_the_local_wikitext_equals_the_published_file() -> None:
         (
             "a.jsonl",
             b'{"text": "a"}\n{"content": "b", "id": 1}\n',
-            r"line 2 has no field 'text' that is a string, nor messages or conversations \(it has: content, id\)",
+            r"line 2 has no field 'text' that is a string, nor messages, .* and output \(it has: content, id\); rename",
         ),
         ("b.jsonl", b'{"text": ["a"]}\n', "line 1 has no field 'text'"),
         ("c.jsonl", b'"only a string"\n', r"line 1 is a str; such a file holds one object per line"),
@@ -183,6 +197,19 @@ def test_the_local_wikitext_equals_the_published_file() -> None:
             "line 1: conversations must be a list of turns with 'from' and 'value'",
         ),
         ("o.jsonl", b'{"messages": []}', "line 1: messages must be a list of turns"),
+        (
+            "p.jsonl",  # Dolly's names
+            b'{"instruction": "Add.", "context": "1 1", "response": "2"}',
+            r"nor messages, conversations, or instruction and output \(it has: instruction, context, response\)",
+        ),
+        ("q.jsonl", b'{"instruction": "Add.", "output": 2}', "line 1 has no field 'output' that is a text"),
+        (
+            "r.jsonl",
+            b'{"instruction": "Add.", "input": [1], "output": "2"}',
+            "line 1 has a field 'input' that is a list",
+        ),
+        ("s.jsonl", b'{"instruction": "Add.", "output": ""}', "holds no text"),
+        ("t.jsonl", b'{"instruction": "\\ud83d", "output": "2"}', "line 1 holds half of a surrogate pair"),
         ("a.jsonl.gz", b'{"text": "not compressed"}\n', "cannot be read: .*; copy or download it again"),
         ("b.jsonl.gz", compressed("gzip", b'{"text": "a"}\n' * 999)[:-9], "cannot be read: Truncated"),
         ("c.jsonl.gz", compressed("gzip", b'{"text": "a"}\n{"body": "b"}\n'), r"line 2 has no field 'text'"),
@@ -203,7 +230,12 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path, name: str, content: b
 
 @pytest.mark.parametrize(
     ("column", "message"),
-    [({"body": ["a"], "id": [1]}, r"no column 'text', nor .* \(it has: body, id\)"), ({"text": [1]}, "strings")],
+    [
+        ({"body": ["a"], "id": [1]}, r"no column 'text', nor .* instruction and output \(it has: body, id\)"),
+        ({"text": [1]}, "strings"),
+        ({"instruction": ["Add."], "response": ["2"]}, r"instruction and output \(it has: instruction, response\)"),
+        ({"instruction": ["Add.", None], "output": ["2", "3"]}, "row 2 has no field 'instruction' that is a text"),
+    ],
 )
 def test_parquet_without_text_is_refused(tmp_path: Path, column: dict[str, list[object]], message: str) -> None:
     parquet.write_table(pa.table(column), tmp_path / "a.parquet")
@@ -226,9 +258,9 @@ def test_a_parquet_file_cut_short_or_with_a_damaged_page_is_refused(tmp_path: Pa
 
 
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ValueError, match="c4, wikitext, python or auto"):
+    with pytest.raises(ValueError, match="c4, wikitext, alpaca, python or auto"):
         calibration_text("c5")
-    with pytest.raises(ValueError, match="wikitext2, python or auto"):
+    with pytest.raises(ValueError, match="wikitext2, wikitext2-validation, c4-validation, python or auto"):
         perplexity_text("ptb")
 
 
@@ -263,7 +295,8 @@ from slimgpt.data.text import calibration_text, perplexity_text
 for read in (calibration_text, perplexity_text):
     source = read("auto")
     print(source.name, source.origin, source.sha256)
-for read, name in ((calibration_text, "c4"), (calibration_text, "wikitext"), (perplexity_text, "wikitext2")):
+named = [(calibration_text, name) for name in ("c4", "wikitext", "alpaca")]
+for read, name in (*named, (perplexity_text, "wikitext2")):
     try:
         read(name)
     except FileNotFoundError as error:
@@ -275,7 +308,7 @@ def test_without_data_or_hub_auto_is_python_and_named_texts_are_errors(tmp_path:
     lines = run_alone(WITHOUT_DATA, HF_HUB_OFFLINE="1", HF_HOME=str(tmp_path)).splitlines()
     assert lines[0] == f"python python {calibration_text('python').sha256}"  # the same text in every process
     assert lines[1] == f"python python {perplexity_text('python').sha256}"
-    assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "wikitext2"]
+    assert [line.split()[0] for line in lines[2:]] == ["c4", "wikitext", "alpaca", "wikitext2"]
     assert all("HF_HUB_OFFLINE is set" in line and "set SLIMGPT_DATA" in line for line in lines[2:])
 
 
