@@ -41,13 +41,18 @@ class PruneConfig:
         "spend milliseconds, as measured in vLLM on this machine. 0: not requested.",
         ge=0,
     )
-    schedule: Literal["nats", "log", "linear", "uniform", "explicit"] = option(
+    schedule: Literal["nats", "log", "linear", "uniform", "log_decreasing", "linear_decreasing", "explicit"] = option(
         "nats",
         "How the ratio is spread. nats: what changes the model's distribution least, from a forward and a backward "
-        "pass, over all heads and FFNs; log rises from the first layer to the last (the paper's).",
+        "pass, over all heads and FFNs; log rises from the first layer to the last (the paper's). The decreasing ones "
+        "fall from the first to the last: the paper's ablations.",
     )
     first_ratio_share: float = option(
-        _FIRST_RATIO_SHARE, "log and linear: the first layer's ratio as a share of the mean ratio.", ge=0, le=1
+        _FIRST_RATIO_SHARE,
+        "log and linear, rising or falling: the ratio of the layer with the smallest one, as a share of the mean "
+        "ratio. That is the first layer; with a decreasing schedule the last.",
+        ge=0,
+        le=1,
     )
     layer_ratios: tuple[float, ...] = option(
         (), "explicit: one ratio per decoder layer, first to last; their mean must be the ratio."
@@ -83,8 +88,10 @@ class PruneConfig:
         "them at every step.",
         ge=1,
     )
-    head_error: Literal["exact", "paper"] = option(
-        "exact", "A head's score: the exact error of removing it, or the paper's eq. 5."
+    head_error: Literal["exact", "paper", "diagonal"] = option(
+        "exact",
+        "A head's score: the exact error of removing it; the paper's eq. 5; or diagonal, its ablation without grouped "
+        "Cholesky: the errors of its columns, as if each went alone (eq. 4), summed.",
     )
     skip_first: int = option(0, "Leave this many first layers untouched.", ge=0)
     skip_last: int = option(0, "Leave this many last layers untouched.", ge=0)
@@ -97,8 +104,9 @@ class PruneConfig:
     percdamp: float = option(0.01, "Damping of H, as a share of its mean diagonal.", ge=0)
     calibration: str = option(
         "auto",
-        "Calibration text: a .jsonl or .parquet file of texts or conversations, a .txt file, c4, python (the text that "
-        "ships with CPython), or auto. Several with their shares: c4,notes.txt:0.2.",
+        "Calibration text: a .jsonl or .parquet file of texts, conversations or instructions with answers, a .txt "
+        "file, c4, alpaca (its prompts with the answers), python (the text that ships with CPython), or auto. Several "
+        "with their shares: c4,notes.txt:0.2.",
     )
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
@@ -143,7 +151,7 @@ class PruneConfig:
         if self.schedule == "nats" and self.first_ratio_share != _FIRST_RATIO_SHARE:
             raise ValueError(
                 f"schedule is 'nats' and first_ratio_share {self.first_ratio_share:g}; it belongs to the schedules log "
-                "and linear: choose one of them, or see log_share and skip_first"
+                "and linear and the decreasing ones: choose one of them, or see log_share and skip_first"
             )
         for i, r in enumerate(self.layer_ratios):
             if not 0 <= r <= MAX_RATIO:

@@ -20,7 +20,7 @@ TOLERANCE = 0.005  # the ratio is met within half a percentage point
 def layer_ratios(config: PruneConfig, sizes: list[int]) -> list[float]:
     """The ratio of each decoder layer (paper section 3.4); together they remove ``config.ratio``.
 
-    Skipped layers get 0, the others carry their share.
+    Skipped layers get 0, the others carry their share; a falling schedule runs through them from the last to the first.
 
     Args:
         config: schedule, ratio, layers to skip.
@@ -52,14 +52,17 @@ def layer_ratios(config: PruneConfig, sizes: list[int]) -> list[float]:
     if config.schedule in ("uniform", "nats") or active == 1:
         curve = [mean] * active
     else:
-        rise = [log(i + 1) / log(active) if config.schedule == "log" else i / (active - 1) for i in range(active)]
+        by_log = config.schedule in ("log", "log_decreasing")
+        rise = [log(i + 1) / log(active) if by_log else i / (active - 1) for i in range(active)]
+        if config.schedule in ("log_decreasing", "linear_decreasing"):
+            rise.reverse()
         share = sum(w * r for w, r in zip(weights, rise, strict=True)) / sum(weights)
-        first = config.first_ratio_share * mean
-        last = (mean - first * (1 - share)) / share
-        if last > MAX_RATIO:  # the last layer cannot carry that much: start higher
-            last = MAX_RATIO
-            first = (mean - last * share) / (1 - share)
-        curve = [first + (last - first) * r for r in rise]
+        least = config.first_ratio_share * mean
+        most = (mean - least * (1 - share)) / share
+        if most > MAX_RATIO:  # no layer can carry that much: start higher
+            most = MAX_RATIO
+            least = (mean - most * share) / (1 - share)
+        curve = [least + (most - least) * r for r in rise]
     return [0.0] * config.skip_first + curve + [0.0] * config.skip_last
 
 

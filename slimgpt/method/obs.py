@@ -198,6 +198,14 @@ class Elimination:
         L_GSS, W_GSO = self._grouped_cholesky(columns_GS)
         return (W_GSO.square().sum(dim=2) / L_GSS.diagonal(dim1=1, dim2=2).square()).sum(dim=1)
 
+    def group_errors_diagonal(self, columns_GS: Tensor) -> Tensor:
+        """The paper's ablation without grouped Cholesky: ``e_j`` (eq. 4) summed over each group's columns; ``[G]``.
+
+        W and P are those after all removals so far; within the group neither changes. Unlike the other two, it does not
+        notice where ``P_SS`` is not positive definite: the removal does.
+        """
+        return self.column_errors()[columns_GS].sum(dim=1)
+
     def _grouped_cholesky(self, columns_GS: Tensor) -> tuple[Tensor, Tensor]:
         P_GSS = self._P_DD[columns_GS[:, :, None], columns_GS[:, None, :]]
         if self._removed:

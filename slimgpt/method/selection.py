@@ -77,7 +77,9 @@ def head_path(
         layout: heads and kv groups.
         unit: ``kv_group``, ``query`` (the same number of query heads from every group) or ``auto``, which compares the
             error per parameter removed. With as many kv heads as heads a kv group is a head.
-        head_error: ``exact`` or ``paper``.
+        head_error: ``exact``; ``paper`` (its eq. 5); or ``diagonal``, its ablation without grouped Cholesky: a head's
+            columns as if each went alone, by the diagonal of P before any of them goes (the "initial" one).
+            Earlier steps count, as with the other two: W and P are updated after each.
         multiple: heads and kv heads stay multiples of this.
         limit: parameters that may go; units that no longer fit are not considered. One unit of each kind always stays.
         order: the kinds of unit that go one after the other, as (query heads, kv heads), instead of the cheapest kind.
@@ -88,7 +90,11 @@ def head_path(
         independent.
     """
     elimination = obs.Elimination(W_OD, P_DD, capacity=P_DD.shape[0])
-    score = elimination.group_errors if head_error == "exact" else elimination.group_errors_paper
+    score = {
+        "exact": elimination.group_errors,
+        "paper": elimination.group_errors_paper,
+        "diagonal": elimination.group_errors_diagonal,
+    }[head_error]
     columns_NH = torch.arange(P_DD.shape[0], device=P_DD.device).view(layout.num_heads, layout.head_dim)
     per_group = layout.num_heads // layout.num_kv_heads
     groups = {kv: list(range(kv * per_group, (kv + 1) * per_group)) for kv in range(layout.num_kv_heads)}
@@ -113,6 +119,8 @@ def head_path(
         best = min(choices, key=lambda step: step.error / step.parameters)
         elimination.remove(columns_NH[list(best.heads)].flatten())
         best = replace(best, drift=float((elimination.W_OD - W_OD).square().sum()))
+        if not isfinite(best.drift):  # a score by the diagonal alone cannot tell before
+            return HeadPath(layout, tuple(steps), broken=True, name=name)
         limit -= best.parameters
         groups = {
             kv: [h for h in heads if h not in best.heads] for kv, heads in groups.items() if kv not in best.kv_heads

@@ -6,7 +6,7 @@ from typing import Any, Literal
 from slimgpt.config import MAX_RATIO, check_limits, option
 from tasks.registry.gates import GateConfig
 
-SCHEDULES = ("nats", "log", "linear", "uniform")
+SCHEDULES = ("nats", "log", "linear", "uniform", "log_decreasing", "linear_decreasing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,7 +18,7 @@ class SweepConfig:
     """
 
     ratios: tuple[float, ...] = option((0.2, 0.35, 0.5), "Ratios to try; one model per MODEL, ratio and schedule.")
-    schedules: tuple[str, ...] = option(("nats",), "Schedules to try: nats, log, linear, uniform.")
+    schedules: tuple[str, ...] = option(("nats",), f"Schedules to try: {', '.join(SCHEDULES)}.")
     runner: Literal["threads", "dask"] = option(
         "threads", "What prunes and evaluates: threads of the flow's process, or Dask's workers."
     )

@@ -137,6 +137,32 @@ def test_equal_layers_that_llama_config_refuses_are_written_per_layer(dense_mha,
     assert {layer.num_attention_heads for layer in config.per_layer_config} == {6}
 
 
+def test_a_falling_schedule_takes_most_from_the_first_layer_and_the_diagonal_score_chooses_there(
+    dense_mha, tmp_path, tiny_config
+):
+    """Layer 0 sees the same tokens as in the dense model: its heads go by their columns' errors, anew each time."""
+    config = tiny_config(schedule="linear_decreasing", head_error="diagonal", head_budget="ratio")
+    report = prune(dense_mha, tmp_path / "out", config)
+    assert report.ratio == pytest.approx(0.3, abs=0.005)
+    widths = [layer.intermediate_size for layer in report.layers]
+    assert widths == sorted(widths)
+    assert widths[0] < widths[-1]
+    model, layout = load(dense_mha), HeadLayout(8, 8, 8, 64)
+    ids_NT = calibrate(dense_mha, config.calibration, num_samples=8, seq_len=64, seed=0).ids_NT
+    o_proj = model.model.layers[0].self_attn.o_proj
+    x_TD = inputs_of(model, o_proj, ids_NT)
+    W_OD, H_DD = o_proj.weight.detach().double(), x_TD.T @ x_TD
+    H_DD += 0.01 * H_DD.diagonal().mean() * torch.eye(len(H_DD), dtype=H_DD.dtype)
+    left = list(range(8))
+    while len(left) > report.layers[0].num_attention_heads:
+        kept_K = layout.columns(left)
+        inverse_KK = torch.linalg.inv(H_DD[kept_K][:, kept_K])
+        errors = (W_OD @ H_DD[:, kept_K] @ inverse_KK).square().sum(dim=0) / inverse_KK.diagonal()
+        left.pop(int(errors.view(-1, 8).sum(dim=1).argmin()))
+    assert report.layers[0].kept_heads == left
+    assert len(left) < 8
+
+
 def test_block_size_changes_nothing_but_rounding(dense, tmp_path, tiny_config):
     """Two sequences at once or all eight: a layer's output must not be cut to its first sequence."""
     small = prune(dense, tmp_path / "small", tiny_config(block_tokens=64))

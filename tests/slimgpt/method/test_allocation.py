@@ -1,5 +1,6 @@
 """Ratios, prices, limits and rounding: the total is met, bounds hold, and a layer with ratio 0 is unchanged."""
 
+import math
 import random
 from dataclasses import replace
 from functools import partial
@@ -15,19 +16,21 @@ from slimgpt.method.selection import HeadPath, HeadStep
 from slimgpt.method.shapes import LayerShape
 
 by_log = partial(PruneConfig, schedule="log")
+FALLING = {"log_decreasing": "log", "linear_decreasing": "linear"}  # and what each is in reverse
 
 
 @given(
     ratio=st.floats(0, MAX_RATIO),
     share=st.floats(0, 1),
     layers=st.integers(1, 80),
-    schedule=st.sampled_from(["log", "linear", "uniform"]),
+    schedule=st.sampled_from(["log", "linear", "uniform", *FALLING]),
 )
 def test_the_mean_equals_the_ratio_and_no_layer_exceeds_the_cap(ratio, share, layers, schedule):
     ratios = layer_ratios(PruneConfig(ratio=ratio, schedule=schedule, first_ratio_share=share), [7] * layers)
     assert sum(ratios) / layers == pytest.approx(ratio, abs=1e-9)
     assert all(-1e-9 <= r <= MAX_RATIO + 1e-9 for r in ratios)
-    assert all(b >= a - 1e-12 for a, b in pairwise(ratios))
+    rising = ratios[::-1] if schedule in FALLING else ratios
+    assert all(b >= a - 1e-12 for a, b in pairwise(rising))
 
 
 @pytest.mark.parametrize(("ratio", "first", "last"), [(0.20, 0.0625, 0.25), (0.50, 0.125, 0.656)])
@@ -38,10 +41,51 @@ def test_the_papers_layer_ratios_for_32_layers(ratio, first, last):
     assert ratios[-1] == pytest.approx(last, abs=1 / 32)
 
 
-@given(ratio=st.floats(0.05, 0.5), sizes=st.lists(st.integers(80, 120), min_size=2, max_size=40))
-def test_layers_of_different_sizes_meet_the_ratio_in_total(ratio, sizes):
-    ratios = layer_ratios(by_log(ratio=ratio), sizes)
+@given(
+    ratio=st.floats(0.05, 0.5),
+    sizes=st.lists(st.integers(80, 120), min_size=2, max_size=40),
+    schedule=st.sampled_from(["log", *FALLING]),
+)
+def test_layers_of_different_sizes_meet_the_ratio_in_total(ratio, sizes, schedule):
+    ratios = layer_ratios(PruneConfig(ratio=ratio, schedule=schedule), sizes)
     assert sum(r * size for r, size in zip(ratios, sizes, strict=True)) / sum(sizes) == pytest.approx(ratio)
+
+
+@given(
+    ratio=st.floats(0.05, 0.6),
+    share=st.floats(0, 1),
+    sizes=st.lists(st.integers(60, 140), min_size=4, max_size=40),
+    skip=st.integers(0, 1),
+    schedule=st.sampled_from(list(FALLING)),
+)
+def test_a_falling_schedule_is_the_rising_one_of_the_model_upside_down(ratio, share, sizes, skip, schedule):
+    """Sizes and skipped layers turned, too: ratios solved for other sizes and then reversed would miss the total."""
+    fields = {"ratio": ratio, "first_ratio_share": share}
+    try:
+        rising = layer_ratios(PruneConfig(schedule=FALLING[schedule], skip_last=skip, **fields), sizes[::-1])
+    except ValueError:
+        reject()
+    falling = layer_ratios(PruneConfig(schedule=schedule, skip_first=skip, **fields), sizes)
+    assert falling == pytest.approx(rising[::-1])
+
+
+@pytest.mark.parametrize("schedule", FALLING)
+def test_a_falling_schedule_leaves_skipped_layers_alone_and_begins_low_in_the_last_that_is_not(schedule):
+    config = PruneConfig(ratio=0.3, schedule=schedule, skip_first=2, skip_last=1, first_ratio_share=0.5)
+    ratios = layer_ratios(config, [1] * 10)
+    assert (ratios[:2], ratios[-1]) == ([0, 0], 0)
+    assert ratios[-2] == pytest.approx(0.5 * 3 / 7)  # of the mean of those that carry it
+    assert ratios[2] == max(ratios)
+    assert sum(ratios) / 10 == pytest.approx(0.3)
+
+
+def test_the_falling_curves_in_figures():
+    """Three equal layers, nothing from the last: ln 3 : ln 2 : 0, and 2 : 1 : 0."""
+    log_curve, linear = (
+        layer_ratios(PruneConfig(ratio=0.3, schedule=name, first_ratio_share=0), [1] * 3) for name in FALLING
+    )
+    assert log_curve == pytest.approx([0.9 * math.log(3) / math.log(6), 0.9 * math.log(2) / math.log(6), 0])
+    assert linear == pytest.approx([0.6, 0.3, 0])
 
 
 def test_skipped_layers_lose_nothing_and_the_others_compensate():
@@ -156,7 +200,7 @@ def test_without_a_price_the_full_path_is_used_and_a_broken_one_is_refused():
     targets=st.sampled_from(["all", "attention", "ffn"]),
     unit=st.sampled_from(["auto", "kv_group", "query"]),
     budget=st.sampled_from(["price", "ratio"]),
-    schedule=st.sampled_from(["log", "uniform"]),
+    schedule=st.sampled_from(["log", "uniform", "linear_decreasing"]),
     multiple=st.sampled_from([1, 64, 100]),
     skip=st.integers(0, 2),
     shape=st.sampled_from([SMOL, replace(SMOL, num_heads=8, num_kv_heads=8), replace(SMOL, num_heads=12)]),

@@ -76,11 +76,12 @@ def test_any_elimination_grouping_reaches_the_least_squares_optimum(seed, dim, d
     assert torch.equal(before[1], P_DD)
 
 
-def test_single_columns_agree_in_all_three_scores():
+def test_single_columns_agree_in_all_scores():
     W_OD, _, P_DD = problem(1)
     elimination, singles = obs.Elimination(W_OD, P_DD, 0), torch.arange(8)[:, None]
     torch.testing.assert_close(elimination.column_errors(), elimination.group_errors(singles))
     torch.testing.assert_close(elimination.column_errors(), elimination.group_errors_paper(singles))
+    torch.testing.assert_close(elimination.column_errors(), elimination.group_errors_diagonal(singles))
 
 
 def test_the_papers_head_score_follows_its_equation():

@@ -146,6 +146,51 @@ def test_the_papers_score_is_used_on_request():
     assert any(a != b for a, b in firsts)
 
 
+@pytest.mark.parametrize("unit", ["kv_group", "query", "auto"])
+def test_the_diagonal_score_is_the_sum_of_column_errors_in_the_problem_that_is_left(unit):
+    """Oracle: before each step, the optimum and the inverse of H on the columns left, both made anew."""
+    layout = HeadLayout(num_heads=6, num_kv_heads=3, head_dim=2, hidden_size=5)
+    for seed in range(5):
+        W_OD, H_DD, P_DD = head_problem(seed, layout)
+        left = list(range(6))
+        for step in head_path(W_OD, P_DD, layout, unit=unit, head_error="diagonal").steps:
+            kept_K = layout.columns(left)
+            inverse_KK = torch.linalg.inv(H_DD[kept_K][:, kept_K])
+            _, W_OK = least_squares_error(W_OD, H_DD, kept_K)
+            errors = (W_OK.square().sum(dim=0) / inverse_KK.diagonal()).view(-1, 2).sum(dim=1)
+            by_head = dict(zip(left, errors.tolist(), strict=True))
+            assert step.error == pytest.approx(sum(by_head[head] for head in step.heads), rel=1e-6)
+            if unit == "kv_group":
+                pairs = {(h, h + 1): by_head[h] + by_head[h + 1] for h in left[::2]}
+                assert step.heads == min(pairs, key=pairs.__getitem__)
+            left = [head for head in left if head not in step.heads]
+
+
+def test_the_diagonal_score_falls_for_a_head_whose_columns_only_replace_each_other():
+    """Head 0: the same signal twice, which neither column alone is needed for. Head 1: two weaker, unrelated ones."""
+    layout = HeadLayout(num_heads=2, num_kv_heads=2, head_dim=2, hidden_size=2)
+    H_DD = torch.diag(torch.tensor([1.0, 1.0, 0.2, 0.2], dtype=torch.float64))
+    H_DD[0, 1] = H_DD[1, 0] = 0.999
+    W_OD, P_DD = torch.tensor([[1.0, 1, 1, 0], [0, 0, 0, 1]], dtype=torch.float64), torch.linalg.inv(H_DD)
+    exact, diagonal = (head_path(W_OD, P_DD, layout, head_error=e).steps[0] for e in ("exact", "diagonal"))
+    assert (exact.heads, diagonal.heads) == ((1,), (0,))
+    assert exact.error == pytest.approx(0.2 + 0.2)
+    assert diagonal.error == pytest.approx(2 * (1 - 0.999**2))
+    assert loss_without(W_OD, H_DD, layout, {0}) == pytest.approx(2 + 2 * 0.999)  # what it really costs
+
+
+@pytest.mark.parametrize(("corner", "steps"), [([[-1, -1], [-1, -1]], 0), ([[1, 2], [2, 1]], 2)])
+def test_a_path_by_the_diagonal_score_ends_before_a_head_that_cannot_be_removed(corner, steps):
+    """An indefinite block of P shows at the removal alone: no step is made of it."""
+    layout = HeadLayout(num_heads=4, num_kv_heads=4, head_dim=2, hidden_size=6)
+    W_OD, P_DD = torch.ones(6, 8, dtype=torch.float64), torch.eye(8, dtype=torch.float64)
+    W_OD[:, 2:4] = 3
+    P_DD[6:, 6:] = torch.tensor(corner)
+    W_OD[:, 6:] = 2
+    path = head_path(W_OD, P_DD, layout, head_error="diagonal")
+    assert (len(path.steps), path.broken) == (steps, True)
+
+
 @settings(max_examples=20, deadline=None)
 @given(seed=st.integers(0, 10**6), count=st.integers(1, 7))
 def test_group_size_one_is_greedy_removal(seed, count):

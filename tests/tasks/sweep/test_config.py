@@ -25,7 +25,7 @@ def test_lists_of_json_and_yaml_become_tuples_without_repeats():
         ({"ratios": (0.0,)}, "ratios holds 0; each must"),
         (
             {"schedules": ("log", "explicit")},
-            "schedules holds 'explicit'; each must be one of nats, log, linear, uniform",
+            "schedules holds 'explicit'; each must be one of nats, log, linear, uniform, log_decreasing",
         ),
         ({"runner": "ray"}, "runner is 'ray'; it must be one of threads, dask"),
         ({"workers": 0}, "workers is 0; it must be at least 1"),
