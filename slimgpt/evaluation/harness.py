@@ -155,15 +155,23 @@ def check_chat_template(tokenizer: Any, folder: Path) -> None:
 
 
 def flatten(results: dict[str, Any]) -> dict[str, float]:
-    """lm-eval's results as flat metrics: ``results["piqa"]["acc,none"]`` becomes "piqa/acc"; "N/A" is left out."""
-    metrics = {}
-    for task, figures in results.get("results", {}).items():
-        for key, value in figures.items():
-            metric, _, filtered = key.partition(",")
-            if filtered and isinstance(value, int | float) and math.isfinite(value):
-                suffix = "" if filtered == "none" else f"_{filtered}"
-                metrics[_name(f"{task}/{metric}{suffix}")] = float(value)
-    return metrics
+    """lm-eval's results as flat metrics: ``results["piqa"]["acc,none"]`` becomes "piqa/acc"; "N/A" is left out.
+
+    Of a group with figures of its own, such as mmlu, its 57 tasks are left out, too: a mean would count them once each.
+    """
+    by_task = {task: dict(_figures(figures)) for task, figures in results.get("results", {}).items()}
+    groups = results.get("group_subtasks", {})
+    inside = {task for group, tasks in groups.items() if by_task.get(group) for task in tasks}
+    return {
+        _name(f"{task}/{k}"): v for task, figures in by_task.items() if task not in inside for k, v in figures.items()
+    }
+
+
+def _figures(figures: dict[str, Any]) -> Iterator[tuple[str, float]]:
+    for key, value in figures.items():
+        metric, _, filtered = key.partition(",")
+        if filtered and isinstance(value, int | float) and math.isfinite(value):
+            yield metric if filtered == "none" else f"{metric}_{filtered}", float(value)
 
 
 def _name(metric: str) -> str:

@@ -91,7 +91,7 @@ def load_tasks(
         num_fewshot: examples that every task is to be given; -1: each its own number.
 
     Returns:
-        the tasks by name, as lm-eval's evaluator takes them, and the data they use.
+        the tasks and groups of tasks by name, as lm-eval's evaluator takes them, and the data they use.
 
     Raises:
         ValueError: a name that lm-eval does not know, or a task that takes no examples and is to be given some.
@@ -117,7 +117,8 @@ def load_tasks(
         try:
             if reason and reason != "HF_HUB_OFFLINE is set":  # set: the cache is asked, without retries
                 raise ConnectionError(reason)
-            loaded |= manager.load([name])["tasks"]
+            found = manager.load([name])
+            loaded |= {name: found["groups"][name]} if name in found["groups"] else found["tasks"]
         except Exception as error:  # the hub's, datasets' and lm-eval's own errors share no class
             expected = f" as {LOCAL_TASKS[name].path}" if name in LOCAL_TASKS else ""
             why = reason or f"the hub does not give it ({str(error).splitlines()[0]})"
@@ -127,7 +128,8 @@ def load_tasks(
             ) from error
         used.append(DataUsed(name=name, origin="hub", sha256=""))
     # lm-eval leaves such a task as it is, and the figures would pass for those with examples.
-    if num_fewshot > 0 and (fixed := [name for name, task in loaded.items() if task.get_config("num_fewshot") == 0]):
+    leaves = manager.load(list(loaded.values()))["tasks"] if num_fewshot > 0 else {}
+    if fixed := [name for name, task in leaves.items() if task.get_config("num_fewshot") == 0]:
         raise ValueError(
             f"num_fewshot is {num_fewshot}, but {', '.join(fixed)} fixes it at 0: measure other tasks, or leave it out"
         )

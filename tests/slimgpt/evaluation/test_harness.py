@@ -1,5 +1,6 @@
 """Evaluation with the real lm-eval on a tiny model: definitions, data, figures and refusals."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -16,7 +17,7 @@ from lm_eval.tasks import TaskManager
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from slimgpt.data import python_text
-from slimgpt.evaluation import harness_tasks
+from slimgpt.evaluation import harness, harness_tasks
 from slimgpt.evaluation.harness import EvalConfig, EvalResult, evaluate, flatten
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, PAPER_TASKS, choose_tasks, continuation_rows, load_tasks
 from tests.tiny_models import write_dense
@@ -191,6 +192,33 @@ def test_examples_for_a_task_that_takes_none_and_a_template_that_is_not_there_ar
     tokenizer.chat_template = None
     with pytest.raises(ValueError, match="has no chat template: leave apply_chat_template out"):
         evaluate(tiny, EvalConfig(perplexity="none", apply_chat_template=True), tokenizer=tokenizer)
+
+
+def test_a_group_of_tasks_has_its_own_figures_and_its_tasks_are_not_counted_beside_it(
+    tiny: Path, tmp_path: Path, without_data: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As mmlu is one: lm-eval aggregates over its tasks where it is given the group."""
+    data = tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps(row) + "\n" for row in harness_tasks.continuation_rows()[:8]))
+    source = {"dataset_path": "json", "dataset_kwargs": {"data_files": {"test": str(data)}}, "test_split": "test"}
+    for name in ("first", "second"):
+        definition = {**harness_tasks.continuation_definition(), **source, "task": name}
+        (tmp_path / f"{name}.yaml").write_text(json.dumps(definition))
+    mean = [{"metric": "acc", "weight_by_size": True}]
+    group = {"group": "pair", "task": ["first", "second"], "aggregate_metric_list": mean}
+    (tmp_path / "pair.yaml").write_text(json.dumps(group))
+    monkeypatch.setattr(harness, "scratch", lambda _: contextlib.nullcontext(tmp_path))
+    monkeypatch.setattr(harness_tasks, "hub_obstacle", str)  # none: the data is in tmp_path
+    result = evaluate(tiny, EvalConfig(tasks=("pair",), perplexity="none", limit=4))
+    assert result.metrics.keys() == {"pair/acc", "pair/acc_stderr"}
+    assert result.metrics["pair/acc"] == result.results["results"]["first"]["acc,none"]  # both are the same
+    assert result.results["n-samples"].keys() == {"first", "second"}
+    loaded, _ = load_tasks(("pair",), tmp_path)
+    assert list(loaded) == ["pair"]
+    fixed = {**definition, "num_fewshot": 0}
+    (tmp_path / "second.yaml").write_text(json.dumps(fixed))
+    with pytest.raises(ValueError, match="num_fewshot is 5, but second fixes it at 0"):
+        load_tasks(("pair",), tmp_path, num_fewshot=5)
 
 
 def test_perplexity_runs_without_tasks(tiny: Path) -> None:
