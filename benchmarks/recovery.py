@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--trainable", default="lora")
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--learning-rate", type=float, default=0.0)
-    parser.add_argument("--batch-size", type=int, default=4)
+    parser.add_argument("--batch-size", type=int, default=0)
     given = parser.parse_args()
     dense = source = resolve_model(given.model)
     config = RecoverConfig(

@@ -10,10 +10,10 @@ from slimgpt.quantities import COUNTS, read_quantity
 ENTIRE = "all"
 # What a method does where a field is 0. That of lora is the paper's, which follows LLM-Pruner.
 _OWN: dict[str, dict[str, Any]] = {
-    "distill": {"rank": 16, "batch_size": 4, "seq_len": 1024, "held_out": 8},
+    "distill": {"rank": 16, "batch_size": 1, "seq_len": 1024, "held_out": 8},
     "lora": {"rank": 8, "batch_size": 64, "seq_len": 256, "held_out": 128},
 }
-_LEARNING_RATES = {("distill", "lora"): 5e-3, ("distill", "all"): 3e-4, ("lora", "lora"): 1e-4}
+_LEARNING_RATES = {("distill", "lora"): 2.5e-3, ("distill", "all"): 3e-4, ("lora", "lora"): 1e-4}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,10 +49,12 @@ class RecoverConfig:
     )
     rank: int = option(0, "Rank of the adapters; 0: 16 for distill, 8 for lora.", ge=0)
     learning_rate: float = option(
-        0.0, "Peak of the learning rate; 0: 5e-3 for adapters, 3e-4 for all; 1e-4 for lora.", ge=0, le=1
+        0.0, "Peak of the learning rate; 0: 2.5e-3 for adapters, 3e-4 for all; 1e-4 for lora.", ge=0, le=1
     )
     batch_size: int = option(
-        0, "Sequences per optimizer step, of all processes together; 0: 4 for distill, 64 for lora.", ge=0
+        0,
+        "Sequences per optimizer step, of all processes together; 0: 1 for distill (or one per process), 64 for lora.",
+        ge=0,
     )
     seq_len: int = option(0, "Tokens per sequence, for lora at most; 0: 1024 for distill, 256 for lora.", ge=0)
     block_tokens: int = option(4096, "Tokens that pass the model at once; lower it to save memory.", ge=1)
@@ -75,8 +77,11 @@ class RecoverConfig:
         if self.method == "lora" and self.trainable != "lora":
             raise ValueError(f"method is 'lora' and trainable {self.trainable!r}; the paper's method trains adapters")
 
-    def filled(self) -> "RecoverConfig":
+    def filled(self, processes: int = 1) -> "RecoverConfig":
         """With the method's own values for the fields that are 0.
+
+        Args:
+            processes: that share a step's sequences; there are as many at least.
 
         Raises:
             ValueError: where no tokens are given.
@@ -84,6 +89,8 @@ class RecoverConfig:
         if not self.tokens:
             raise ValueError("tokens is empty; say how many tokens the model is trained on, such as 2M")
         own = {name: value for name, value in _OWN[self.method].items() if not getattr(self, name)}
+        if "batch_size" in own:
+            own["batch_size"] = processes * -(-own["batch_size"] // processes)
         rate = self.learning_rate or _LEARNING_RATES[self.method, self.trainable]
         return dataclasses.replace(self, **own, learning_rate=rate)
 

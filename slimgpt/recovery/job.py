@@ -29,14 +29,22 @@ class RecoveryJob:
         config: how it is trained.
         teacher: the teacher's folder; None for the one that the config or the lineage names.
         pruned_before: the model will be pruned before it is trained; by then it is another than its teacher.
+        processes: that share the training.
 
     Raises:
         ValueError: where they do not fit each other, or the device is none for training.
         FileNotFoundError: where the teacher is not found.
     """
 
-    def __init__(self, model: Path, config: RecoverConfig, teacher: Path | None = None, pruned_before: bool = False):
-        self.config = config = config.filled()
+    def __init__(
+        self,
+        model: Path,
+        config: RecoverConfig,
+        teacher: Path | None = None,
+        pruned_before: bool = False,
+        processes: int = 1,
+    ):
+        self.config = config = config.filled(processes)
         self.device = _device(config)
         self.dtype = _dtype(config, self.device)
         self.model_config = read_config(model)

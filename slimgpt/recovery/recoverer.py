@@ -1,6 +1,6 @@
 """Train a pruned model again, until it predicts what the dense one predicts.
 
-slimgpt recover pruned out --tokens 131072        (about 5 minutes on 2 CPU cores with bfloat16 units)
+slimgpt recover pruned out --tokens 131072        (minutes on 2 CPU cores with bfloat16 units)
 """
 
 import logging
@@ -79,7 +79,7 @@ def recover(
     """
     ranks, out = Ranks(), Path(out).absolute()
     with ranks.together():
-        job = RecoveryJob(Path(model), config, Path(teacher) if teacher else None)
+        job = RecoveryJob(Path(model), config, Path(teacher) if teacher else None, processes=ranks.count)
         text = text or draw(job.student.folder, job.config)
     folder: RecoveryFolder | None = None  # the first rank's alone
     with ExitStack() as held:

@@ -36,6 +36,7 @@ class DistillationTrainer(Trainer):
         super().__init__(**arguments)
         self.teacher = teacher.to(self.args.device)
         self.heads = student_head, teacher_head
+        self._held_out: dict[bytes, Tensor] = {}  # what the teacher makes of it: it is read many times
         self.model.get_decoder().norm.register_forward_hook(self._remember)
         self._normed_BTD: Tensor | None = None
 
@@ -44,12 +45,22 @@ class DistillationTrainer(Trainer):
 
     def compute_loss(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> Tensor:
         """Nats per token. The model itself computes the logits of one position alone; the heads take all, in parts."""
-        with torch.no_grad():
-            target_BTE = self.teacher.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        target_BTE = self._target(inputs) if model.training else self._held_out_target(inputs)
         model(**inputs, use_cache=False, logits_to_keep=1)
         assert self._normed_BTD is not None, "the model's forward pass goes through its last norm"
         student_BTD, self._normed_BTD = self._normed_BTD, None
         return mean_kl(student_BTD, target_BTE, *self.heads)
+
+    @torch.no_grad()
+    def _target(self, inputs: dict[str, Tensor]) -> Tensor:
+        states_BTE: Tensor = self.teacher.get_decoder()(**inputs, use_cache=False).last_hidden_state
+        return states_BTE
+
+    def _held_out_target(self, inputs: dict[str, Tensor]) -> Tensor:
+        text = inputs["input_ids"].cpu().numpy().tobytes()
+        if text not in self._held_out:
+            self._held_out[text] = self._target(inputs)
+        return self._held_out[text]
 
     def prediction_step(self, model: Any, inputs: dict[str, Tensor], *_: Any, **__: Any) -> tuple[Tensor, None, None]:
         """The loss alone: nothing is gathered over the vocabulary."""

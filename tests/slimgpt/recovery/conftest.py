@@ -21,7 +21,13 @@ def pruned(tmp_path_factory, dense, tiny_config):
 def config(text_file):
     """20 steps of 4 x 32 tokens."""
     return RecoverConfig(
-        tokens="2.56k", text=str(text_file), seq_len=32, learning_rate=0.004, held_out=4, dtype="float32"
+        tokens="2.56k",
+        text=str(text_file),
+        batch_size=4,
+        seq_len=32,
+        learning_rate=0.004,
+        held_out=4,
+        dtype="float32",
     )
 
 

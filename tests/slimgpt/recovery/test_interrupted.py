@@ -46,7 +46,7 @@ def test_two_threads_at_once_give_what_each_gives_alone(pruned, dense, config, t
 
 def test_torchrun_shares_the_sequences_out(pruned, dense, config, text_file, tmp_path, recovered):
     flags = ["--teacher", dense, "--tokens", 2560, "--text", text_file, "--seq-len", 32]
-    flags += ["--learning-rate", 0.004, "--held-out", 4, "--dtype", "float32"]
+    flags += ["--batch-size", 4, "--learning-rate", 0.004, "--held-out", 4, "--dtype", "float32"]
     done = torchrun("recover", pruned, tmp_path / "two", *flags)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("written to") == 1

@@ -13,11 +13,13 @@ from transformers import AutoTokenizer
 from flows.cli.show import checkpoint_facts
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
 from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.config import RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.recovery.answers import NEW_TOKENS, PROMPTS, answer
 from slimgpt.recovery.plan import plan
 from slimgpt.recovery.recoverer import recover
 from slimgpt.recovery.text import draw
+from slimgpt.recovery.training import DistillationTrainer
 from tests.tiny_families import CASES
 from tests.tiny_models import write_dense
 
@@ -38,6 +40,22 @@ def test_the_written_model_is_nearer_to_its_teacher_by_what_was_measured(pruned,
     assert kl_to(dense, pruned, ids_NT) == pytest.approx(step.figures["kl_before"], rel=1e-4)
     assert kl_to(dense, recovered, ids_NT) == pytest.approx(step.figures["kl_after"], rel=1e-4)
     assert step.figures["kl_after"] < 0.93 * step.figures["kl_before"]
+
+
+def test_the_teacher_reads_the_held_out_text_once(pruned, dense, config, tmp_path, monkeypatch):
+    read, target = [], DistillationTrainer._target
+    monkeypatch.setattr(
+        DistillationTrainer,
+        "_target",
+        lambda self, inputs: read.append(len(inputs["input_ids"])) or target(self, inputs),
+    )
+    recover(pruned, tmp_path / "out", config, teacher=dense)
+    assert sum(read) == 20 * 4 + 4  # the steps' sequences, and those that are held out
+
+
+def test_several_processes_have_a_sequence_each_by_default():
+    assert [RecoverConfig().filled(n).batch_size % n for n in (1, 2, 3, 8)] == [0] * 4
+    assert RecoverConfig(batch_size=6).filled(4).batch_size == 6  # refused where it cannot be shared
 
 
 def test_form_and_files_stay(pruned, recovered):
