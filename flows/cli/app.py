@@ -12,12 +12,14 @@ from typing import NoReturn
 
 from cyclopts import App, CycloptsError
 
-from flows.cli import exporting, pruning, quantizing, recovering, registering, serving, sweeping
+from flows.cli import exporting, pruning, quantizing, recovering, registering, reproducing, serving, sweeping
+from slimgpt import __version__
 
 USER_ERROR = 2
 app = App(
     name="slimgpt",
     help="Structured pruning of LLaMA-family models: prune, recover, measure, register, serve.",
+    version=__version__,
     version_flags=["--version"],
     suppress_keyboard_interrupt=False,  # main() says what is kept
 )
@@ -26,7 +28,7 @@ for command in (
     *(pruning.prune, recovering.recover, quantizing.quantize, pruning.inspect, registering.compress, sweeping.sweep),
     *(registering.promote, registering.rollback),
     *(serving.serve, serving.bench, serving.latency, serving.package),
-    exporting.export,
+    *(exporting.export, reproducing.reproduce),
 ):
     app.command(command)
 app.command(pruning.evaluate, name="eval")

@@ -72,12 +72,12 @@ def source_tags(flow: str = "flows.compress") -> dict[str, str]:
         tags["mlflow.user"] = getpass.getuser()
     except (KeyError, OSError):  # a container's user may have no name
         tags["mlflow.user"] = "unknown"
-    if commit := _git_commit(Path(slimgpt.__file__).parents[1]):
-        tags["mlflow.source.git.commit"] = commit
+    if made_by := commit():
+        tags["mlflow.source.git.commit"] = made_by
     return tags
 
 
-def _git_commit(folder: Path) -> str:
+def commit(folder: Path = Path(slimgpt.__file__).parents[1]) -> str:
     """The commit of a checkout; an installed package has none. Only ``folder`` itself counts, not what it lies in."""
     if not (folder / ".git").exists():
         return ""

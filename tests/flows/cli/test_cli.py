@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -216,13 +217,13 @@ def test_recover_says_what_it_will_do_does_it_and_goes_on_with_nothing_else(slim
     small = ["--teacher", dense, "--tokens", 512, "--seq-len", 32, "--text", "python"]
     code, text, _ = slimgpt("recover", pruned, out, "--dry-run", *small)
     assert code == 0
-    assert "4 steps" in text
+    assert "16 steps" in text
     assert "teacher       tiny" in text
     assert not out.exists()
     code, text, err = slimgpt("recover", pruned, out, *small)
     assert code == 0, err
     assert "KL of held-out text" in text
-    assert "4/4" in err
+    assert "16/16" in err
     code, text, _ = slimgpt("inspect", out)
     assert "step 2        recover tiny after prune" in text
     other = one_line(slimgpt("recover", pruned, out, *small, "--rank", 2))
@@ -330,6 +331,10 @@ print("heavy:", [name for name in heavy if name in sys.modules])
         assert f"-m slimgpt {command} MODEL OUT" in result.stdout  # what test_ranks.py starts
     if command in ("prune", "compress"):
         assert "[at least 0, at most 0.9] [default: 0.25]" in result.stdout
+
+
+def test_the_version_is_the_package_s(slimgpt):
+    assert slimgpt("--version") == (0, f"{metadata.version('slimgpt')}\n", "")
 
 
 def test_prefects_line_per_completed_task_is_left_out_and_failures_are_not(slimgpt):
