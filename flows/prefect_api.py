@@ -11,6 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 from urllib.request import getproxies
 
@@ -21,12 +22,14 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    Settings,
     get_current_settings,
     temporary_settings,
 )
 
 from deploy.engines import vllm_entry
 from tasks.messages import reason, without_password
+from tasks.preflight.request import check_writable
 
 ANSWER_WITHIN_S = 10.0
 _DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")
@@ -38,14 +41,24 @@ def reached() -> Iterator[None]:
 
     Raises:
         ConnectionError: one line with the remedy: the server that is configured does not answer within seconds, or
-            stops answering while the flow runs.
+            stops answering while the flow runs; the temporary one does not start.
+        OSError: the folder of its database cannot be written to.
     """
     url = PREFECT_API_URL.value() or ""
     _check_proxy()
     if url:
         check(url)
     elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
-        OwnServer().start()  # here and not in a thread that ends before the flow does: the kernel watches that thread
+        settings = get_current_settings()
+        if not _names_database(settings):
+            check_writable(_folder(settings))  # else the server would be waited for in vain
+        try:  # here and not in a thread that ends before the flow does: the kernel watches that thread
+            OwnServer().start()
+        except RuntimeError as error:
+            raise ConnectionError(
+                f"Prefect's temporary server did not start ({error}); what it said stands above. A server of your own "
+                "can take its place: make up, and PREFECT_API_URL as it says"
+            ) from None
     for logger in (logging.getLogger(), logging.getLogger("prefect")):
         for console in logger.handlers:
             console.addFilter(_in_one_line)
@@ -103,6 +116,15 @@ def check(url: str) -> None:
         )
 
 
+def _names_database(settings: Settings) -> bool:
+    return bool(settings.to_environment_variables(exclude_unset=True).keys() & set(_DATABASE))
+
+
+def _folder(settings: Settings) -> Path:
+    """Of the temporary server's database and of what it remembers of results: in the folder of the runs."""
+    return settings.server.memo_store_path.parent
+
+
 class OwnServer(SubprocessASGIServer):
     """Prefect's temporary server, which the kernel kills when this process is killed. Prefect finds it as its own."""
 
@@ -114,12 +136,12 @@ class OwnServer(SubprocessASGIServer):
             vllm_entry.PARENT_PID: str(os.getpid()),
         }
         current = get_current_settings()
-        with contextlib.suppress(OSError):  # said in one line by the flow, which writes there, too
-            current.server.memo_store_path.parent.mkdir(parents=True, exist_ok=True)
+        with contextlib.suppress(OSError):  # with a database elsewhere the flow says so in one line
+            _folder(current).mkdir(parents=True, exist_ok=True)
         settings = current.to_environment_variables(exclude_unset=True)
-        if not settings.keys() & set(_DATABASE):
+        if not _names_database(current):
             # Not in the home folder, which a container's user may not write to and another Prefect may have used.
-            file = current.server.memo_store_path.parent / "temporary-server.db"
+            file = _folder(current) / "temporary-server.db"
             ours[_DATABASE[0]] = f"sqlite+aiosqlite:///{file}"
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.prefect_server", "temporary", str(self.port)],

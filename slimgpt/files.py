@@ -78,11 +78,12 @@ def free_bytes(folder: Path) -> int:
     """Free bytes of the disk that holds a folder, or will hold it.
 
     Raises:
-        FileExistsError: where a file stands in its way.
+        FileExistsError: where a file stands in its way, or a link to nothing.
     """
-    there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
-        raise FileExistsError(f"{there} is a file; OUT must be a folder")
+        what = "a file" if there.exists() else f"a link to {there.readlink()}, which is not there"
+        raise FileExistsError(f"{there} is {what}; OUT must be a folder")
     return shutil.disk_usage(there).free
 
 

@@ -164,8 +164,9 @@ def _check_target(model: Path, out: Path) -> None:
     inside, outside = out.resolve(), model.resolve()
     if inside == outside or outside in inside.parents or inside in outside.parents:
         raise ValueError(f"{out} and the model's folder {model} overlap; name a folder outside it")
-    if out.exists() and not out.is_dir():
-        raise ValueError(f"{out} is a file; give the name of a new folder")
+    if os.path.lexists(out) and not out.is_dir():
+        what = "file" if out.exists() else "link to nothing"
+        raise ValueError(f"{out} is a {what}; give the name of a new folder")
     if out.is_dir() and any(out.iterdir()) and _manifest(out) is None:
         raise ValueError(f"{out} is not empty and not a slimgpt bundle; name a new or empty folder")
 

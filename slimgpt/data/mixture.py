@@ -14,13 +14,16 @@ def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
         num_samples: sequences in all.
 
     Raises:
-        ValueError: for shares that are none, or that leave a text without a sequence.
+        ValueError: for shares that are none, or that leave a text without a sequence; for a text named twice.
     """
     if ("," not in source and not _share(source)[1]) or Path(source).exists():
         return [(source, num_samples)]
     given = [_share(item.strip()) for item in source.split(",")]
     if any(not name for name, _ in given):
         raise ValueError(f"calibration is {source!r}; every part needs a text's name")
+    places = [Path(name).resolve() if Path(name).exists() else name for name, _ in given]
+    if twice := [name for i, (name, _) in enumerate(given) if places[i] in places[:i]]:
+        raise ValueError(f"calibration is {source!r}, which names {twice[0]} twice; give it once, with its whole share")
     said, silent = sum(share for _, share in given), sum(not share for _, share in given)
     if said > 1 + 1e-9 or (silent and said > 1 - 1e-9) or (not silent and abs(said - 1) > 1e-6):
         rest = "leave room for the parts without one" if silent else "be 1 together"

@@ -19,6 +19,7 @@ from slimgpt.data.mixture import parts_of
 
 Row = dict[str, Tensor]
 UNSCORED = -100  # a label that the loss leaves out
+PASSES = 1000  # over the same text at most: who asks for more meant another number
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def draw(model: Path, config: RecoverConfig) -> RecoveryText:
 
     Raises:
         ValueError, FileNotFoundError: as ``calibrate`` and ``read_instructions`` raise; where the text is too short for
-            one step.
+            one step, or would be read more than PASSES times.
     """
     return _instructions(model, config) if config.method == "lora" else _plain(model, config)
 
@@ -76,6 +77,7 @@ def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
                 f"{part.facts['name']} has {len(part.ids_NT)} sequences of {config.seq_len} tokens, and {kept} are to "
                 "be held out; name a larger text, or lower seq_len or held_out"
             )
+        _check_passes(count / len(own), len(own) * config.seq_len, part.facts["name"], config)
         different += len(own)
         train += list(islice(cycle(own), count)) if len(named) > 1 else own  # each text keeps its share
         held_out += [{"input_ids": ids_T} for ids_T in part.ids_NT[-kept:]]
@@ -105,6 +107,7 @@ def _instructions(model: Path, config: RecoverConfig) -> RecoveryText:
     tokens = sum(len(row["input_ids"]) for row in rows)
     steps = len(rows) // config.batch_size
     if config.token_count is not None and tokens:
+        _check_passes(config.token_count / tokens, tokens, source.name, config)
         steps = -(-config.token_count * len(rows) // (tokens * config.batch_size))
     rows = _whole_steps(rows[: steps * config.batch_size], config, source.name, len(held_out))
     different = sum(len(row["input_ids"]) for row in rows)
@@ -143,6 +146,14 @@ def _tokenised(source: Instructions, model: Path, config: RecoverConfig) -> tupl
             labels = [UNSCORED] * unscored + ids[unscored:]
             rows.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
     return rows, bos
+
+
+def _check_passes(passes: float, tokens: int, name: str, config: RecoverConfig) -> None:
+    if passes > PASSES:
+        raise ValueError(
+            f"tokens is {config.tokens}, which reads the {tokens:,} tokens of {name} {passes:,.0f} times; the limit is "
+            f"{PASSES:,}: ask for fewer tokens, or name a larger text"
+        )
 
 
 def _whole_steps(rows: list[Row], config: RecoverConfig, name: str, held_out: int) -> list[Row]:

@@ -97,6 +97,18 @@ def unanswered(url, why):
     )
 
 
+@pytest.mark.parametrize("runs", ["file", "link", "file/below"])
+def test_a_folder_of_runs_that_cannot_be_is_one_line_and_not_minutes_without_a_server(runs, tmp_path):
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    dense = write_dense(tmp_path / "dense")
+    process = compress(tmp_path, dense, SLIMGPT_RUNS=str(tmp_path / runs))
+    assert process.wait() == 2
+    said = (tmp_path / "log").read_text()
+    assert len(said.splitlines()) == 1
+    assert re.search(rf"error: {tmp_path / runs}.* cannot be written to \(.*\); choose another folder", said)
+
+
 def test_a_server_that_is_not_there_is_one_line_before_any_work(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from slimgpt import files
 from slimgpt.checkpoints.shards import write_shard
-from slimgpt.files import file_sha256, locked, portable, remember_sha256, share
+from slimgpt.files import file_sha256, free_bytes, locked, portable, remember_sha256, share
 
 
 @pytest.fixture
@@ -71,6 +71,18 @@ def test_a_file_written_by_this_process_is_not_read(tmp_path, reads):
     remember_sha256(tmp_path / "a", sha256)
     assert file_sha256(tmp_path / "a") == sha256
     assert reads == []
+
+
+def test_room_is_asked_of_the_disk_below_and_what_stands_in_the_way_is_named(tmp_path):
+    assert free_bytes(tmp_path / "not" / "there") > 0
+    (tmp_path / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "gone")
+    (tmp_path / "folder").symlink_to(tmp_path)
+    assert free_bytes(tmp_path / "folder" / "out") > 0
+    for out, what in ("file", "file is a file"), ("link", "link is a link to .*gone, which is not there"):
+        for place in (tmp_path / out, tmp_path / out / "below"):
+            with pytest.raises(FileExistsError, match=f"{what}; OUT must be a folder"):
+                free_bytes(place)
 
 
 def test_only_one_process_holds_a_folder_and_no_lock_file_is_left(tmp_path):

@@ -21,9 +21,10 @@ from tests.tiny_families import CASES, PRUNE, write_family
 
 OBSTACLE = vllm_obstacle() or missing_packages()[:200]
 pytestmark = [pytest.mark.vllm, pytest.mark.skipif(bool(OBSTACLE), reason=OBSTACLE or "vLLM runs here")]
-# Nats between the two: vLLM computes in 16 bits here, and rounds activations by kernels of its own. Where a number
-# falls into another of fp8's wide bins, a random model's answers differ as much as from the model that was not rounded.
-NEAR = {"w4a16": 0.05, "w8a8": 0.15, "fp8": 0.7}
+# Nats between the two: vLLM computes in 16 bits here, and rounds activations by kernels of its own, others on each kind
+# of processor (w4a16 at most 0.05 with AVX512-BF16, 0.094 with AMX; 0.5 on average from the model before). Where a
+# number falls into another of fp8's wide bins, a random model's answers differ as much as from the unrounded one.
+NEAR = {"w4a16": 0.15, "w8a8": 0.15, "fp8": 0.7}
 
 
 def apart(got: Steps, model: Any, case: str, near: float) -> list[float]:

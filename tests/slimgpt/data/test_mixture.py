@@ -32,11 +32,19 @@ def test_shares_are_rounded_to_whole_sequences_and_all_are_drawn(source, samples
         ("c4,python:1.5", "'python:1.5'; a share must be more than 0 and at most 1"),
         ("c4,python:0.01", "0.01 of 8 sequences leave none for python; ask for more sequences, or a larger share"),
         ("c4,", "every part needs a text's name"),
+        ("c4,python:0.2,c4:0.5", "names c4 twice; give it once, with its whole share"),
     ],
 )
 def test_shares_that_cannot_be_are_refused(source, message):
     with pytest.raises(ValueError, match=message):
         parts_of(source, 8)
+
+
+def test_a_file_that_is_named_in_two_ways_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("text")
+    with pytest.raises(ValueError, match=r"names \./notes.txt twice"):
+        parts_of(f"{tmp_path}/notes.txt,./notes.txt", 8)
 
 
 def test_the_sequences_are_those_of_each_text_alone_and_the_facts_name_both(dense, tmp_path):

@@ -206,6 +206,7 @@ def test_a_teacher_that_does_not_fit_is_refused_at_the_start(pruned, dense, conf
         ({"method": "lora", "text": "notes.txt"}, "instructions are 'notes.txt'; they must be a .jsonl"),
         ({"seq_len": 1024}, "seq_len is 1024; .* reads at most 512 tokens at once"),
         ({"batch_size": 100_000}, "a step takes 100000: name a larger text, or lower"),
+        ({"tokens": "2T"}, "tokens is 2T, which reads the .* tokens of .* times; the limit is 1,000: ask for fewer"),
         ({"device": "abacus"}, "device 'abacus' is not usable here"),
     ],
 )
@@ -248,6 +249,8 @@ def test_prompts_are_alpacas_and_only_answers_are_scored(pruned, as_in_the_paper
     text = draw(pruned, as_in_the_paper.filled())
     tokenizer = AutoTokenizer.from_pretrained(pruned)
     assert (len(text.train), len(text.held_out), text.steps) == (56, 4, 7)
+    with pytest.raises(ValueError, match="tokens is 2T, which reads .* times; the limit is 1,000"):
+        draw(pruned, replace(as_in_the_paper, tokens="2T").filled())
     row = next(row for row in text.train if "### Input:" in tokenizer.decode(row["input_ids"]))
     scored = row["labels"] != -100
     number = tokenizer.decode(row["input_ids"][scored], skip_special_tokens=True)
