@@ -45,7 +45,6 @@ _NOT_EXTRA = {
 }
 STOP_TIMEOUT_S = 20.0
 
-
 _CAUSE = re.compile(r"\b\w*(Error|Exception): |failed with error")
 _NO_CAUSE = re.compile(r"Engine core init|\b(WARNING|INFO|DEBUG)\b")
 
