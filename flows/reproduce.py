@@ -71,7 +71,7 @@ def reproduce(
     check_writable(Path(page).absolute().parent)
     dense = resolve(model or wanted.model, "", workspace)
     attempts = attempts_of(wanted, config, count_parameters(dense.folder))
-    source = name_of(dense), dense.checkpoint.digest[:12], config.samples_share, config.limit, config.max_blocks
+    source = name_of(dense), dense.checkpoint.digest[:12], *config.protocol
     attempts = still_to_do(attempts, read_measured(figures), source)
     ready = check_measures(attempts, dense, workspace)
     planned = [plan_run(attempt, ready, dense, workspace) for attempt in attempts]
@@ -211,6 +211,7 @@ def measure(
         digest=dense.checkpoint.digest[:12],
         own=attempt.own and config.complete,
         samples_share=config.samples_share,
+        recovery_tokens=config.recovery_tokens,
         limit=config.limit,
         max_blocks=config.max_blocks,
         figures=figures,

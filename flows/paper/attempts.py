@@ -9,6 +9,7 @@ from deploy.bench.config import BenchConfig
 from flows.paper.measured import Measured
 from flows.paper.protocol import SPEED, Measure, PaperRun, PaperTable, evaluations
 from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig, check_limits, option
+from slimgpt.quantities import COUNTS, read_quantity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +25,9 @@ class ReproduceConfig:
     samples_share: float = option(
         1.0, "Share of each run's calibration sequences, for trials on small models; 1 is the protocol.", gt=0, le=1
     )
+    recovery_tokens: str = option(
+        "", "Tokens of each recovery, such as 64k; empty, once through the instructions, is the protocol."
+    )
     limit: int = option(
         0, "Documents of each task, and prompts where speed is measured; 0, all of them, is the protocol.", ge=0
     )
@@ -37,11 +41,18 @@ class ReproduceConfig:
         object.__setattr__(self, "only", tuple(self.only))
         object.__setattr__(self, "measures", tuple(self.measures))
         check_limits(self)
+        if self.recovery_tokens:
+            read_quantity(self.recovery_tokens, COUNTS, "recovery_tokens")
 
     @property
     def complete(self) -> bool:
         """Whether it is the paper's protocol."""
-        return self.samples_share == 1 and not self.limit and not self.max_blocks
+        return self.protocol == (1, "", 0, 0)
+
+    @property
+    def protocol(self) -> tuple[float, str, int, int]:
+        """What of the paper's protocol is cut short: part of what names a column of figures."""
+        return self.samples_share, self.recovery_tokens, self.limit, self.max_blocks
 
 
 @dataclass(frozen=True)
@@ -104,7 +115,7 @@ def attempts_of(table: PaperTable, config: ReproduceConfig, parameters: int) -> 
             own,
             run,
             dataclasses.replace(run.pruning(config.samples_share, own), device=config.device) if run.ratio else None,
-            dataclasses.replace(run.recover, device=config.device) if run.recover and run.ratio else None,
+            _training(run.recover, config) if run.recover and run.ratio else None,
             measures,
             configs,
             bench if run.ratio else None,
@@ -112,6 +123,11 @@ def attempts_of(table: PaperTable, config: ReproduceConfig, parameters: int) -> 
         for run in runs
         if not config.only or run.name in config.only
     ]
+
+
+def _training(recover: RecoverConfig, config: ReproduceConfig) -> RecoverConfig:
+    tokens = config.recovery_tokens or recover.tokens
+    return dataclasses.replace(recover, tokens=tokens, device=config.device)
 
 
 def still_to_do(attempts: Sequence[Attempt], known: list[Measured], source: tuple[Any, ...]) -> list[Attempt]:

@@ -18,7 +18,7 @@ class Measured:
         model: the dense model's name.
         digest: of its weights and config.
         own: whether it is taken for the paper's model, measured as the paper does.
-        samples_share, limit, max_blocks: as requested: 1, 0 and 0 is the paper's protocol.
+        samples_share, recovery_tokens, limit, max_blocks: as requested: 1, nothing, 0 and 0 is the paper's protocol.
         figures: by measure.
         date, device, dtype, commit: when, on what, and of which version of this project.
         versions: of the packages that decide the figures.
@@ -40,6 +40,7 @@ class Measured:
     dtype: str
     commit: str
     versions: dict[str, str]
+    recovery_tokens: str = ""
 
     @property
     def key(self) -> tuple[Any, ...]:
@@ -47,14 +48,15 @@ class Measured:
         return (self.table, self.run, self.ratio, self.side, *self.source)
 
     @property
-    def source(self) -> tuple[str, str, float, int, int]:
+    def source(self) -> tuple[str, str, float, str, int, int]:
         """The model and the protocol, whose figures stand in one column."""
-        return self.model, self.digest, self.samples_share, self.limit, self.max_blocks
+        return self.model, self.digest, self.samples_share, self.recovery_tokens, self.limit, self.max_blocks
 
     @property
     def title(self) -> str:
         """Of that column."""
         cut = [f"{self.samples_share:g} of the sequences"] if self.samples_share != 1 else []
+        cut += [f"recovered on {self.recovery_tokens} tokens"] if self.recovery_tokens else []
         cut += [f"limit {self.limit}"] if self.limit else []
         cut += [f"{self.max_blocks} blocks of text"] if self.max_blocks else []
         return self.model + (f" ({', '.join(cut)})" if cut else "")

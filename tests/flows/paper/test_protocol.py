@@ -129,6 +129,17 @@ def test_a_limit_holds_for_the_prompts_of_a_benchmark_too():
     assert attempt.bench is None
 
 
+def test_the_tokens_of_each_recovery_can_be_fewer_for_a_trial():
+    table, of_7b = read_table("llama-7b"), 6_738_415_616
+    for given, tokens in ("", "all"), ("64k", "64k"):
+        attempts = attempts_of(table, ReproduceConfig(recovery_tokens=given), of_7b)
+        assert {attempt.recover.tokens for attempt in attempts if attempt.recover} == {tokens}
+    assert ReproduceConfig().complete and not ReproduceConfig(recovery_tokens="64k").complete
+    assert one(recovery_tokens="64k").title == "small (0.5 of the sequences, recovered on 64k tokens, 8 blocks of text)"
+    with pytest.raises(ValueError, match="recovery_tokens is 'few'; it must be a number and k, M"):
+        ReproduceConfig(recovery_tokens="few")
+
+
 def test_what_is_not_in_a_table_is_refused_with_what_is():
     with pytest.raises(ValueError, match="table 'llama-8b' is not known; known are ablations, baichuan-7b, "):
         read_table("llama-8b")
@@ -190,6 +201,7 @@ def test_only_what_lacks_a_figure_of_this_model_and_protocol_is_still_to_do():
         {"digest": "ff00"},
         {"limit": 3},
         {"samples_share": 1},
+        {"recovery_tokens": "64k"},
         {"figures": {"parameters": 1}},
         {"table": "samples"},
     )
