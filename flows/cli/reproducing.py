@@ -46,16 +46,17 @@ def reproduce(
 
     with reached():
         measured = flow(table, model, config, page, runs)
-    names = [measure.name for measure in wanted.measures]
-    shown = [name for name in names if any(name in one.figures for one in measured)]
     rows = [
         (
             f"{one.run} {one.ratio:.0%} {one.side}" if one.ratio else one.run,
-            *(f"{one.figures[name]:,.2f}" if name in one.figures else "" for name in shown),
+            measure.title,
+            f"{one.figures[measure.name]:,.2f}",
         )
         for one in measured
+        for measure in wanted.measures
+        if measure.name in one.figures
     ]
-    show.table(f"{wanted.title}: {measured[0].title if measured else ''}", ("run", *shown), rows)
+    show.table(f"{wanted.title}: {measured[0].title if measured else ''}", ("run", "figure", "measured"), rows)
     show.line(f"page         {page}")
 
 
