@@ -30,6 +30,7 @@ from flows.prefect_api import reached
 from tasks.environment import prepare
 from tasks.preflight.chain import Keep, plan_chain
 from tasks.preflight.disk import check_disk
+from tasks.preflight.forecast import Forecast, forecast
 from tasks.preflight.measurable import check_measurable
 from tasks.preflight.models import resolve, settled
 from tasks.preflight.request import Skippable, check_request
@@ -74,7 +75,8 @@ def compress(
     skip: tuple[Skippable, ...] = (),
     revision: str = "",
     runs: str = "",
-) -> Compressed:
+    dry_run: bool = False,
+) -> Compressed | Forecast:
     """Prune a model, recover and quantise it if asked to, evaluate and serve it against the dense one, register it.
 
     Args:
@@ -93,6 +95,7 @@ def compress(
         skip: Stages to leave out, evaluate or benchmark: for quick trials, and for machines that cannot serve.
         revision: Commit or tag on the hub; empty for the newest.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
+        dry_run: Check everything, say what each stage would take, and stop.
     """
     workspace, name = prepare(runs), name or default_name(model)
     ready = check_request(name, evaluation, workspace, skip)
@@ -101,10 +104,12 @@ def compress(
     check_recovery(recover)
     check_quantization(quantize)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
-    stages = timed(stages_of(prune, recover, teacher, first_ratios, rounds), dense, bench)
+    stages = timed(stages_of(prune, recover, teacher, first_ratios, rounds), dense, bench, measure=not dry_run)
     chain = plan_chain(dense, [*stages, *([QuantizeStage(quantize)] if quantize.scheme else [])])
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
+    if dry_run:
+        return forecast(chain, folder, keep)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}
     plain |= {"keep": keep, "skip": list(skip)}
     named = {"prune": settled(prune, dense.folder), "evaluation": settled(evaluation, dense.folder)}

@@ -57,6 +57,11 @@ def vllm_obstacle() -> str:
 def model_obstacle(model: Path) -> str:
     """What keeps the installed vLLM from serving this model, as far as its config tells; empty where nothing does."""
     config = raw_config(model)
+    if config.get("model_type") == "baichuan":
+        return (
+            f"vLLM reads {model.name} only with code of its own, which is not run here: `slimgpt prune {model} OUT "
+            "--ratio 0` writes it as the LLaMA that it is; serve and compress that"
+        )
     heads = config.get("num_attention_heads")
     size = config.get("head_dim") or (config.get("hidden_size", 0) // heads if heads else 0)
     if serves_on_cpu() and size and size not in CPU_HEAD_SIZES:

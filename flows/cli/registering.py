@@ -31,6 +31,7 @@ def compress(
     skip: str | None = None,
     revision: str | None = None,
     runs: str | None = None,
+    dry_run: bool = False,
     preset: Literal["best", "paper"] | None = None,
     prune: Annotated[CompressPrune, _all] = CompressPrune(),
     recover: Annotated[CompressRecover, _all] = CompressRecover(),
@@ -54,6 +55,7 @@ def compress(
         skip: Stages to leave out: evaluate, benchmark or, separated by a comma, both.
         revision: Commit or tag on the hub.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
+        dry_run: Check everything, say what each stage would take, and stop.
         preset: Same presets as `slimgpt prune`; a config file and flags win.
     """
     sections = {"prune": PRUNE, "recover": RECOVER, "quantize": QUANTIZE, "evaluation": EVALUATION, "bench": BENCH}
@@ -73,10 +75,14 @@ def compress(
     from flows.cli import show
     from flows.compress import compress as flow
     from flows.prefect_api import reached
+    from tasks.preflight.forecast import Forecast
 
     check_types(flow.fn, parameters)
     with reached():
-        done = flow(**parameters)
+        done = flow(**parameters, dry_run=dry_run)
+    if isinstance(done, Forecast):
+        show.forecast(done)
+        return
     comparison, version = done.report.comparison, done.version
     show.table(f"{version.name}: dense against pruned", HEADER, [row.cells for row in rows(comparison)])
     for note in notes(comparison):

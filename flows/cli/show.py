@@ -97,6 +97,21 @@ def quantization_plan(planned: Any) -> None:
         line(text)
 
 
+def forecast(planned: Any) -> None:
+    """The dry run of a compression."""
+    from tasks.preflight.forecast import HEADER
+
+    table("what each stage would take", HEADER, [stage.cells for stage in planned.stages])
+    for text in (
+        f"disk          {planned.disk_bytes / 1e9:.2f} GB still to be written"
+        if planned.disk_bytes
+        else "disk          an earlier run has made this model: it is used again",
+        f"folder        {planned.folder}",
+        "not counted   evaluation, benchmark and registration",
+    ):
+        line(text)
+
+
 def _text(facts: dict[str, Any]) -> str:
     return f"calibration   {facts['name']}, {facts['tokens']:,} tokens"
 

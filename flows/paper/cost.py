@@ -52,12 +52,14 @@ def cost_of(attempt: Attempt, dense: Path, device: str, tokens: float) -> RunCos
     """
     size = sum((dense / name).stat().st_size for name in weight_files(dense))
     seconds, memory, disk, missing = 0.0, size, 0, []
+    shapes = None
     if attempt.prune is not None:
         planned = plan(dense, attempt.prune)
+        shapes = planned.shapes
         seconds, memory, disk = planned.seconds or 0.0, max(memory, planned.memory_bytes), planned.disk_bytes
         missing += planned.missing
     if attempt.recover is not None:
-        job = RecoveryJob(dense, attempt.recover, pruned_before=True)
+        job = RecoveryJob(dense, attempt.recover, shapes=shapes)
         try:
             seconds += training.seconds(job, draw(dense, job.config))
         except (ValueError, OSError) as error:

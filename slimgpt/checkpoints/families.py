@@ -57,6 +57,11 @@ class Family:
         """The dense architecture, written where all layers come out equal."""
         return f"{self.name}ForCausalLM"
 
+    def matrices(self, shape: LayerShape) -> list[tuple[int, int]]:
+        """Rows and columns of a layer's projections, as they are stored: fused ones are one."""
+        rows = [(sum(map(shape.width, units)), shape.hidden_size) for units in self.rows.values()]
+        return [*rows, (shape.hidden_size, shape.width("query")), (shape.hidden_size, shape.width("channel"))]
+
     def slim_class(self, kind: Literal["Config", "Model", "ForCausalLM"]) -> str:
         """Name of a class of the pruned form."""
         return f"Slim{self.name}{kind}"

@@ -4,11 +4,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
-import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
 from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import attention_kernel
+from slimgpt.checkpoints.headers import raw_config
+from slimgpt.checkpoints.origins import open_shards, read_config
+from slimgpt.checkpoints.shards import Shards
 
 QUANTIZED_BY = "compressed-tensors"
 
@@ -26,9 +28,13 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
         model_config: where it was read, under its family's name.
 
     Raises:
+        ValueError: for a model type that is not known; a tensor that is missing.
         ModuleNotFoundError: a quantised model, and compressed-tensors is not installed.
     """
-    model_config = model_config or AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    folder = Path(folder)
+    model_config = model_config or read_config(folder)
+    if raw_config(folder).get("model_type") != model_config.model_type:
+        return _under_its_familys_names(open_shards(folder), dtype, model_config)
     quantized: dict[str, Any] = getattr(model_config, "quantization_config", None) or {}
     given = {}
     if quantized.get("quant_method") == QUANTIZED_BY:
@@ -42,4 +48,20 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
             attn_implementation=attention_kernel(model_config),
             **given,
         )
+    return model.eval().requires_grad_(False)
+
+
+def _under_its_familys_names(shards: Shards, dtype: torch.dtype, model_config: Any) -> Any:
+    """A model that transformers would read with code of its own, or with a vision tower, as its family's class."""
+    with building:
+        model = AutoModelForCausalLM.from_config(
+            model_config, dtype=dtype, attn_implementation=attention_kernel(model_config)
+        )
+        own = model.state_dict().keys()
+        tied = set(model.all_tied_weights_keys)
+        stored = [name for name in shards.names() if name in own - tied]  # old checkpoints carry buffers, too
+        if absent := sorted(own - tied - set(stored)):
+            raise ValueError(f"{shards.folder} has no tensor {absent[0]}")
+        model.load_state_dict(shards.load(stored), strict=False)
+        model.tie_weights()
     return model.eval().requires_grad_(False)

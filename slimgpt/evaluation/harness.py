@@ -17,11 +17,11 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoTokenizer
 
-import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.bos import Bos, resolve_bos
 from slimgpt.data.text import TextSource, local_data, perplexity_text
@@ -118,7 +118,7 @@ def evaluate(
             check_chat_template(tokenizer, folder)
         if model is None:
             say(f"loading {folder.name}")
-            model_config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            model_config = read_config(folder)
             if text:
                 check_length(config.seq_len, model_config)
             dtype = compute_dtype(config.dtype, device, model_config.dtype)

@@ -23,9 +23,9 @@ _LOGIT_COPIES = 5  # of one part: the teacher's and the student's, their logarit
 _LIBRARIES = 500 << 20  # Trainer, accelerate and peft
 
 
-def _forward(config: PretrainedConfig, seq_len: int) -> float:
+def _forward(shapes: list[LayerShape], seq_len: int) -> float:
     """Operations per token of the layers; causal attention sees half the square."""
-    return sum(2.0 * (s.parameters + seq_len * s.num_heads * s.head_dim) for s in layer_shapes(config))
+    return sum(2.0 * (s.parameters + seq_len * s.num_heads * s.head_dim) for s in shapes)
 
 
 def _head(config: PretrainedConfig) -> float:
@@ -35,11 +35,12 @@ def _head(config: PretrainedConfig) -> float:
 def operations(job: RecoveryJob, text: RecoveryText) -> float:
     """Of the whole training and the evaluations of the held-out text."""
     c, student = job.config, job.model_config
-    look = _forward(student, c.seq_len) + _head(student)
+    forward = _forward(job.shapes, c.seq_len)
+    look = forward + _head(student)
     if job.teacher is not None:
         teacher = read_config(job.teacher.folder)
-        look += _forward(teacher, c.seq_len) + _head(teacher)
-    back = (2 if c.trainable == "all" else 1) * _forward(student, c.seq_len) + _head(student)
+        look += _forward(layer_shapes(teacher), c.seq_len) + _head(teacher)
+    back = (2 if c.trainable == "all" else 1) * forward + _head(student)
     held_out = (text.steps / steps_between(text.steps) + 1) * sum(len(row["input_ids"]) for row in text.held_out)
     return float(text.facts["tokens"] * (look + back) + held_out * look)
 
@@ -51,16 +52,16 @@ def seconds(job: RecoveryJob, text: RecoveryText) -> float:
 
 def memory_bytes(job: RecoveryJob) -> int:
     """Estimated peak where the training computes."""
-    c, item, shapes = job.config, job.dtype.itemsize, layer_shapes(job.model_config)
+    c, item = job.config, job.dtype.itemsize
     teacher = 0
     if job.teacher is not None:
         teacher = sum(s.parameters for s in layer_shapes(read_config(job.teacher.folder))) * item
     embeddings = 2 * job.model_config.vocab_size * job.model_config.hidden_size * item
-    own = job.shards.bytes // job.stored_item * (4 if c.trainable == "all" else item)
+    own = job.weight_bytes // job.stored_item * (4 if c.trainable == "all" else item)
     trained = job.trained * (4 + 4 + 8)  # itself, its gradient, two moments
     tokens = min(c.batch_size * c.seq_len, max(c.seq_len, c.block_tokens))
     residual = 4 if c.trainable == "all" else item
-    kept = tokens * sum(_kept(s, item, residual) for s in shapes)
+    kept = tokens * sum(_kept(s, item, residual) for s in job.shapes)
     part = LOGIT_BYTES[job.device.type] if job.teacher is not None else LORA_LOGIT_BYTES
     logits = _LOGIT_COPIES * part
     base = IMPORTS + _LIBRARIES if job.device.type == "cpu" else 0

@@ -9,12 +9,12 @@ import torch
 from slimgpt.checkpoints.families import family_of, layer_shapes, positions
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.lineage import Checkpoint
-from slimgpt.checkpoints.origins import read_config
-from slimgpt.checkpoints.shards import Shards
+from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.source import model_name
 from slimgpt.config import RecoverConfig
 from slimgpt.device import has_fast_bfloat16, resolve_device
 from slimgpt.files import free_bytes
+from slimgpt.method.shapes import LayerShape
 from slimgpt.recovery.teacher import check_vocabulary, find_teacher
 
 KEPT_STATES = 3  # of the training: the best, the last, and the one that is being written
@@ -28,7 +28,7 @@ class RecoveryJob:
         model: the student's folder.
         config: how it is trained.
         teacher: the teacher's folder; None for the one that the config or the lineage names.
-        pruned_before: the model will be pruned before it is trained; by then it is another than its teacher.
+        shapes: widths that the model will have when it is trained, pruned by then; None for those it has.
         processes: that share the training.
 
     Raises:
@@ -41,7 +41,7 @@ class RecoveryJob:
         model: Path,
         config: RecoverConfig,
         teacher: Path | None = None,
-        pruned_before: bool = False,
+        shapes: list[LayerShape] | None = None,
         processes: int = 1,
     ):
         self.config = config = config.filled(processes)
@@ -49,15 +49,17 @@ class RecoveryJob:
         self.dtype = _dtype(config, self.device)
         self.model_config = read_config(model)
         self.family = family_of(self.model_config)
-        if (stored := raw_config(model).get("model_type")) != self.model_config.model_type:
+        stored = raw_config(model).get("model_type")
+        if shapes is None and stored != self.model_config.model_type:  # what is pruned before is written as its family
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
-        self.shards = Shards(model)
+        self.shards = open_shards(model)
+        self.shapes = shapes or layer_shapes(self.model_config)
         self.student = Checkpoint.open(model)
         self._check_length(self.student)
         self.teacher: Checkpoint | None = None  # where nothing is learned from one
         if config.method == "distill":
             self.teacher = Checkpoint.open(teacher or find_teacher(self.student, config.teacher))
-            if self.teacher.digest == self.student.digest and not pruned_before:
+            if self.teacher.digest == self.student.digest and shapes is None:
                 raise ValueError(f"{self.teacher.folder} is the model that would learn from it; name another teacher")
             check_vocabulary(self.teacher.folder, model)
             self._check_length(self.teacher)
@@ -86,29 +88,38 @@ class RecoveryJob:
     @property
     def projections(self) -> int:
         """Parameters of the student's projections."""
-        return sum(shape.parameters for shape in layer_shapes(self.model_config))
+        return sum(shape.parameters for shape in self.shapes)
 
     @cached_property
     def parameters(self) -> int:
         """How many parameters the student has."""
-        return sum(prod(self.shards.shape(name)[0]) for name in self.shards.names())
+        return sum(prod(self.shards.shape(name)[0]) for name in self.shards.names()) - self._pruned_until_then
 
     @cached_property
     def trained(self) -> int:
         """How many parameters are trained."""
-        layers = self.shards.names(f"{self.family.layers}.")
         if self.config.trainable == "all":
-            return sum(prod(self.shards.shape(name)[0]) for name in layers)
-        projections = tuple(f".{name}.weight" for name in (*self.family.rows, self.family.output, self.family.down))
-        adapted = (self.shards.shape(name)[0] for name in layers if name.endswith(projections))
-        return sum(self.config.rank * (rows + columns) for rows, columns in adapted)
+            layers = self.shards.names(f"{self.family.layers}.")
+            return sum(prod(self.shards.shape(name)[0]) for name in layers) - self._pruned_until_then
+        matrices = (matrix for shape in self.shapes for matrix in self.family.matrices(shape))
+        return sum(self.config.rank * (rows + columns) for rows, columns in matrices)
+
+    @cached_property
+    def _pruned_until_then(self) -> int:
+        """Projection parameters that the folder holds, and the student will not have."""
+        return sum(shape.parameters for shape in layer_shapes(self.model_config)) - self.projections
+
+    @property
+    def weight_bytes(self) -> int:
+        """Of the student's weight files."""
+        return self.shards.bytes - self._pruned_until_then * self.stored_item
 
     @property
     def disk_bytes(self) -> int:
         """Of the result and of the states of the training."""
-        entire = self.shards.bytes * _FLOAT32 // self.stored_item if self.config.trainable == "all" else 0
+        entire = self.weight_bytes * _FLOAT32 // self.stored_item if self.config.trainable == "all" else 0
         state = self.trained * _ADAM + (entire or self.trained * _FLOAT32)
-        return int(1.02 * self.shards.bytes) + KEPT_STATES * state + (16 << 20)
+        return int(1.02 * self.weight_bytes) + KEPT_STATES * state + (16 << 20)
 
     @property
     def stored_item(self) -> int:

@@ -74,6 +74,14 @@ class PlannedStage(Protocol):
         """That the stage needs in its folder."""
 
     @property
+    def memory_bytes(self) -> int:
+        """Estimated peak."""
+
+    @property
+    def seconds(self) -> float:
+        """Estimated; where that takes a measurement, it is made now."""
+
+    @property
     def after(self) -> Expected:
         """The model that it will probably leave."""
 

@@ -8,15 +8,21 @@ from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
 from deploy.bench.config import BenchConfig
-from deploy.bench.latency import measure_latency
+from deploy.bench.latency import known_latency, measure_latency
 from slimgpt.method.latency import LatencyTable
 from tasks.preflight.chain import Stage, plan_chain
 from tasks.preflight.models import ResolvedModel
 from tasks.steps.pruning import PruneStage
 
 
-def timed(stages: Sequence[Stage], dense: ResolvedModel, bench: BenchConfig) -> list[Stage]:
+def timed(stages: Sequence[Stage], dense: ResolvedModel, bench: BenchConfig, *, measure: bool = True) -> list[Stage]:
     """The stages, those with a target in speed with the milliseconds that it spends.
+
+    Args:
+        stages: of a chain.
+        dense: the model that it begins with.
+        bench: the requests.
+        measure: where they are not known; else such a stage is left without them, and refuses to be planned.
 
     Raises:
         ValueError: before anything is measured: what is missing for any stage, or for vLLM.
@@ -26,7 +32,7 @@ def timed(stages: Sequence[Stage], dense: ResolvedModel, bench: BenchConfig) -> 
     if not asked:
         return list(stages)
     plan_chain(dense, [_without_target(stage) if stage in asked else stage for stage in stages])
-    table = _measure(dense.folder, bench)
+    table = _measure(dense.folder, bench) if measure else known_latency(dense.folder, bench)
     return [replace(stage, latency=table) if stage in asked else stage for stage in stages]
 
 

@@ -11,7 +11,7 @@ from prefect.exceptions import TerminationSignal
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import PruneConfig
-from slimgpt.engine.plan import PrunePlan
+from slimgpt.engine.plan import PrunePlan, plan
 from slimgpt.engine.pruner import prune
 from slimgpt.equal_bits import conditions
 from slimgpt.method.latency import LatencyTable
@@ -65,8 +65,8 @@ class PruneStage:
             ValueError: one line that names all that is missing.
         """
         config = _further(self.config, model.ratio)
-        plan = plan_pruning(model.first.folder, config, model.tokens, model.shapes, self.latency)
-        return PlannedPruning(self.config, plan, model, self.latency)
+        planned = plan_pruning(model.first.folder, config, model.tokens, model.shapes, self.latency)
+        return PlannedPruning(self.config, planned, model, self.latency)
 
 
 @dataclass(frozen=True)
@@ -101,6 +101,18 @@ class PlannedPruning:
     def disk_bytes(self) -> int:
         """That pruning needs in its folder."""
         return self.plan.disk_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak."""
+        return self.plan.memory_bytes
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, from the rate of products on this device just now."""
+        before, further = self.before, _further(self.config, self.before.ratio)
+        given = {"calibration": self.plan.tokens, "shapes": before.shapes, "latency": self.latency}
+        return plan(before.first.folder, further, **given).seconds or 0.0
 
     @property
     def after(self) -> Expected:

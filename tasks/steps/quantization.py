@@ -66,6 +66,16 @@ class PlannedQuantization:
         return self.job.disk_bytes(self.before.size)
 
     @property
+    def memory_bytes(self) -> int:
+        """Estimated peak."""
+        return self.job.memory_bytes(self.before.size)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, for two CPU cores."""
+        return self.job.seconds
+
+    @property
     def after(self) -> Expected:
         """The model with the widths that it had."""
         return replace(self.before, size=self.bytes_after)

@@ -10,6 +10,7 @@ from prefect.exceptions import TerminationSignal
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import PruneConfig, RecoverConfig
+from slimgpt.recovery import cost
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.recoverer import facts_of, recover
 from slimgpt.recovery.text import RecoveryText, draw
@@ -73,7 +74,7 @@ class RecoverStage:
         """
         first = model.first
         teacher = self.teacher or (None if first.lineage.steps else first.folder)
-        job = RecoveryJob(first.folder, self.config, teacher, pruned_before=True)
+        job = RecoveryJob(first.folder, self.config, teacher, model.shapes)
         text = draw(first.folder, job.config)
         get_run_logger().info(
             "recovery: %d steps on %d tokens of %s%s",
@@ -110,6 +111,16 @@ class PlannedRecovery:
     def disk_bytes(self) -> int:
         """That training needs in its folder."""
         return self.job.disk_bytes
+
+    @property
+    def memory_bytes(self) -> int:
+        """Estimated peak."""
+        return cost.memory_bytes(self.job)
+
+    @property
+    def seconds(self) -> float:
+        """Estimated, from the rate of products on this device just now."""
+        return cost.seconds(self.job, self.text)
 
     @property
     def after(self) -> Expected:

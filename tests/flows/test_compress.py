@@ -320,6 +320,25 @@ def test_a_model_that_vllm_does_not_take_is_said_before_the_work_and_registered(
     assert done.version.version == "1"
 
 
+def test_a_dry_run_checks_all_makes_nothing_and_expects_what_the_run_then_makes(prefect_server, parameters, tmp_path):
+    training = dataclasses.replace(RECOVER, tokens="1024", seq_len=32, text="python", held_out=2)
+    given = {**parameters, "recover": training, "runs": str(tmp_path / "runs"), "skip": ("evaluate", "benchmark")}
+    said = compress(**given, dry_run=True)
+    assert [stage.name for stage in said.stages] == ["prune", "recover"]
+    assert all(stage.seconds > 0 and stage.memory_bytes > 1e8 for stage in said.stages)
+    assert not list(tmp_path.rglob("*.safetensors"))
+    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
+    assert client.search_registered_models() == []
+    done = compress(**given)
+    assert str(done.folder) == said.folder
+    made = sum(file.stat().st_size for file in (done.folder / "model").glob("*.safetensors"))
+    assert [stage.bytes_after for stage in said.stages] == pytest.approx([made, made], rel=0.02)
+    assert said.disk_bytes > made
+    assert compress(**given, dry_run=True).disk_bytes == 0
+    with pytest.raises(ValueError, match="bench: input_len 4096 .* lower one of them"):
+        compress(**{**given, "skip": (), "bench": BenchConfig(input_len=4096)}, dry_run=True)
+
+
 def test_stages_are_left_out_on_request(prefect_server, parameters, tmp_path):
     """And nothing is checked for them: no text, no length, no engine."""
     unusable = {"evaluation": EvalConfig(perplexity="nowhere.txt", seq_len=4096), "bench": BenchConfig(input_len=4096)}

@@ -83,6 +83,11 @@ def test_heads_that_it_does_not_take_are_named(tmp_path, config, size):
     assert obstacle == "" if not size else f"those of {tmp_path.name} are of {size}: serve it on a GPU" in obstacle
 
 
+def test_a_model_that_vllm_reads_by_code_of_its_own_is_named_with_the_way_to_serve_it(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "baichuan", "num_attention_heads": 32}))
+    assert f"`slimgpt prune {tmp_path} OUT --ratio 0` writes it as" in availability.model_obstacle(tmp_path)
+
+
 def test_the_range_is_the_same_wherever_a_version_is_named():
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
     extra = next(r for r in map(Requirement, project["optional-dependencies"]["serve"]) if r.name == "vllm")

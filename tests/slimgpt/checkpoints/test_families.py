@@ -5,10 +5,11 @@ import json
 import pytest
 import torch
 import transformers
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from slimgpt.checkpoints.families import FAMILIES, family_of
+from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.config import EvalConfig
 from slimgpt.data.calibration import calibrate
 from slimgpt.data.text import perplexity_text
@@ -149,6 +150,24 @@ def test_a_family_under_other_names_gives_the_same_model(write, tmp_path, tiny_c
         assert ours.keys() == theirs.keys()
         assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
     assert torch.equal(load(tmp_path / "out0")(PROMPTS).logits, load(tmp_path / "out1")(PROMPTS).logits)
+
+
+@pytest.mark.parametrize("write", [write_baichuan, write_multimodal_gemma3])
+def test_a_dense_model_under_other_names_is_measured_as_what_it_is(write, tmp_path):
+    """No code of the checkpoint's own is run for it."""
+    config = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_blocks=2)
+    other, plain = (evaluate(model, config) for model in write(tmp_path))
+    assert other.metrics == plain.metrics
+    assert other.metrics["python/perplexity"] > 1
+
+
+def test_a_tensor_that_a_model_under_other_names_lacks_is_named(tmp_path):
+    baichuan, _ = write_baichuan(tmp_path)
+    tensors = load_file(baichuan / "model.safetensors")
+    del tensors["model.layers.1.self_attn.W_pack.weight"]
+    save_file(tensors, baichuan / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match=r"has no tensor model.layers.1.self_attn.k_proj.weight"):
+        load_causal_lm(baichuan, torch.float32)
 
 
 def test_baichuan_without_rotary_embeddings_is_refused(tmp_path, tiny_config):

@@ -11,16 +11,20 @@ from torch.nn import functional
 from transformers import AutoTokenizer
 
 from flows.cli.show import checkpoint_facts
+from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
 from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.recovery.answers import NEW_TOKENS, PROMPTS, answer
+from slimgpt.recovery.cost import memory_bytes
+from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.plan import plan
 from slimgpt.recovery.recoverer import recover
 from slimgpt.recovery.text import draw
 from slimgpt.recovery.training import DistillationTrainer
-from tests.tiny_families import CASES
+from tests.tiny_families import CASES, write_family
 from tests.tiny_models import write_dense
 
 
@@ -51,6 +55,20 @@ def test_the_teacher_reads_the_held_out_text_once(pruned, dense, config, tmp_pat
     )
     recover(pruned, tmp_path / "out", config, teacher=dense)
     assert sum(read) == 20 * 4 + 4  # the steps' sequences, and those that are held out
+
+
+@pytest.mark.parametrize("trainable", ["lora", "all"])
+@pytest.mark.parametrize("family", ["vicuna", "phi3"])
+def test_what_is_planned_before_the_pruning_is_what_is_planned_behind_it(family, trainable, tiny_config, tmp_path):
+    dense, pruned = write_family(tmp_path / "dense", family), tmp_path / "pruned"
+    prune(dense, pruned, tiny_config(ratio=0.5))
+    config = RecoverConfig(tokens="1024", seq_len=32, trainable=trainable, dtype="float32")
+    before = RecoveryJob(dense, config, dense, layer_shapes(read_config(pruned)))
+    behind = RecoveryJob(pruned, config, dense)
+    assert (before.parameters, before.trained) == (behind.parameters, behind.trained)
+    assert memory_bytes(before) == pytest.approx(memory_bytes(behind), rel=1e-4)  # the files' headers
+    assert before.disk_bytes == pytest.approx(behind.disk_bytes, rel=1e-3)
+    assert before.trained < RecoveryJob(dense, config, dense, layer_shapes(read_config(dense))).trained
 
 
 def test_several_processes_have_a_sequence_each_by_default():

@@ -12,6 +12,7 @@ from tasks.preflight.chain import plan_chain
 from tasks.preflight.models import resolve
 from tasks.steps.chain import run_chain
 from tasks.steps.recovery import stages_of
+from tests.tiny_families import write_baichuan, write_multimodal_gemma3
 from tests.tiny_models import write_dense
 
 PRUNE = PruneConfig(ratio=0.4, num_samples=4, seq_len=64, calibration="python", ffn_multiple=4)
@@ -42,6 +43,15 @@ def test_each_pruning_is_followed_by_a_training_and_the_same_request_is_made_onc
     when = (made.folder / "lineage.json").stat().st_mtime_ns
     again = in_turns(str(dense), str(tmp_path / "runs"), RECOVER, 2)
     assert (again.folder, (again.folder / "lineage.json").stat().st_mtime_ns) == (made.folder, when)
+
+
+@pytest.mark.parametrize("write", [write_baichuan, write_multimodal_gemma3])
+def test_a_model_under_other_names_learns_from_itself_once_it_is_pruned(prefect_server, write, tmp_path):
+    stored, _ = write(tmp_path)
+    made = in_turns(str(stored), str(tmp_path / "runs"), RECOVER, 1)
+    step = made.lineage.steps[-1]
+    assert (step.step, step.config["teacher"]) == ("recover", stored.name)
+    assert step.figures["kl_before"] > 0
 
 
 def test_what_a_training_lacks_is_said_before_the_pruning(prefect_server, dense, tmp_path):

@@ -1,0 +1,62 @@
+"""The dry run of a chain: what its stages would take, said where the work would begin."""
+
+from dataclasses import dataclass
+
+from prefect import get_run_logger, task
+from prefect.artifacts import create_table_artifact
+from prefect.cache_policies import NO_CACHE
+
+from tasks.environment import RunFolder
+from tasks.preflight.chain import Chain, Keep
+
+HEADER = ("stage", "weight files", "memory", "time")
+
+
+@dataclass(frozen=True)
+class ForecastStage:
+    """What a stage would take.
+
+    Attributes:
+        name: as in the lineage.
+        bytes_after: expected size of the weight files that it leaves.
+        memory_bytes, seconds: estimated; how long evaluation and benchmark take is not.
+    """
+
+    name: str
+    bytes_after: int
+    memory_bytes: int
+    seconds: float
+
+    @property
+    def cells(self) -> tuple[str, ...]:
+        """As a row of a table with HEADER."""
+        memory, minutes = f"about {self.memory_bytes / 1e9:.1f} GB", self.seconds / 60
+        time = f"about {self.seconds:,.0f} s" if minutes < 10 else f"about {minutes:,.0f} min"
+        return self.name, f"{self.bytes_after / 1e6:,.1f} MB", memory, time
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """What a chain would do.
+
+    Attributes:
+        stages: in their order.
+        folder: where it would write.
+        disk_bytes: that the stages have to write still; 0 where an earlier run has made the model.
+    """
+
+    stages: tuple[ForecastStage, ...]
+    folder: str
+    disk_bytes: int
+
+
+@task(name="say what would happen", cache_policy=NO_CACHE, persist_result=False)
+def forecast(chain: Chain, folder: RunFolder, keep: Keep) -> Forecast:
+    """Estimate each stage of a chain that has passed its checks; a table on the flow run's page says the same."""
+    stages = tuple(
+        ForecastStage(stage.name, stage.bytes_after, stage.memory_bytes, stage.seconds) for stage in chain.stages
+    )
+    rows = [dict(zip(HEADER, stage.cells, strict=True)) for stage in stages]
+    create_table_artifact(rows, key="compress-forecast", description="Dry run: nothing was made")
+    get_run_logger().info("dry run: every check has passed; nothing was made")
+    return Forecast(stages, str(folder.root), chain.missing_bytes(folder, keep))
