@@ -24,7 +24,7 @@ lint: install ## ruff, format, the one-way rule of imports, YAML
 	$(BIN)/lint-imports
 	$(BIN)/yamllint --strict .
 
-type: install ## mypy, strict on slimgpt and deploy
+type: install ## mypy, strict
 	$(BIN)/mypy
 
 test: install ## the tests, real flows and real vLLM servers included

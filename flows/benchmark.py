@@ -42,9 +42,9 @@ def benchmark(
         raise ValueError(reason)
     workspace = prepare(runs)
     folder = workspace.run("benchmark", {"dense": dense, "pruned": pruned, "bench": bench})
-    models = [resolve(model, "", workspace).folder for model in (dense, pruned)]
-    version = find_version(pruned, *models, workspace) if record else None
-    done = measure(*models, bench, Preflight(serving_obstacle=""), folder)
+    first, second = (resolve(model, "", workspace).folder for model in (dense, pruned))
+    version = find_version(pruned, first, second, workspace) if record else None
+    done = measure(first, second, bench, Preflight(serving_obstacle=""), folder)
     if done.report is None:
         raise RuntimeError(done.skipped)
     publish_benchmark(done.report, pruned)

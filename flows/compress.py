@@ -109,7 +109,7 @@ def compress(
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
     if dry_run:
-        return forecast(chain, folder, keep)
+        return forecast({"": (chain, folder)}, keep)
     plain = {"model": model, "revision": revision, "first_ratios": list(first_ratios), "rounds": rounds}
     plain |= {"keep": keep, "skip": list(skip)}
     named = {"prune": settled(prune, dense.folder), "evaluation": settled(evaluation, dense.folder)}

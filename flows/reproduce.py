@@ -140,7 +140,7 @@ def plan_run(attempt: Attempt, ready: Ready, dense: ResolvedModel, workspace: Wo
     stages: list[Any] = [PruneStage(attempt.prune)] if attempt.prune else []
     stages += [RecoverStage(attempt.recover)] if attempt.recover else []
     chain = plan_chain(dense, stages) if stages else None
-    facts = chain.facts() if chain else {"model": dense.checkpoint.digest}
+    facts: dict[str, object] = chain.facts() if chain else {"model": dense.checkpoint.digest}
     return PlannedRun(attempt, chain, workspace.run("reproduction", facts), ready)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from prefect import flow
-from prefect.futures import wait
+from prefect.futures import PrefectFuture, wait
 
 from deploy.bench.config import BenchConfig
 from deploy.report.files import Report
@@ -34,6 +34,7 @@ from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.harness_tasks import DataUsed
 from tasks.environment import Workspace, prepare
 from tasks.preflight.disk import check_disk
+from tasks.preflight.forecast import Forecast, forecast
 from tasks.preflight.measurable import check_measurable
 from tasks.preflight.models import resolve, settled
 from tasks.preflight.request import Preflight, check_request
@@ -73,7 +74,8 @@ def sweep(
     bench: BenchSection = BENCH,
     registry: RegistrySection = REGISTRY,
     runs: str = "",
-) -> Swept:
+    dry_run: bool = False,
+) -> Swept | Forecast:
     """Prune models at several ratios and schedules, measure all, and register the best within limits.
 
     Args:
@@ -86,6 +88,7 @@ def sweep(
         bench: The load that each model is measured under, against its dense one.
         registry: Where it goes in MLflow, and whether the weights go along.
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
+        dry_run: Check everything, say what each point would take, and stop.
 
     Raises:
         ValueError: when no model is within the limits, after all of them were recorded; each one's reason.
@@ -96,14 +99,16 @@ def sweep(
     ready = check_request(name or default_name(models[0]), evaluation, workspace)
     if not grid.measure_speed:
         ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
-    resolved = [resolve(model, "", workspace) for model in models]
-    for dense in resolved:
-        ready = check_measurable(dense.folder, evaluation, bench, ready)
+    resolved = [resolve(named, "", workspace) for named in models]
+    for model in resolved:
+        ready = check_measurable(model.folder, evaluation, bench, ready)
     check_judgeable(grid, evaluation, ready.serving_obstacle)
     check_recovery(recover)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
     points = grid_of(resolved, grid, prune, recover, teacher)
     check_disk([(point.chain, point.folder(workspace)) for point in points], registry, workspace)
+    if dry_run:
+        return forecast({point.title: (point.chain, point.folder(workspace)) for point in points})
     runner = runner_of(grid)
     settings = {"grid": grid, "prune": prune, "recover": recover, "evaluation": evaluation, "bench": bench}
     parameters = parameters_of(models=list(models), **settings)
@@ -144,11 +149,12 @@ def try_all(
     dense = {model: try_dense.submit(folder, evaluation, data, workspace) for model, folder in models.items()}
     each = zip(points, runs, strict=True)
     tried = [try_point.submit(point, evaluation, data, workspace, run) for point, run in each]
-    wait([*dense.values(), *tried])
+    futures: list[PrefectFuture[Any]] = [*dense.values(), *tried]
+    wait(futures)
     titles = [*dense, *(point.title for point in points)]
     failed = [
         f"{title}: {future.state.message}"
-        for title, future in zip(titles, [*dense.values(), *tried], strict=True)
+        for title, future in zip(titles, futures, strict=True)
         if not future.state.is_completed()
     ]
     if failed:

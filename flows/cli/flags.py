@@ -5,7 +5,7 @@ A flag that is not given is None, so that what was given is known: flags win ove
 
 import dataclasses
 import typing
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any
 
 from cyclopts import Parameter, Token
@@ -42,14 +42,14 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
         many = hint in (tuple[str, ...], tuple[float, ...])
         if many:
             hint = str  # one value, "a,b,c"
-        exact = {"converter": whole_number} if hint is int else {}
+        exact: dict[str, Any] = {"converter": whole_number} if hint is int else {}
         shown = ",".join(map(str, default)) if many else default
         parameter = Parameter(
             name=f"--{prefix}{item.name.replace('_', '-')}",
             help=item.metadata.get("description", "")
             + (f" [{limits}]" if (limits := limits_text(item.metadata)) else "")
             + (" Separate several by commas." if numbers else ""),
-            show_default=(lambda _, shown=shown: str(shown)) if str(shown) else False,
+            show_default=_always(str(shown)) if str(shown) else False,
             negative="--no-" + prefix + item.name.replace("_", "-") if hint is bool else (),
             group=group,
             **exact,
@@ -58,6 +58,10 @@ def flags(name: str, defaults: Any, *, group: str, prefix: str = "", leave_out: 
     made = dataclasses.make_dataclass(name, fields, frozen=True, kw_only=True)
     made.__module__ = __name__  # cyclopts takes a class of the module "types" for a plain value
     return made
+
+
+def _always(text: str) -> Callable[[Any], str]:
+    return lambda _: text
 
 
 def given(chosen: Any) -> dict[str, Any]:

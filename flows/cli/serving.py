@@ -96,13 +96,13 @@ def bench(
 
     if reason := vllm_obstacle():
         raise ValueError(reason)
-    folders = [find(dense, "", runs), find(pruned, "", runs)]
+    first, second = find(dense, "", runs), find(pruned, "", runs)
     if record:
         from tasks.environment import Workspace
         from tasks.registry.later_benchmark import find_version, record_benchmark
 
-        version = find_version(pruned, *folders, Workspace.at(runs))  # an alias may move while it is measured
-    report = compare(*folders, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
+        version = find_version(pruned, first, second, Workspace.at(runs))  # an alias may move while it is measured
+    report = compare(first, second, config, workdir=workdir, on_progress=lambda text: print(text, file=sys.stderr))
     show.table("pruned against dense", HEADER, [row.cells for row in bench_rows(report)])
     show.line(f"- {bench_note(report)}")
     written = ["bench.json"]

@@ -98,18 +98,15 @@ def quantization_plan(planned: Any) -> None:
 
 
 def forecast(planned: Any) -> None:
-    """The dry run of a compression."""
+    """The dry run of a compression or a sweep."""
     from tasks.preflight.forecast import HEADER
 
     table("what each stage would take", HEADER, [stage.cells for stage in planned.stages])
-    for text in (
-        f"disk          {planned.disk_bytes / 1e9:.2f} GB still to be written"
-        if planned.disk_bytes
-        else "disk          an earlier run has made this model: it is used again",
-        f"folder        {planned.folder}",
-        "not counted   evaluation, benchmark and registration",
-    ):
-        line(text)
+    left = f"{planned.disk_bytes / 1e9:.2f} GB still to be written" if planned.disk_bytes else "all was made before"
+    line(f"disk          {left}")
+    for folder in planned.folders:
+        line(f"folder        {folder}")
+    line("not counted   evaluation, benchmark and registration")
 
 
 def _text(facts: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ def sweep(
     models: str | None = None,
     name: str | None = None,
     runs: str | None = None,
+    dry_run: bool = False,
     grid: Annotated[SweepFlags, _all] = SweepFlags(),
     prune: Annotated[SweepPrune, _all] = SweepPrune(),
     recover: Annotated[CompressRecover, _all] = CompressRecover(),
@@ -37,6 +38,7 @@ def sweep(
         models: Dense models, several separated by commas; smollm2 (built in) by default.
         name: Name in the registry; the chosen model's own name and -slim by default.
         runs: Folder for the files of all runs; ./runs or SLIMGPT_RUNS by default.
+        dry_run: Check everything, say what each point would take, and stop.
     """
     sections = {"grid": SWEEP, "prune": PRUNE, "recover": RECOVER}
     sections |= {"evaluation": EVALUATION, "bench": BENCH, "registry": REGISTRY}
@@ -53,10 +55,14 @@ def sweep(
     from flows.cli import show
     from flows.prefect_api import reached
     from flows.sweep import sweep as flow
+    from tasks.preflight.forecast import Forecast
 
     check_types(flow.fn, parameters)
     with reached():
-        done = flow(**parameters)
+        done = flow(**parameters, dry_run=dry_run)
+    if isinstance(done, Forecast):
+        show.forecast(done)
+        return
     show.table("sweep", HEADER, done.outcome.rows)
     show.line(f"plots        {done.folder}")
     show.line(f"registered   {done.version.name} version {done.version.version}, alias {done.version.alias}")

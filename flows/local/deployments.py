@@ -64,18 +64,18 @@ def forget_lost_runs(*, only_worker: bool) -> None:
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import GlobalConcurrencyLimitUpdate
     from prefect.client.schemas.filters import FlowRunFilter, WorkPoolFilter
-    from prefect.client.schemas.objects import StateType
+    from prefect.client.schemas.objects import State, StateType
     from prefect.exceptions import ObjectNotFound
     from prefect.states import Crashed
 
     under_way = [StateType.RUNNING, StateType.PENDING, StateType.CANCELLING]
     with get_client(sync_client=True) as client:
         runs = client.read_flow_runs(
-            flow_run_filter=FlowRunFilter(state={"type": {"any_": under_way}}),
-            work_pool_filter=WorkPoolFilter(name={"any_": [POOL]}),
+            flow_run_filter=FlowRunFilter.model_validate({"state": {"type": {"any_": under_way}}}),
+            work_pool_filter=WorkPoolFilter.model_validate({"name": {"any_": [POOL]}}),
         )
         for run in runs:
-            lost = Crashed(message="The worker was killed; run it again to resume.")
+            lost: State[Any] = Crashed(message="The worker was killed; run it again to resume.")
             client.set_flow_run_state(run.id, lost, force=True)
         with contextlib.suppress(ObjectNotFound):  # the first start
             # Prefect 3.7's reset takes the leases back, after which nothing ever lowers the count of slots in use.

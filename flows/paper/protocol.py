@@ -155,7 +155,7 @@ def read_table(name: str) -> PaperTable:
     measures = tuple(known[key] for key in data.pop("measures"))
     runs = [_run(HERE / name / f"{key}.yaml") for key in data.pop("rows")]
     bench = BenchConfig(**data.pop("bench")) if "bench" in data else None
-    lists = {key: tuple(data.pop(key, ())) for key in ("ratios", "orders", "remarks")}
+    lists: dict[str, Any] = {key: tuple(data.pop(key, ())) for key in ("ratios", "orders", "remarks")}
     return PaperTable(name=name, runs=tuple(runs), measures=measures, known=known, bench=bench, **lists, **data)
 
 

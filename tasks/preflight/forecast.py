@@ -1,4 +1,4 @@
-"""The dry run of a chain: what its stages would take, said where the work would begin."""
+"""The dry run of chains: what their stages would take, said where the work would begin."""
 
 from dataclasses import dataclass
 
@@ -17,7 +17,7 @@ class ForecastStage:
     """What a stage would take.
 
     Attributes:
-        name: as in the lineage.
+        name: as in the lineage, behind the name of its chain where there are several.
         bytes_after: expected size of the weight files that it leaves.
         memory_bytes, seconds: estimated; how long evaluation and benchmark take is not.
     """
@@ -37,26 +37,34 @@ class ForecastStage:
 
 @dataclass(frozen=True)
 class Forecast:
-    """What a chain would do.
+    """What chains would do.
 
     Attributes:
         stages: in their order.
-        folder: where it would write.
-        disk_bytes: that the stages have to write still; 0 where an earlier run has made the model.
+        folders: where each chain would write.
+        disk_bytes: that is to be written still; 0 where earlier runs have made all models.
     """
 
     stages: tuple[ForecastStage, ...]
-    folder: str
+    folders: tuple[str, ...]
     disk_bytes: int
 
 
 @task(name="say what would happen", cache_policy=NO_CACHE, persist_result=False)
-def forecast(chain: Chain, folder: RunFolder, keep: Keep) -> Forecast:
-    """Estimate each stage of a chain that has passed its checks; a table on the flow run's page says the same."""
+def forecast(wanted: dict[str, tuple[Chain, RunFolder]], keep: Keep = "last") -> Forecast:
+    """Estimate each stage of chains that have passed their checks; a table on the flow run's page says the same.
+
+    Args:
+        wanted: every chain and its folder, by a name; empty for the only one.
+        keep: whether what the stages before the last one make stays.
+    """
     stages = tuple(
-        ForecastStage(stage.name, stage.bytes_after, stage.memory_bytes, stage.seconds) for stage in chain.stages
+        ForecastStage(f"{name} {stage.name}".strip(), stage.bytes_after, stage.memory_bytes, stage.seconds)
+        for name, (chain, _) in wanted.items()
+        for stage in chain.stages
     )
     rows = [dict(zip(HEADER, stage.cells, strict=True)) for stage in stages]
-    create_table_artifact(rows, key="compress-forecast", description="Dry run: nothing was made")
+    create_table_artifact(rows, key="forecast", description="Dry run: nothing was made")
     get_run_logger().info("dry run: every check has passed; nothing was made")
-    return Forecast(stages, str(folder.root), chain.missing_bytes(folder, keep))
+    disk = sum(chain.missing_bytes(folder, keep) for chain, folder in wanted.values())
+    return Forecast(stages, tuple(str(folder.root) for _, folder in wanted.values()), disk)

@@ -78,8 +78,8 @@ def promote(name: str, version: int, alias: str, config: GateConfig, workspace: 
     if present is not None and present.version == candidate.version:
         return Moved(name, alias, str(version), str(version))
     gates = judge(_figures(client, candidate), _figures(client, present) if present else None, config)
-    record = {"alias": alias, "who": by or _user(), "from": _number(present), "to": _number(candidate)}
-    record["gates"] = to_dict(gates)
+    record: dict[str, Any] = {"alias": alias, "who": by or _user(), "gates": to_dict(gates)}
+    record |= {"from": _number(present), "to": _number(candidate)}
     if problems := refusals(gates):
         _write(client, name, [candidate], {**record, "action": "promote", "outcome": "refused", "why": problems})
         raise PromotionRefusedError(f"{name} version {version} does not become {alias}: {problems}")

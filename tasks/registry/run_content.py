@@ -15,7 +15,7 @@ import slimgpt
 from deploy.bench.results import BenchReport
 from deploy.report.comparison import Comparison
 from slimgpt.checkpoints.lineage import Lineage
-from slimgpt.evaluation.harness import DataUsed
+from slimgpt.evaluation.harness_tasks import DataUsed
 from slimgpt.report import LayerReport
 
 _LAYER_METRICS = (

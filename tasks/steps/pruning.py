@@ -3,7 +3,7 @@
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from prefect import get_run_logger, runtime, task
@@ -86,7 +86,7 @@ class PlannedPruning:
         device = torch.device(self.plan.device)
         return {
             "calibration": self.plan.calibration["ids_sha256"],
-            "config": replace(self.config, dtype=self.plan.dtype).fingerprint(),
+            "config": replace(self.config, dtype=cast(Any, self.plan.dtype)).fingerprint(),
             "dtype": self.plan.dtype,
             **conditions(device),
             **({"latency": self.latency.digest()} if self.latency else {}),
@@ -110,9 +110,10 @@ class PlannedPruning:
     @property
     def seconds(self) -> float:
         """Estimated, from the rate of products on this device just now."""
-        before, further = self.before, _further(self.config, self.before.ratio)
-        given = {"calibration": self.plan.tokens, "shapes": before.shapes, "latency": self.latency}
-        return plan(before.first.folder, further, **given).seconds or 0.0
+        before, config = self.before, _further(self.config, self.before.ratio)
+        folder, tokens = before.first.folder, self.plan.tokens
+        again = plan(folder, config, calibration=tokens, shapes=before.shapes, latency=self.latency)
+        return again.seconds or 0.0
 
     @property
     def after(self) -> Expected:

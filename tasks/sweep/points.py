@@ -3,6 +3,7 @@
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, cast
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
@@ -82,7 +83,7 @@ def grid_of(
         tokens = None  # the same at every point
         for schedule in grid.schedules:
             for ratio in grid.ratios:
-                config = dataclasses.replace(prune, ratio=ratio, schedule=schedule)
+                config = dataclasses.replace(prune, ratio=ratio, schedule=cast(Any, schedule))  # checked by the grid
                 try:
                     stages = stages_of(config, recover, teacher)
                     points.append(Point(dense, config, recover, stages, plan_chain(dense, stages, tokens)))

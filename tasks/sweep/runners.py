@@ -20,7 +20,7 @@ def runner_of(grid: SweepConfig) -> TaskRunner[Any]:
     if grid.runner == "threads":
         return ThreadPoolTaskRunner(max_workers=grid.workers)
     try:
-        from prefect_dask import DaskTaskRunner
+        from prefect_dask.task_runners import DaskTaskRunner
     except ImportError:
         raise ValueError(
             "runner is 'dask', and prefect-dask is not installed; pip install 'slimgpt[team]', or use threads"

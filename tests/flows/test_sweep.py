@@ -135,6 +135,15 @@ def test_one_that_fails_is_named_and_the_others_stay(done, parameters, place):
     assert len(list((runs / "tiny-slim").glob("*/evaluation-pruned.json"))) == 2
 
 
+def test_a_dry_run_names_each_point_and_makes_nothing(parameters, tmp_path):
+    grid = SweepConfig(ratios=(0.25, 0.5), **UNJUDGED)
+    said = sweep(**{**parameters, "runs": str(tmp_path), "evaluation": QUICK}, grid=grid, dry_run=True)
+    assert [stage.name for stage in said.stages] == ["tiny 25% nats prune", "tiny 50% nats prune"]
+    assert said.stages[0].bytes_after > said.stages[1].bytes_after
+    assert said.disk_bytes >= sum(stage.bytes_after for stage in said.stages)
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
