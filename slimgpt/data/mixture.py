@@ -20,14 +20,14 @@ def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
         return [(source, num_samples)]
     given = [_share(item.strip()) for item in source.split(",")]
     if any(not name for name, _ in given):
-        raise ValueError(f"calibration is {source!r}; every part needs a text's name")
+        raise ValueError(f"the text is {source!r}; every part needs a text's name")
     places = [Path(name).resolve() if Path(name).exists() else name for name, _ in given]
     if twice := [name for i, (name, _) in enumerate(given) if places[i] in places[:i]]:
-        raise ValueError(f"calibration is {source!r}, which names {twice[0]} twice; give it once, with its whole share")
+        raise ValueError(f"the text is {source!r}, which names {twice[0]} twice; give it once, with its whole share")
     said, silent = sum(share for _, share in given), sum(not share for _, share in given)
     if said > 1 + 1e-9 or (silent and said > 1 - 1e-9) or (not silent and abs(said - 1) > 1e-6):
         rest = "leave room for the parts without one" if silent else "be 1 together"
-        raise ValueError(f"calibration is {source!r}, whose shares are {said:g} in total; they must {rest}")
+        raise ValueError(f"the text is {source!r}, whose shares are {said:g} in total; they must {rest}")
     shares = [share or (1 - said) / silent for _, share in given]
     counts = [int(share * num_samples + 1e-9) for share in shares]
     largest_rest = sorted(range(len(shares)), key=lambda i: counts[i] - shares[i] * num_samples)
@@ -36,7 +36,7 @@ def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
     for (name, _), share, count in zip(given, shares, counts, strict=True):
         if count == 0:
             raise ValueError(
-                f"calibration is {source!r}: {share:g} of {num_samples} sequences leave none for {name}; "
+                f"the text is {source!r}: {share:g} of {num_samples} sequences leave none for {name}; "
                 "ask for more sequences, or a larger share"
             )
     return [(name, count) for (name, _), count in zip(given, counts, strict=True)]
@@ -52,5 +52,5 @@ def _share(item: str) -> tuple[str, float]:
     except ValueError:  # a colon of the name itself
         return item, 0.0
     if not 0 < share <= 1:
-        raise ValueError(f"calibration names {item!r}; a share must be more than 0 and at most 1")
+        raise ValueError(f"a text is {item!r}; a share must be more than 0 and at most 1")
     return name, share

@@ -68,7 +68,8 @@ _FOR_PERPLEXITY = {
     "wikitext2-validation": _WIKITEXT_VALIDATION,
     "c4-validation": _C4_VALIDATION,
 }
-_AS_ROWS = "-rows"  # of WikiText-2: joined by blank lines, row by row
+_IN_ROWS = {"wikitext2-rows": _WIKITEXT_TEST, "wikitext2-validation-rows": _WIKITEXT_VALIDATION}  # by blank lines
+_PERPLEXITY_NAMES = (*_FOR_PERPLEXITY, *_IN_ROWS)
 ALPACA = _OnHub(
     "alpaca",
     "alpaca/train.jsonl",
@@ -124,7 +125,7 @@ def calibration_text(source: str = "auto") -> TextSource:
         return _data_set(_WIKITEXT_TRAIN)
     if source == "alpaca":
         return _data_set(ALPACA)
-    return _named(source, "calibration", "c4, wikitext, alpaca, python or auto")
+    return _named(source, "the text", "c4, wikitext, alpaca, python or auto")
 
 
 def perplexity_text(name: str = "auto") -> TextSource:
@@ -151,14 +152,10 @@ def perplexity_text(name: str = "auto") -> TextSource:
     if (data := _FOR_PERPLEXITY.get(name)) is not None:
         found = _data_set(data)
         return _source(name, ["\n\n".join(found.documents)], found.origin)
-    if (
-        name.endswith(_AS_ROWS)
-        and (data := _FOR_PERPLEXITY.get(name.removesuffix(_AS_ROWS)))
-        and data != _C4_VALIDATION
-    ):
+    if (data := _IN_ROWS.get(name)) is not None:
         found = _data_set(data)
         return _source(name, ["\n\n".join(wikitext_rows(found.documents[0]))], found.origin)
-    named = _named(name, "perplexity", f"{', '.join(_FOR_PERPLEXITY)}, python or auto")
+    named = _named(name, "the perplexity text", f"{', '.join(_PERPLEXITY_NAMES)}, python or auto")
     if named.documents.has_chats:
         raise ValueError(f"{name!r} holds conversations; perplexity takes plain text: a field 'text'")
     return _source(named.name, ["\n\n".join(named.documents)], "file")
@@ -228,19 +225,19 @@ def _source(name: str, documents: Iterable[str], origin: Origin) -> TextSource:
     return TextSource(name=name, documents=Documents(documents), origin=origin)
 
 
-def _named(source: str, purpose: str, names: str) -> TextSource:
+def _named(source: str, what: str, names: str) -> TextSource:
     path = Path(source).expanduser()
     if path.is_dir():
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
         if not files:
-            raise ValueError(f"{purpose} text {source!r} is a folder without a {', '.join(SUFFIXES)} file")
+            raise ValueError(f"{what} {source!r} is a folder without a {', '.join(SUFFIXES)} file")
         return _source(path.resolve().name, (text for file in files for text in read_documents(file)), "file")
     if not path.name.endswith(SUFFIXES):
         raise ValueError(
-            f"{purpose} text is {source!r}; it must be a {', '.join(SUFFIXES)} file, a folder of such files, or {names}"
+            f"{what} is {source!r}; it must be a {', '.join(SUFFIXES)} file, a folder of such files, or {names}"
         )
     if not path.is_file():
-        raise FileNotFoundError(f"{purpose} text {source!r} does not exist; name a file that does, or {names}")
+        raise FileNotFoundError(f"{what} {source!r} does not exist; name a file that does, or {names}")
     return _source(path.name, read_documents(path), "file")
 
 

@@ -62,7 +62,7 @@ def one_line(result):
         (["--ratio", "much"], 'unable to convert "much" into float'),
         (["--schedule", "steep"], "steep"),
         (["--no-such-flag", "1"], "--no-such-flag"),
-        (["--calibration", "missing.jsonl", "--ffn-multiple", "8"], "calibration text 'missing.jsonl' does not exist"),
+        (["--calibration", "missing.jsonl", "--ffn-multiple", "8"], "the text 'missing.jsonl' does not exist"),
         (["--calibration", "python", "--num-samples", "90000", "--ffn-multiple", "8"], "ask for at most"),
         (["--layer-ratios", "0.1,x"], "layer_ratios is '0.1,x'"),
         (["--measure"], "--measure belongs to --dry-run"),

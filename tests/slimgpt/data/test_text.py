@@ -260,7 +260,8 @@ def test_a_parquet_file_cut_short_or_with_a_damaged_page_is_refused(tmp_path: Pa
 def test_unknown_names_are_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError, match="c4, wikitext, alpaca, python or auto"):
         calibration_text("c5")
-    with pytest.raises(ValueError, match="wikitext2, wikitext2-validation, c4-validation, python or auto"):
+    known = "wikitext2, wikitext2-validation, c4-validation, wikitext2-rows, wikitext2-validation-rows, python or auto"
+    with pytest.raises(ValueError, match=known):
         perplexity_text("ptb")
 
 
