@@ -5,19 +5,22 @@ What is counted, of requests with ``I`` prompt and ``O`` answer tokens, for the 
 - operations: two per weight and token of the projections (``I + O - 1`` tokens pass the layers) and of the output head
   (``O`` tokens), and four per head dimension, query head and pair of tokens that attend to each other;
 - bytes: the weights of the layers and of the head once per step (``O`` steps, in which ``batch`` requests go together),
-  and for each step after the first the keys and values of all tokens before it.
+  and for each step after the first the keys and values of all tokens before it. Quantised weights count as stored.
 
 Norms, activations, softmax, sampling and everything that the server does beside the model are not counted: what they
 cost shows as efficiency below 1. Which of the two resources is scarce depends on the machine, so the pruned model is
 held to the larger share. It is the stricter choice: a machine short of the other resource could never save as much.
 """
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 from deploy.bench.results import Ratio, Saving
 from slimgpt.checkpoints.families import layer_shapes
+from slimgpt.checkpoints.headers import header
 from slimgpt.checkpoints.origins import read_config
+from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.method.shapes import LayerShape
 
 
@@ -37,7 +40,7 @@ def work_of(model: Path, *, input_len: int, output_len: int, batch: int, itemsiz
         input_len: prompt tokens of each request.
         output_len: answer tokens of each request.
         batch: requests computed together.
-        itemsize: bytes of a weight, a key or a value.
+        itemsize: bytes of a key or a value, and of a weight that is not quantised.
     """
     config = read_config(model)
     shapes = layer_shapes(config)
@@ -48,7 +51,18 @@ def work_of(model: Path, *, input_len: int, output_len: int, batch: int, itemsiz
     read_back = sum(range(input_len + 1, passed + 1))  # tokens whose keys and values the steps after the first read
     operations = 2 * weights * passed + 2 * head * output_len + 4 * attended * sum(map(_query_width, shapes))
     kv_bytes = 2 * itemsize * read_back * sum(shape.num_kv_heads * shape.head_dim for shape in shapes)
-    return Work(batch * operations, itemsize * (weights + head) * output_len + batch * kv_bytes)
+    layers = _stored_bytes(model) if getattr(config, "quantization_config", None) else itemsize * weights
+    return Work(batch * operations, (layers + itemsize * head) * output_len + batch * kv_bytes)
+
+
+def _stored_bytes(model: Path) -> int:
+    """Of the projections and their scales, from the files' headers."""
+    stored = (entry for name in weight_files(model) for entry in header(model / name).items())
+    return sum(
+        math.prod(shape) * int("".join(filter(str.isdigit, dtype.partition("_")[0]))) // 8  # such as BF16, F8_E4M3
+        for name, (shape, dtype, _) in stored
+        if ".layers." in name and len(shape) == 2
+    )
 
 
 def _query_width(shape: LayerShape) -> int:

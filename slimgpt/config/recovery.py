@@ -10,9 +10,12 @@ from slimgpt.quantities import COUNTS, read_quantity
 ENTIRE = "all"
 # What a method does where a field is 0. That of lora is the paper's, which follows LLM-Pruner.
 _OWN: dict[str, dict[str, Any]] = {
-    "distill": {"rank": 16, "batch_size": 1, "seq_len": 1024, "held_out": 8},
+    "distill": {"rank": 16, "batch_size": 1},
     "lora": {"rank": 8, "batch_size": 64, "seq_len": 256, "held_out": 128},
 }
+# distill: few tokens teach more in many small steps (benchmarks/RESULTS.md); the longest sequences that leave so many
+# steps are taken, else the shortest.
+_STEPS, _LENGTHS, _HELD_OUT_TOKENS = 512, (1024, 512, 256), 8192
 _LEARNING_RATES = {("distill", "lora"): 2.5e-3, ("distill", "all"): 3e-4, ("lora", "lora"): 1e-4}
 
 
@@ -56,9 +59,14 @@ class RecoverConfig:
         "Sequences per optimizer step, of all processes together; 0: 1 for distill (or one per process), 64 for lora.",
         ge=0,
     )
-    seq_len: int = option(0, "Tokens per sequence, for lora at most; 0: 1024 for distill, 256 for lora.", ge=0)
+    seq_len: int = option(
+        0,
+        "Tokens per sequence, for lora at most; 0: for distill 1024, or 512 or 256 where that would be fewer than 512 "
+        "steps; 256 for lora.",
+        ge=0,
+    )
     block_tokens: int = option(4096, "Tokens that pass the model at once; lower it to save memory.", ge=1)
-    held_out: int = option(0, "Sequences that are held out; 0: 8 for distill, 128 for lora.", ge=0)
+    held_out: int = option(0, "Sequences that are held out; 0: those of 8,192 tokens for distill, 128 for lora.", ge=0)
     seed: int = option(1, "Which passages are drawn; by default others than for calibration.", ge=0)
     bos: Literal["auto", "none", "stream", "block"] = option("auto", BOS_WORDS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
@@ -91,6 +99,11 @@ class RecoverConfig:
         own = {name: value for name, value in _OWN[self.method].items() if not getattr(self, name)}
         if "batch_size" in own:
             own["batch_size"] = processes * -(-own["batch_size"] // processes)
+        if self.token_count is not None and self.method == "distill":
+            own["seq_len"] = length = self.seq_len or _length(
+                self.token_count // own.get("batch_size", self.batch_size)
+            )
+            own["held_out"] = self.held_out or max(1, _HELD_OUT_TOKENS // length)
         rate = self.learning_rate or _LEARNING_RATES[self.method, self.trainable]
         return dataclasses.replace(self, **own, learning_rate=rate)
 
@@ -102,6 +115,11 @@ class RecoverConfig:
     def to_dict(self) -> dict[str, Any]:
         """As JSON and YAML hold it."""
         return dataclasses.asdict(self)
+
+
+def _length(tokens: int) -> int:
+    """Of a sequence, where a step reads one of all of its sequences' ``tokens``."""
+    return next((length for length in _LENGTHS if tokens >= _STEPS * length), _LENGTHS[-1])
 
 
 def _number(tokens: str) -> int:

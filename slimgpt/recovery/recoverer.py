@@ -35,6 +35,7 @@ from slimgpt.recovery.training import (
     measure_as_written,
     newest,
     padded,
+    seconds_until,
     train,
 )
 from slimgpt.usage import peak_memory
@@ -100,9 +101,10 @@ def recover(
             trainer = _trainer(job, text, out / STATES)
             said = {"teacher": _answers(trainer.teacher, job)} if job.teacher is not None else {}
             said["pruned"] = _answers(trainer.model, job)
-        state = ranks.from_first(lambda: newest(out / STATES))
+        if state := ranks.from_first(lambda: newest(out / STATES)):
+            start -= seconds_until(state)
         with writing("a state of the training", out, KEPT):
-            curve = train(trainer, state, on_step if ranks.first else None)
+            curve = train(trainer, state, on_step if ranks.first else None, lambda: time.perf_counter() - start)
         after = measure_as_written(trainer, lambda name: job.shards.load([name])[name])
         memory = max(ranks.gather(peak_memory(job.device)))
 

@@ -23,7 +23,7 @@ from slimgpt.recovery.text import UNSCORED, Row
 EVALUATIONS = 8  # of the held-out text at most, and 8 steps apart; each is also where an interrupted run goes on
 LORA_LOGIT_BYTES = 1 << 30
 WARMUP = 0.05  # share of the steps
-SIZES = "sizes.json"  # of a state's files; written last
+WRITTEN = "written.json"  # of a state: its files' sizes, and the seconds spent until then; written last
 OnStep = Callable[[int, int, dict[str, float]], None]
 
 
@@ -71,8 +71,8 @@ class DistillationTrainer(Trainer):
 class _Watching(TrainerCallback):
     """Tells what Trainer logs, marks what it saves, and stops a training whose loss is none."""
 
-    def __init__(self, on_step: OnStep | None):
-        self.on_step = on_step
+    def __init__(self, on_step: OnStep | None, spent: Callable[[], float]):
+        self.on_step, self.spent = on_step, spent
 
     def on_save(self, arguments: Any, state: Any, *_: Any, **__: Any) -> None:
         """Mark what was saved as complete: after all of it is on the disk."""
@@ -81,7 +81,7 @@ class _Watching(TrainerCallback):
             for file in path.iterdir():
                 with file.open("rb") as saved:
                     os.fsync(saved.fileno())
-            write_atomically(path / SIZES, json.dumps(_sizes(path)))
+            write_atomically(path / WRITTEN, json.dumps({"seconds": self.spent(), "sizes": _sizes(path)}))
 
     def on_log(self, _: Any, state: Any, __: Any, logs: dict[str, float], **___: Any) -> None:
         for name in ("loss", "eval_loss"):
@@ -181,7 +181,7 @@ def newest(folder: Path) -> Path | None:
 def _whole(path: Path) -> bool:
     try:
         best = json.loads((path / "trainer_state.json").read_text())["best_model_checkpoint"]
-        sizes = json.loads((path / SIZES).read_text())
+        sizes = json.loads((path / WRITTEN).read_text())["sizes"]
     except (OSError, ValueError, KeyError):
         return False
     beside = not best or (Path(best).parent == path.parent and Path(best).is_dir())
@@ -189,16 +189,24 @@ def _whole(path: Path) -> bool:
 
 
 def _sizes(path: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_size for file in path.iterdir() if file.name != SIZES}
+    return {file.name: file.stat().st_size for file in path.iterdir() if file.name != WRITTEN}
 
 
-def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[list[float]]:
+def seconds_until(state: Path) -> float:
+    """What the work took that ``state`` holds, by all processes that did some of it."""
+    return float(json.loads((state / WRITTEN).read_text())["seconds"])
+
+
+def train(
+    trainer: Trainer, state: Path | None, on_step: OnStep | None, spent: Callable[[], float]
+) -> list[list[float]]:
     """Train, from where an earlier run stopped; the best state is in the model then.
 
     Args:
         trainer: not used yet.
         state: where it goes on; None for the beginning.
         on_step: as of ``recover``.
+        spent: seconds until now, those of earlier processes included.
 
     Raises:
         ValueError: where the loss is no number, or the device's memory does not hold the training.
@@ -207,7 +215,7 @@ def train(trainer: Trainer, state: Path | None, on_step: OnStep | None) -> list[
         Step and loss of the held-out text, each time that it was read; first the model as it came.
     """
     trainer.remove_callback(PrinterCallback)
-    trainer.add_callback(_Watching(on_step))
+    trainer.add_callback(_Watching(on_step, spent))
     with ExitStack() as held:
         if hasattr(trainer.model, "peft_config"):
             from peft.helpers import disable_input_dtype_casting

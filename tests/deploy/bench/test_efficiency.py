@@ -1,8 +1,11 @@
 """Counted work against loops over every multiplication, and the efficiency against its definition."""
 
+import json
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from deploy.bench.efficiency import Work, saving, work_of
 from deploy.bench.results import Paired, Ratio
@@ -40,6 +43,25 @@ def test_work_is_what_loops_count(tmp_path: Path, batch: int):
     lengths = {"input_len": 7, "output_len": 4, "batch": batch}
     assert work_of(write_slim(tmp_path / "slim"), **lengths) == by_loops(WIDTHS, *lengths.values())
     assert work_of(write_dense(tmp_path / "dense"), **lengths) == by_loops([(8, 4, 256)] * 4, *lengths.values())
+
+
+def test_quantised_weights_count_as_they_are_stored(tmp_path: Path):
+    """A byte of each, and a scale of two bytes for each row; embeddings, head, keys and values stay."""
+    model = write_dense(tmp_path / "dense")
+    lengths = {"input_len": 7, "output_len": 4, "batch": 3}
+    before = work_of(model, **lengths)
+    tensors, weights, rows = load_file(model / "model.safetensors"), 0, 0
+    for name in [name for name in tensors if name.endswith("_proj.weight")]:
+        weights, rows = weights + tensors[name].numel(), rows + len(tensors[name])
+        tensors[f"{name}_scale"] = torch.ones(len(tensors[name]), 1, dtype=torch.bfloat16)
+        tensors[name] = tensors[name].to(torch.int8)
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((model / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "compressed-tensors", "format": "int-quantized"}
+    (model / "config.json").write_text(json.dumps(config))
+    behind = work_of(model, **lengths)
+    assert behind.operations == before.operations
+    assert before.bytes - behind.bytes == lengths["output_len"] * (weights - 2 * rows)
 
 
 def test_saving_everything_that_was_counted_is_an_efficiency_of_one():

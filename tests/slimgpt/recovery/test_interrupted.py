@@ -1,5 +1,6 @@
 """Trainings that are interrupted, killed, torn or run side by side: the same bytes as one that was left alone."""
 
+import json
 import random
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
@@ -9,7 +10,9 @@ import pytest
 
 from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.recovery.job import RecoveryJob
+from slimgpt.recovery.output import STATES
 from slimgpt.recovery.recoverer import recover
+from slimgpt.recovery.training import WRITTEN, newest, seconds_until
 from tests import processes
 from tests.slimgpt.engine.test_ranks import torchrun
 from tests.slimgpt.engine.test_resume import model_files
@@ -35,6 +38,21 @@ def test_an_interrupted_run_goes_on_and_is_bit_identical(step, pruned, dense, co
     steps.clear()
     recover(pruned, tmp_path / "out", config, teacher=dense, on_step=lambda at, *_: steps.append(at))
     assert steps == []  # finished
+
+
+def test_the_seconds_are_those_of_all_processes_that_worked_on_it(pruned, dense, config, tmp_path):
+    def crash(at, *_):
+        if at == 13:
+            raise CrashError
+
+    with pytest.raises(CrashError):
+        recover(pruned, tmp_path / "out", config, teacher=dense, on_step=crash)
+    state = newest(tmp_path / "out" / STATES)
+    assert 0 < seconds_until(state) < 1000
+    written = json.loads((state / WRITTEN).read_text())
+    (state / WRITTEN).write_text(json.dumps({**written, "seconds": 1000.0}))
+    figures = recover(pruned, tmp_path / "out", config, teacher=dense).lineage.steps[-1].figures
+    assert 1000 < figures["seconds"] < 2000
 
 
 def test_two_threads_at_once_give_what_each_gives_alone(pruned, dense, config, tmp_path, recovered):

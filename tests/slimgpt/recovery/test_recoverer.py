@@ -76,6 +76,27 @@ def test_several_processes_have_a_sequence_each_by_default():
     assert RecoverConfig(batch_size=6).filled(4).batch_size == 6  # refused where it cannot be shared
 
 
+@pytest.mark.parametrize(
+    ("tokens", "processes", "seq_len", "held_out"),
+    [
+        ("1024", 1, 256, 32),
+        ("131072", 1, 256, 32),
+        ("262143", 1, 256, 32),
+        ("262144", 1, 512, 16),
+        ("524288", 1, 1024, 8),
+        ("2M", 1, 1024, 8),
+        ("2M", 4, 512, 16),
+    ],
+)
+def test_few_tokens_are_read_in_short_sequences(tokens, processes, seq_len, held_out):
+    """The longest that leave 512 steps; as many tokens are held out, whatever their length."""
+    filled = RecoverConfig(tokens=tokens).filled(processes)
+    assert (filled.seq_len, filled.held_out) == (seq_len, held_out)
+    own = RecoverConfig(tokens=tokens, seq_len=2048, held_out=3).filled(processes)
+    assert (own.seq_len, own.held_out) == (2048, 3)
+    assert RecoverConfig(tokens=tokens, seq_len=2048).filled(processes).held_out == 4
+
+
 def test_form_and_files_stay(pruned, recovered):
     names = {path.name for path in pruned.iterdir()} - {"journal.jsonl"}
     assert {path.name for path in recovered.iterdir()} == names | {"recovery.json"}
