@@ -16,6 +16,8 @@ _OWN: dict[str, dict[str, Any]] = {
 # distill: few tokens teach more in many small steps (benchmarks/RESULTS.md); the longest sequences that leave so many
 # steps are taken, else the shortest.
 _STEPS, _LENGTHS, _HELD_OUT_TOKENS = 512, (1024, 512, 256), 8192
+# distill: where a step reads _STEP_TOKENS; it goes with the root of their number, as the noise of Adam's steps does.
+_STEP_TOKENS = 1024
 _LEARNING_RATES = {("distill", "lora"): 2.5e-3, ("distill", "all"): 3e-4, ("lora", "lora"): 1e-4}
 
 
@@ -52,7 +54,11 @@ class RecoverConfig:
     )
     rank: int = option(0, "Rank of the adapters; 0: 16 for distill, 8 for lora.", ge=0)
     learning_rate: float = option(
-        0.0, "Peak of the learning rate; 0: 2.5e-3 for adapters, 3e-4 for all; 1e-4 for lora.", ge=0, le=1
+        0.0,
+        "Peak of the learning rate; 0: for distill 2.5e-3 for adapters and 3e-4 for all, times the root of a step's "
+        "tokens / 1024; 1e-4 for lora.",
+        ge=0,
+        le=1,
     )
     batch_size: int = option(
         0,
@@ -104,8 +110,16 @@ class RecoverConfig:
                 self.token_count // own.get("batch_size", self.batch_size)
             )
             own["held_out"] = self.held_out or max(1, _HELD_OUT_TOKENS // length)
-        rate = self.learning_rate or _LEARNING_RATES[self.method, self.trainable]
-        return dataclasses.replace(self, **own, learning_rate=rate)
+        filled = dataclasses.replace(self, **own)
+        rate = self.learning_rate or filled._own_rate
+        return dataclasses.replace(filled, learning_rate=rate)
+
+    @property
+    def _own_rate(self) -> float:
+        """The method's own learning rate, once the other fields are filled."""
+        rate = _LEARNING_RATES[self.method, self.trainable]
+        step = self.batch_size * self.seq_len / _STEP_TOKENS if self.method == "distill" else 1
+        return float(f"{min(1.0, rate * step**0.5):.3g}")
 
     @property
     def token_count(self) -> int | None:

@@ -97,6 +97,22 @@ def test_few_tokens_are_read_in_short_sequences(tokens, processes, seq_len, held
     assert RecoverConfig(tokens=tokens, seq_len=2048).filled(processes).held_out == 4
 
 
+@pytest.mark.parametrize(
+    ("given", "rate"),
+    [
+        ({"trainable": "all", "tokens": "2M"}, 3e-4),
+        ({"trainable": "all", "tokens": "131072"}, 1.5e-4),
+        ({"trainable": "all", "tokens": "2M", "batch_size": 4, "seq_len": 1024}, 6e-4),
+        ({"tokens": "2M"}, 2.5e-3),
+        ({"tokens": "131072"}, 1.25e-3),
+        ({"tokens": "131072", "learning_rate": 0.01}, 0.01),
+        ({"method": "lora", "tokens": "131072"}, 1e-4),  # the paper's, whatever a step reads
+    ],
+)
+def test_the_learning_rate_goes_with_the_root_of_a_steps_tokens(given, rate):
+    assert RecoverConfig(**given).filled().learning_rate == pytest.approx(rate)
+
+
 def test_form_and_files_stay(pruned, recovered):
     names = {path.name for path in pruned.iterdir()} - {"journal.jsonl"}
     assert {path.name for path in recovered.iterdir()} == names | {"recovery.json"}
