@@ -57,11 +57,8 @@ def _under_its_familys_names(shards: Shards, dtype: torch.dtype, model_config: A
         model = AutoModelForCausalLM.from_config(
             model_config, dtype=dtype, attn_implementation=attention_kernel(model_config)
         )
-        own = model.state_dict().keys()
-        tied = set(model.all_tied_weights_keys)
-        stored = [name for name in shards.names() if name in own - tied]  # old checkpoints carry buffers, too
-        if absent := sorted(own - tied - set(stored)):
-            raise ValueError(f"{shards.folder} has no tensor {absent[0]}")
-        model.load_state_dict(shards.load(stored), strict=False)
-        model.tie_weights()
+    own = model.state_dict()
+    with torch.no_grad():
+        for name in sorted(own.keys() - set(model.all_tied_weights_keys)):  # one at a time: the model is held once
+            own[name].copy_(shards.load([name])[name])
     return model.eval().requires_grad_(False)

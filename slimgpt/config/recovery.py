@@ -16,7 +16,7 @@ _OWN: dict[str, dict[str, Any]] = {
 # distill: few tokens teach more in many small steps (benchmarks/RESULTS.md); the longest sequences that leave so many
 # steps are taken, else the shortest.
 _STEPS, _LENGTHS, _HELD_OUT_TOKENS = 512, (1024, 512, 256), 8192
-# distill: where a step reads _STEP_TOKENS; it goes with the root of their number, as the noise of Adam's steps does.
+# Those of distill are for steps of so many tokens; others take the root of their share.
 _STEP_TOKENS = 1024
 _LEARNING_RATES = {("distill", "lora"): 2.5e-3, ("distill", "all"): 3e-4, ("lora", "lora"): 1e-4}
 
