@@ -52,9 +52,11 @@ def reached() -> Iterator[None]:
         settings = get_current_settings()
         if not _names_database(settings):
             check_writable(_folder(settings))  # else the server would be waited for in vain
+        server = OwnServer()
         try:  # here and not in a thread that ends before the flow does: the kernel watches that thread
-            OwnServer().start()
+            server.start()
         except RuntimeError as error:
+            server.stop()  # a slow one would write on, below the last line
             raise ConnectionError(
                 f"Prefect's temporary server did not start ({error}); what it said stands above. A server of your own "
                 "can take its place: make up, and PREFECT_API_URL as it says"

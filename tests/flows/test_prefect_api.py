@@ -111,12 +111,11 @@ def test_a_folder_of_runs_that_cannot_be_is_one_line_and_not_minutes_without_a_s
 
 def test_a_temporary_server_that_does_not_start_is_one_last_line_with_a_remedy(tmp_path):
     broken = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/not/there.db"}
-    broken["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "5"
+    broken["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "1"  # given up before it says what is wrong
     process = compress(tmp_path, write_dense(tmp_path / "dense"), **broken)
     assert process.wait() == 2
-    said = (tmp_path / "log").read_text()
-    assert "error: Prefect's temporary server did not start (Timed out" in said
-    assert "in <module>" not in said.partition("error: Prefect's")[2]
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith("error: Prefect's temporary server did not start (Timed out")
 
 
 def test_a_server_that_is_not_there_is_one_line_before_any_work(tmp_path):
