@@ -1,16 +1,17 @@
-"""Sizes and counts as people write them: 200MB, 1.5GB, 100M, 5.4B."""
+"""Sizes and counts as people write them: 200MB, 1.5GB, 100M, 5.4B, 131072."""
 
 import re
 
 BYTES = {"kB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
-COUNTS = {"k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
+COUNTS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def read_quantity(text: str, units: dict[str, int], name: str) -> int:
     """The number that ``text`` means, in bytes or parameters.
 
     Args:
-        text: a number and one of ``units``, in any case, with or without a blank between them.
+        text: a number and one of ``units``, in any case, with or without a blank between them; a whole number alone
+            where no unit is one of them.
         units: BYTES or COUNTS.
         name: of the setting, for the error.
 
@@ -18,10 +19,13 @@ def read_quantity(text: str, units: dict[str, int], name: str) -> int:
         ValueError: when it is something else, or not more than 0.
     """
     factors = {unit.lower(): factor for unit, factor in units.items()}
-    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]+)\s*", text.lower())
-    if not match or match[2] not in factors or not (number := round(float(match[1]) * factors[match[2]])):
-        known = list(units)
+    match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", text.lower())
+    written = match and match[2] in factors and (match[2] or match[1].isdecimal())  # alone, 1.5 is a slip
+    number = round(float(match[1]) * factors[match[2]]) if match and written else 0
+    if not number:
+        *most, last = [unit for unit in units if unit]
+        alone = "a whole number, or " if "" in units else ""
         raise ValueError(
-            f"{name} is {text!r}; it must be a number and {', '.join(known[:-1])} or {known[-1]}, such as 200{known[1]}"
+            f"{name} is {text!r}; it must be {alone}a number and {', '.join(most)} or {last}, such as 200{most[1]}"
         )
     return number

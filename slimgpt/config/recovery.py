@@ -85,7 +85,7 @@ class RecoverConfig:
         if self.tokens == ENTIRE and self.method != "lora":
             raise ValueError(f"tokens is {ENTIRE!r} and method {self.method!r}; say how many tokens, such as 2M")
         if self.tokens not in ("", ENTIRE):
-            _number(self.tokens)
+            read_quantity(self.tokens, COUNTS, "tokens")
         if self.seq_len == 1:
             raise ValueError("seq_len is 1; it must be at least 2: the first token of a sequence predicts the second")
         if self.method == "lora" and self.trainable != "lora":
@@ -124,7 +124,7 @@ class RecoverConfig:
     @property
     def token_count(self) -> int | None:
         """How many tokens are read; None for the entire text once."""
-        return None if self.tokens == ENTIRE else _number(self.tokens)
+        return None if self.tokens == ENTIRE else read_quantity(self.tokens, COUNTS, "tokens")
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON and YAML hold it."""
@@ -134,7 +134,3 @@ class RecoverConfig:
 def _length(tokens: int) -> int:
     """Of a sequence, where a step reads one of all of its sequences' ``tokens``."""
     return next((length for length in _LENGTHS if tokens >= _STEPS * length), _LENGTHS[-1])
-
-
-def _number(tokens: str) -> int:
-    return int(tokens) if tokens.isdecimal() and int(tokens) else read_quantity(tokens, COUNTS, "tokens")

@@ -13,6 +13,7 @@ from slimgpt.quantities import BYTES, COUNTS, read_quantity
         (".5kB", BYTES, 500),
         ("100M", COUNTS, 100_000_000),
         ("5.44b", COUNTS, 5_440_000_000),
+        ("81430848", COUNTS, 81_430_848),
     ],
 )
 def test_they_are_read_with_decimal_units(text, units, number):
@@ -23,3 +24,9 @@ def test_they_are_read_with_decimal_units(text, units, number):
 def test_others_are_refused_with_an_example(text):
     with pytest.raises(ValueError, match=f"target_size is '{text}'; it must be a number and kB, .* such as 200MB"):
         read_quantity(text, BYTES, "target_size")
+
+
+@pytest.mark.parametrize("text", ["1.5", "0", "many", "1e6"])
+def test_a_count_may_stand_alone_if_it_is_a_whole_number(text):
+    with pytest.raises(ValueError, match=f"x is '{text}'; it must be a whole number, or a number and k, M, B or T"):
+        read_quantity(text, COUNTS, "x")

@@ -136,7 +136,7 @@ def test_the_tokens_of_each_recovery_can_be_fewer_for_a_trial():
         assert {attempt.recover.tokens for attempt in attempts if attempt.recover} == {tokens}
     assert ReproduceConfig().complete and not ReproduceConfig(recovery_tokens="64k").complete
     assert one(recovery_tokens="64k").title == "small (0.5 of the sequences, recovered on 64k tokens, 8 blocks of text)"
-    with pytest.raises(ValueError, match="recovery_tokens is 'few'; it must be a number and k, M"):
+    with pytest.raises(ValueError, match="recovery_tokens is 'few'; it must be a whole number"):
         ReproduceConfig(recovery_tokens="few")
 
 

@@ -193,7 +193,7 @@ def test_a_teacher_that_does_not_fit_is_refused_at_the_start(pruned, dense, conf
     ("fields", "message"),
     [
         ({"tokens": ""}, "tokens is empty; say how many"),
-        ({"tokens": "many"}, "tokens is 'many'; it must be a number"),
+        ({"tokens": "many"}, "tokens is 'many'; it must be a whole number"),
         ({"tokens": "all"}, "tokens is 'all' and method 'distill'; say how many"),
         ({"seq_len": 1}, "seq_len is 1; it must be at least 2"),
         ({"method": "lora", "trainable": "all"}, "method is 'lora' and trainable 'all'"),
