@@ -7,7 +7,7 @@ COUNTS = {"": 1, "k": 10**3, "M": 10**6, "B": 10**9, "T": 10**12}
 
 
 def read_quantity(text: str, units: dict[str, int], name: str) -> int:
-    """The number that ``text`` means, in bytes or parameters.
+    """Read the number that ``text`` means: bytes, parameters or tokens.
 
     Args:
         text: a number and one of ``units``, in any case, with or without a blank between them; a whole number alone
@@ -20,8 +20,9 @@ def read_quantity(text: str, units: dict[str, int], name: str) -> int:
     """
     factors = {unit.lower(): factor for unit, factor in units.items()}
     match = re.fullmatch(r"\s*(\d+\.?\d*|\.\d+)\s*([a-z]*)\s*", text.lower())
-    written = match and match[2] in factors and (match[2] or match[1].isdecimal())  # alone, 1.5 is a slip
-    number = round(float(match[1]) * factors[match[2]]) if match and written else 0
+    number = 0
+    if match and match[2] in factors and (match[2] or match[1].isdecimal()):  # alone, 1.5 is a slip
+        number = round(float(match[1]) * factors[match[2]])
     if not number:
         *most, last = [unit for unit in units if unit]
         alone = "a whole number, or " if "" in units else ""

@@ -27,6 +27,6 @@ def test_others_are_refused_with_an_example(text):
 
 
 @pytest.mark.parametrize("text", ["1.5", "0", "many", "1e6"])
-def test_a_count_may_stand_alone_if_it_is_a_whole_number(text):
+def test_other_counts_are_refused_and_a_whole_number_is_offered(text):
     with pytest.raises(ValueError, match=f"x is '{text}'; it must be a whole number, or a number and k, M, B or T"):
         read_quantity(text, COUNTS, "x")
