@@ -21,7 +21,7 @@ grid, `slimgpt promote` the gates, and `slimgpt reproduce` the last section.
 def _type(item: Any) -> str:
     choices = getattr(item.type, "__args__", ())
     if choices and getattr(item.type, "__origin__", None) is not tuple:
-        return ", ".join(map(str, choices))
+        return ", ".join(str(choice) or "empty" for choice in choices)
     return "list" if choices else str(getattr(item.type, "__name__", item.type))
 
 

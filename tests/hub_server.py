@@ -4,6 +4,7 @@ What it answers, to the letter of the headers, is what the hub answers: the list
 files are not; a missing and a private repository look alike; large files are redirected to another address.
 """
 
+import gzip
 import hashlib
 import json
 import threading
@@ -14,6 +15,7 @@ from typing import Literal
 from urllib.parse import unquote, urlsplit
 
 TOKEN = "hf_good"
+C4 = ("allenai/c4", "1588ec454efa1a09f29cd18ddd04fe05fc8653a2", "en/c4-train.00000-of-01024.json.gz")
 LARGE = (".safetensors", ".bin", ".gguf", ".onnx", ".gz", ".parquet", ".model")
 
 
@@ -182,3 +184,14 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _digest(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
+
+
+def c4_shard(documents):
+    """The file of C4 that holds these."""
+    return gzip.compress("".join(json.dumps({"text": text, "url": "x"}) + "\n" for text in documents).encode())
+
+
+def one_line(error):
+    """What was raised, as a user reads it."""
+    assert "\n" not in str(error.value)
+    return str(error.value)

@@ -33,7 +33,8 @@ class PruneConfig:
         "", "Instead of the ratio: what the pruned model's weight files may take, such as 200MB (10^6 bytes) or 1.5GB."
     )
     target_parameters: str = option(
-        "", "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M or 5.4B."
+        "",
+        "Instead of the ratio: how many parameters the entire pruned model may have, such as 100M, 5.4B or 81430848.",
     )
     target_speedup: float = option(
         0.0,

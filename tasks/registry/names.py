@@ -46,9 +46,12 @@ def check_name(name: str) -> str:
 
 
 def default_name(model: str) -> str:
-    """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``."""
+    """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``.
+
+    A GGUF file's ending is no part of it: what is registered is no such file.
+    """
     if not is_model_uri(model) and Path(model).is_dir():
         model = model_name(Path(model))  # a hub snapshot's folder is named after the commit, "." after nothing
     last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._").removesuffix("-slim")
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).removesuffix(".gguf").strip("-._").removesuffix("-slim")
     return f"{name or 'model'}-slim"

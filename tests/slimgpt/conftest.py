@@ -5,9 +5,12 @@ import shutil
 from pathlib import Path
 
 import pytest
+from huggingface_hub import close_session, constants
 
+from slimgpt.checkpoints.hub import hub_obstacle
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
+from tests.hub_server import Hub
 from tests.slimgpt.checkpoints.found_checkpoints import SMALL, logits
 from tests.tiny_models import write_dense
 
@@ -72,3 +75,36 @@ def twin(tmp_path_factory, tiny_config):
         return models[dtype, tied]
 
     return make
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """The server, with this process's hub client configured as HF_ENDPOINT and HF_HUB_CACHE configure a new process."""
+    for variable in ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "SLIMGPT_DATA"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with Hub() as server:
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "ENDPOINT", server.url)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", server.url + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_TOKEN_PATH", str(tmp_path / "no-token"))
+        close_session()
+        hub_obstacle.cache_clear()
+        yield server
+    hub_obstacle.cache_clear()
+    close_session()
+
+
+@pytest.fixture
+def offline(hub, monkeypatch):
+    """A function that sets HF_HUB_OFFLINE; after it no request may be made."""
+
+    def switch():
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        hub_obstacle.cache_clear()
+        hub.requests.clear()
+
+    return switch

@@ -32,6 +32,7 @@ def workspace(tmp_path, monkeypatch):
         ("models:/my-slim@champion", "my-slim"),
         ("some/folder:odd name/", "folder-odd-name-slim"),
         ("模型/小", "model-slim"),
+        ("files/gemma-3-270m.gguf", "gemma-3-270m-slim"),
     ],
 )
 def test_default_names_are_names_that_mlflow_takes(model, name):
