@@ -2,7 +2,8 @@
 
 The model's config with other widths in every layer, and weights that the engine makes up, under ``vllm bench latency``:
 the benchmark's requests as one batch, so prompts and answers weigh as they do there. The dense one comes first and
-last: what the machine became slower or faster in between is taken out of the others, as a line.
+last: what the machine became slower or faster in between is taken out of the others, as a line. After an interruption
+the dense one is measured again and the widths that are left: times count as shares of the dense model's.
 """
 
 import hashlib
@@ -20,7 +21,7 @@ from deploy.bench.vllm_bench import batch_latency_ms
 from deploy.engines.availability import model_obstacle, vllm_obstacle
 from slimgpt.checkpoints.companions import copy_companions
 from slimgpt.checkpoints.families import family_of, layer_shapes
-from slimgpt.checkpoints.headers import CONFIG
+from slimgpt.checkpoints.headers import CONFIG, read_json
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.pruned_form import pruned_config
 from slimgpt.checkpoints.source import cache_folder
@@ -79,26 +80,40 @@ def measure_latency(model: Path, config: BenchConfig, on_progress: Callable[[str
         file.parent.mkdir(parents=True, exist_ok=True)
     with locked(file.parent, wait=True):  # two at once would measure each other
         if (known := known_latency(model, config)) is None:
-            known = _measure(model, dense, config, on_progress or (lambda _: None))
-            with writing("milliseconds", file.parent, "set SLIMGPT_CACHE to another folder"):
-                write_atomically(file, json_bytes(known.to_dict()))
+            part = file.with_suffix(".part")
+            try:
+                known = _measure(model, dense, config, on_progress or (lambda _: None), part)
+            except ValueError:  # what was measured makes no table: next time all of it is measured again
+                part.unlink(missing_ok=True)
+                raise
+            _keep(file, known.to_dict())
+            part.unlink(missing_ok=True)
     return known
 
 
-def _measure(model: Path, dense: list[LayerShape], config: BenchConfig, tell: Callable[[str], None]) -> LatencyTable:
+def _measure(
+    model: Path, dense: list[LayerShape], config: BenchConfig, tell: Callable[[str], None], part: Path
+) -> LatencyTable:
+    """Measure what ``part`` does not hold: there an interrupted measurement keeps what it has."""
     family = family_of(read_config(model))
-    widths = [dense[0], *probe_shapes(dense[0], heads=family.prunes_heads), dense[0]]
-    taken = []
+    probes = probe_shapes(dense[0], heads=family.prunes_heads)
+    shares = _read_part(part, len(probes))  # times, as shares of the dense model's first one in the same process
+    left = [i for i in range(len(probes)) if i not in shares]
+    if shares:
+        tell(f"{len(shares)} of {len(probes)} widths were measured before an interruption")
+    widths, taken = [dense[0], *(probes[i] for i in left), dense[0]], []
     with tempfile.TemporaryDirectory() as scratch:
-        for i, shape in enumerate(widths):
-            folder = Path(scratch) / f"widths-{i}"
+        for n, shape in enumerate(widths):
+            folder = Path(scratch) / f"widths-{n}"
             _write(model, folder, [shape] * len(dense))
-            result = Path(scratch) / f"{i}.json"
-            taken.append(batch_latency_ms(folder, config, seed=config.seed, result=result))
+            taken.append(batch_latency_ms(folder, config, seed=config.seed, result=Path(scratch) / f"{n}.json"))
             tell(
-                f"{i + 1} of {len(widths)}: {shape.num_heads} heads, {shape.num_kv_heads} kv heads, FFN "
+                f"{n + 1} of {len(widths)}: {shape.num_heads} heads, {shape.num_kv_heads} kv heads, FFN "
                 f"{shape.intermediate_size} in every layer: {taken[-1]:,.0f} ms"
             )
+            if 0 < n <= len(left):
+                now = {left[k]: taken[k + 1] / taken[0] for k in range(n)}
+                _keep(part, {str(i): share for i, share in {**shares, **now}.items()})
     drift = taken[-1] / taken[0]
     if abs(drift - 1) > _DRIFT:
         logger.warning(
@@ -106,11 +121,26 @@ def _measure(model: Path, dense: list[LayerShape], config: BenchConfig, tell: Ca
             taken[0],
             taken[-1],
         )
-    steady = [ms / (1 + (drift - 1) * i / (len(taken) - 1)) for i, ms in enumerate(taken)]
     load = {name: getattr(config, name) for name in MEASURED}
-    measured = {"load": load, "environment": environment(), "drift": drift}
-    probes = list(zip(widths[1:-1], steady[1:-1], strict=True))
-    return LatencyTable.of(dense[0], len(dense), steady[0], probes, measured)
+    measured = {"load": load, "environment": environment(), "drift": drift, "before_an_interruption": len(shares)}
+    for n, i in enumerate(left, 1):
+        shares[i] = taken[n] / taken[0] / (1 + (drift - 1) * n / (len(taken) - 1))
+    return LatencyTable.of(
+        dense[0], len(dense), taken[0], [(probe, shares[i] * taken[0]) for i, probe in enumerate(probes)], measured
+    )
+
+
+def _keep(file: Path, data: dict[str, Any]) -> None:
+    with writing("milliseconds", file.parent, "set SLIMGPT_CACHE to another folder"):
+        write_atomically(file, json_bytes(data))
+
+
+def _read_part(part: Path, probes: int) -> dict[int, float]:
+    try:
+        shares = {int(i): float(share) for i, share in read_json(part).items()}
+    except (OSError, ValueError, TypeError):  # none, or damaged: everything is measured
+        return {}
+    return shares if all(0 <= i < probes and share > 0 for i, share in shares.items()) else {}
 
 
 def _write(model: Path, folder: Path, shapes: list[LayerShape]) -> None:

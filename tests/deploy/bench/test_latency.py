@@ -82,6 +82,50 @@ def test_it_is_measured_once_and_a_pruning_spends_it(tmp_path, monkeypatch, caps
     )
 
 
+def test_after_an_interruption_only_the_widths_that_are_left_are_measured(tmp_path, monkeypatch):
+    """On a machine that is twice as fast then: the table is that of an undisturbed measurement on that machine."""
+    dense = write_dense(tmp_path / "dense", head_dim=32, vocab_size=LATENCY_VOCABULARY)
+    widths, speed = [], 1.0
+
+    def take(folder: Path, *_: object, **__: object) -> float:
+        if speed == 1 and len(widths) == 3:
+            raise KeyboardInterrupt
+        widths.append(layer_shapes(read_config(folder))[0].intermediate_size)
+        return milliseconds(widths[-1]) / speed
+
+    monkeypatch.setattr(latency, "batch_latency_ms", take)
+    monkeypatch.setattr(latency, "vllm_obstacle", lambda: "")
+    monkeypatch.setattr(latency, "model_obstacle", lambda _: "")
+    with pytest.raises(KeyboardInterrupt):
+        measure_latency(dense, CONFIG)
+    assert widths == [128, 96, 64] and known_latency(dense, CONFIG) is None
+    speed = 2.0
+    table = measure_latency(dense, CONFIG)
+    assert widths[3:] == [128, 32, 128, 128, 128]  # 96 and 64 are not among them
+    assert table.total_ms == pytest.approx(milliseconds(128) / 2)
+    saved = {width: (milliseconds(128) - milliseconds(width)) / 2 / table.layers for width in (96, 64, 32)}
+    ffn = dict(table.ffn_ms)
+    assert {width: ffn[128] - ffn[width] for width in saved} == pytest.approx(saved)
+    assert table.measured["before_an_interruption"] == 2
+    assert not list((tmp_path / "cache" / "latency").glob("*.part"))
+
+
+def test_after_a_measurement_that_makes_no_table_all_is_measured_again(tmp_path, monkeypatch):
+    dense = write_dense(tmp_path / "dense", head_dim=32, vocab_size=LATENCY_VOCABULARY)
+    monkeypatch.setattr(latency, "batch_latency_ms", lambda *_, **__: 200.0)
+    monkeypatch.setattr(latency, "vllm_obstacle", lambda: "")
+    monkeypatch.setattr(latency, "model_obstacle", lambda _: "")
+    with pytest.raises(ValueError, match="is not faster here"):
+        measure_latency(dense, CONFIG)
+    assert not list((tmp_path / "cache" / "latency").glob("*.part"))
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"0": "fast"}', '{"99": 0.5}'])
+def test_a_damaged_memory_of_an_interruption_is_not_used(tmp_path, text):
+    (tmp_path / "table.part").write_text(text)
+    assert latency._read_part(tmp_path / "table.part", 5) == {}
+
+
 def test_what_cannot_be_measured_is_refused_before_an_engine_starts(tmp_path, monkeypatch):
     slim = write_slim(tmp_path / "slim")
     monkeypatch.setattr(latency, "vllm_obstacle", lambda: "")  # the same where there is none
