@@ -44,7 +44,7 @@ def write_atomically(path: Path, data: bytes | str) -> None:
 
 def commit(temporary: Path, path: Path) -> None:
     """Flush a finished temporary file to disk and give it its name."""
-    with temporary.open("rb+") as file:
+    with temporary.open("rb" if _OPENS_FOLDERS else "rb+") as file:  # a link to a file that may only be read is one
         os.fsync(file.fileno())
     temporary.replace(path)
     if not _OPENS_FOLDERS:

@@ -23,11 +23,7 @@ def copy_companions(source: Path, out: Path) -> None:
 
     Only a tokenizer's pointer to code of its own (auto_map) is left out, as the code is.
     """
-    here = [path for path in source.iterdir() if not any(path.match(pattern) for pattern in NOT_COPIED)]
-    for path in sorted([*here, *(source / TEMPLATES).glob("*.jinja")]):
-        if not path.is_file() or path.name.startswith("."):
-            continue
-        target = out / path.relative_to(source)
+    for path, target in zip(_going_along(source), companions(source, out), strict=True):
         target.parent.mkdir(exist_ok=True)
         temporary = target.with_name(target.name + ".tmp")
         shutil.copyfile(path, temporary)
@@ -35,3 +31,14 @@ def copy_companions(source: Path, out: Path) -> None:
         if path.name == "tokenizer_config.json" and "auto_map" in (settings := read_json(path)):
             del settings["auto_map"]
             write_atomically(target, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def companions(source: Path, out: Path) -> list[Path]:
+    """Where ``copy_companions`` puts them."""
+    return [out / path.relative_to(source) for path in _going_along(source)]
+
+
+def _going_along(source: Path) -> list[Path]:
+    here = [path for path in source.iterdir() if not any(path.match(pattern) for pattern in NOT_COPIED)]
+    found = sorted([*here, *(source / TEMPLATES).glob("*.jinja")])
+    return [path for path in found if path.is_file() and not path.name.startswith(".")]

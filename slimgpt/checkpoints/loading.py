@@ -41,12 +41,17 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
         model_config.quantization_config = {**quantized, "dequantize": True}
         given = {"config": model_config}
     with building:
-        model = AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             folder,
             dtype=dtype,
             trust_remote_code=False,
             attn_implementation=attention_kernel(model_config),
+            output_loading_info=True,
             **given,
+        )
+    if absent := sorted(found["missing_keys"]):  # transformers made them up
+        raise ValueError(
+            f"{folder} has no tensor {absent[0]}, which its config.json describes; download or make the model again"
         )
     return model.eval().requires_grad_(False)
 

@@ -138,12 +138,12 @@ class DiskBlocks(Blocks):
     def _write(self, b: int, x: Tensor, done: torch.cuda.Event | None) -> None:
         if done is not None:
             done.synchronize()
-        with torch.inference_mode(), torch.cuda.stream(self._copies):  # a thread has its own mode and stream
+        with torch.no_grad(), torch.cuda.stream(self._copies):  # a thread has its own mode and stream
             self._slot(b).copy_(x)
             self._forget(b)
 
     def _read(self, b: int) -> Tensor:
-        with torch.inference_mode():
+        with torch.no_grad():  # no inference mode: the backward pass takes a gradient by what was read
             slot = self._slot(b)
             x = torch.empty(slot.shape, dtype=slot.dtype, pin_memory=self.device.type == "cuda").copy_(slot)
             self._forget(b)

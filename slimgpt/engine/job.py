@@ -9,15 +9,18 @@ from pathlib import Path
 import torch
 
 from slimgpt.checkpoints.families import family_of, layer_shapes
+from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.checkpoints.origins import open_shards, read_config
+from slimgpt.checkpoints.source import model_name
+from slimgpt.checkpoints.whole import check_tensors
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration, calibrate
 from slimgpt.device import compute_dtype, resolve_device
 from slimgpt.engine.activations import Place, choose_place
 from slimgpt.engine.budget import within_budget, within_time
 from slimgpt.engine.cost import Cost, Setting, estimate, price_samples
-from slimgpt.files import free_bytes
+from slimgpt.files import digest_of, file_sha256, free_bytes
 from slimgpt.method.allocation import Allocation, planned_shapes
 from slimgpt.method.latency import LatencyTable, SpeedTarget
 from slimgpt.method.shapes import LayerShape
@@ -62,12 +65,9 @@ class Job:
         self.shapes = shapes or layer_shapes(self.model_config)
         self.device = resolve_device(config.device)
         stored = self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
+        check_tensors(self.shards, self.model_config)
         self.dtype = compute_dtype(self.config.dtype, self.device, self.model_config.dtype or stored)
-        self.base_model = getattr(self.model_config, "_name_or_path", "") or model.name
-        if Path(self.base_model).is_dir():
-            self.base_model = model.name  # a path of this machine says nothing to others
-        if self.lineage.steps:
-            self.base_model = self.lineage.model_name
+        self.base_model = self.lineage.model_name if self.lineage.steps else model_name(model)
         self._check_multiples()
         target = self.config.target
         self.requested = {target[0].removeprefix("target_"): target[1]} if target else {}
@@ -117,6 +117,11 @@ class Job:
         return calibrate(
             self.model, c.calibration, num_samples=c.num_samples, seq_len=c.seq_len, seed=c.seed, bos=c.bos
         )
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights and of config.json: what the model computes depends on both."""
+        return digest_of({"weights": self.shards.digest(), CONFIG: file_sha256(self.model / CONFIG)})
 
     def layer_tensors(self, i: int) -> dict[str, torch.Tensor]:
         """The weights of decoder layer ``i`` on CPU, in the stored dtype, names relative to the layer."""

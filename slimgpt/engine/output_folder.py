@@ -1,6 +1,8 @@
 """The OUT folder while a model is pruned: what is finished, what an earlier run left, and when it becomes a model."""
 
+import logging
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +10,9 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from slimgpt.checkpoints import pruned_form
-from slimgpt.checkpoints.companions import copy_companions
+from slimgpt.checkpoints.companions import companions, copy_companions
 from slimgpt.checkpoints.headers import CONFIG
-from slimgpt.checkpoints.lineage import Checkpoint, Step
+from slimgpt.checkpoints.lineage import LINEAGE, Checkpoint, Step
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import dtype_name
@@ -21,7 +23,9 @@ from slimgpt.files import digest_of, file_sha256, link, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
 from slimgpt.resuming import differences, remedy
 
-FORMAT = 2  # of the journal; a change makes older journals unusable
+logger = logging.getLogger(__name__)
+
+FORMAT = 3  # of the journal; a change makes older journals unusable
 KEPT = "finished layers are kept"
 PLAN = "plan"
 
@@ -68,7 +72,7 @@ class OutputFolder:
         config, speed = self.job.config.to_dict(), self.job.speed
         return {
             "format": FORMAT,
-            "model": self.job.shards.digest(),
+            "model": self.job.digest,
             "calibration": calibration.facts["ids_sha256"],
             "dtype": dtype_name(self.job.dtype),
             "processes": self.ranks,  # sums are split among them
@@ -114,8 +118,22 @@ class OutputFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether every part is there and config.json, written last, too."""
-        return len(self.entries) == len(self.job.shapes) + 2 and (self.out / "config.json").is_file()
+        """Whether every part is there, config.json, written last, and all that is published with it."""
+        return len(self.entries) == len(self.job.shapes) + 2 and (self.out / CONFIG).is_file() and self._as_published
+
+    @cached_property
+    def _as_published(self) -> bool:
+        """Whether the small files are those that were written; what an earlier run made of the weights is known."""
+        try:
+            load_report(self.out)
+            steps = Checkpoint.open(self.out).lineage.steps
+            beside = [self.out / LINEAGE, *companions(self.job.model, self.out)]
+            whole = bool(steps) and all(path.is_file() for path in beside)
+        except (ValueError, OSError):
+            whole = False
+        if not whole:
+            logger.warning("%s: files beside the weights were lost or changed; they are written again", self.out)
+        return whole
 
     def report(self) -> PruneReport:
         """The report of a finished run."""

@@ -9,6 +9,7 @@ from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import dtype_name
 from slimgpt.engine.job import Job
+from slimgpt.engine.prices import check_cache
 from slimgpt.engine.pruner import measured_widths
 from slimgpt.engine.rates import measure_rates
 from slimgpt.method.allocation import width_bounds
@@ -111,6 +112,8 @@ def plan(
     if out is not None:
         try:
             job.check_space(Path(out))
+            if calibration is not None:
+                check_cache(job, calibration)
         except OSError as error:
             missing.append(str(error))
     planned, bounds = job.planned, width_bounds(job.config, job.shapes)

@@ -27,7 +27,7 @@ from slimgpt.engine.job import Job
 from slimgpt.engine.overlap import WriteBehind
 from slimgpt.engine.ranks import Ranks
 from slimgpt.equal_bits import conditions
-from slimgpt.files import digest_of, file_sha256, locked, write_atomically, writing
+from slimgpt.files import digest_of, file_sha256, free_bytes, locked, write_atomically, writing
 from slimgpt.method import obs
 from slimgpt.method.allocation import ffn_widths
 from slimgpt.method.nats import HeadOption, channel_prices, head_options, root
@@ -67,8 +67,17 @@ class Prices:
     @cached_property
     def layers(self) -> list[LayerPrices]:
         """First to last."""
-        layers: list[dict[str, Any]] = json.loads((self.folder / TABLES).read_text())
+        layers: list[dict[str, Any]] = json.loads((self.folder / TABLES).read_text())["layers"]
         return [LayerPrices.from_dict(layer) for layer in layers]
+
+    @property
+    def whole(self) -> bool:
+        """Whether all files are there as they were written."""
+        try:
+            roots = json.loads((self.folder / TABLES).read_text())["roots"]
+            return all(file_sha256(self.folder / name) == sha256 for name, sha256 in roots.items())
+        except (OSError, ValueError, TypeError, KeyError):
+            return False
 
     def digest(self) -> str:
         """Of all files."""
@@ -100,15 +109,22 @@ def priced(
         ValueError: for gradients or activations that are not finite.
     """
     ids_NT = some_of(calibration.ids_NT, job.setting(processes=ranks.count).price_samples)
-    folder, tokens = cache_folder() / "prices" / _key(job, ids_NT, ranks), ids_NT.numel()
+    folder, tokens = _place(job, ids_NT, ranks), ids_NT.numel()
     with ExitStack() as held:
 
         def known() -> bool:
-            if not (folder / TABLES).is_file():
-                with writing("the prices", folder, _NOT_KEPT):
-                    folder.mkdir(parents=True, exist_ok=True)
-                held.enter_context(locked(folder, wait=True))  # another process may be making the same
-            return (folder / TABLES).is_file()
+            if Prices(folder).whole:
+                return True
+            _check_room(job, folder)
+            with writing("the prices", folder, _NOT_KEPT):
+                folder.mkdir(parents=True, exist_ok=True)
+            held.enter_context(locked(folder, wait=True))  # another process may be making the same
+            if Prices(folder).whole:
+                return True
+            if (folder / TABLES).is_file():
+                logger.warning("the prices in %s are damaged; they are made again", folder)
+                (folder / TABLES).unlink()
+            return False
 
         if ranks.from_first(known):
             return Prices(folder)
@@ -119,15 +135,38 @@ def priced(
             layers.insert(0, ranks.from_first(partial(_price, job, moments, tokens, folder, behind)))
             if on_priced:
                 on_priced(len(layers), len(job.shapes))
-        table = json.dumps([asdict(layer) for layer in layers])
 
         def complete() -> None:
             behind.wait()
+            roots = {name: file_sha256(folder / name) for name in map(_root_file, range(len(layers)))}
+            table = json.dumps({"layers": [asdict(layer) for layer in layers], "roots": roots})
             with writing("the prices", folder, _NOT_KEPT):
                 write_atomically(folder / TABLES, table)
 
         ranks.from_first(complete)
     return Prices(folder)
+
+
+def check_cache(job: Job, calibration: Calibration) -> None:
+    """Refuse a cache that cannot take the prices of one process; those that are in it need no more room.
+
+    Raises:
+        OSError: with what is free and what is needed, and the remedy.
+    """
+    ranks = Ranks()
+    folder = _place(job, some_of(calibration.ids_NT, job.setting().price_samples), ranks)
+    if job.config.schedule == "nats" and not Prices(folder).whole:
+        _check_room(job, folder)
+
+
+def _check_room(job: Job, folder: Path) -> None:
+    """Two matrices ``[D, D]`` in float32 of each layer."""
+    need, free = sum(2 * 4 * shape.hidden_size**2 for shape in job.shapes), free_bytes(folder)
+    if free < need:
+        raise OSError(
+            f"the disk of {folder} has {free / 1e9:.2f} GB free; the prices of this model need {need / 1e9:.2f} GB "
+            f"there: {_NOT_KEPT}"
+        )
 
 
 def some_of(ids_NT: Tensor, count: int) -> Tensor:
@@ -171,11 +210,11 @@ def _root_file(i: int) -> str:
     return f"layer-{i:05d}.safetensors"
 
 
-def _key(job: Job, ids_NT: Tensor, ranks: Ranks) -> str:
-    """Of all that prices depend on, bit for bit."""
+def _place(job: Job, ids_NT: Tensor, ranks: Ranks) -> Path:
+    """In the cache, named after all that prices depend on, bit for bit."""
     config = job.config
     facts: dict[str, Any] = {
-        "model": job.shards.digest(),
+        "model": job.digest,
         "calibration": hashlib.sha256(ids_NT.numpy().tobytes()).hexdigest(),
         "dtype": str(job.dtype),
         "processes": ranks.count,
@@ -183,4 +222,5 @@ def _key(job: Job, ids_NT: Tensor, ranks: Ranks) -> str:
         **{name: getattr(config, name) for name in ("head_unit", "head_multiple", "ffn_multiple")},
         **{name: getattr(config, name) for name in ("percdamp", "block_tokens", "seed")},
     }
-    return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    key = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:32]
+    return cache_folder() / "prices" / key

@@ -12,6 +12,7 @@ from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.source import model_name
 from slimgpt.checkpoints.weight_files import count_parameters
+from slimgpt.checkpoints.whole import check_tensors
 from slimgpt.config import QuantizeConfig
 from slimgpt.data.calibration import Calibration, calibrate
 from slimgpt.device import dtype_name, resolve_device
@@ -51,6 +52,7 @@ class QuantizationJob:
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
         self.device = resolve_device(config.device)
         self.shards = open_shards(model)
+        check_tensors(self.shards, self.model_config)
         self.shapes = shapes or layer_shapes(self.model_config)
         self.dtype = self.shards.shape(self.shards.names(f"{family.layers}.")[0])[1]
         self.group = 0

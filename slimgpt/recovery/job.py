@@ -11,6 +11,7 @@ from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.source import model_name
+from slimgpt.checkpoints.whole import check_tensors
 from slimgpt.config import RecoverConfig
 from slimgpt.device import has_fast_bfloat16, resolve_device
 from slimgpt.files import free_bytes
@@ -53,6 +54,7 @@ class RecoveryJob:
         if shapes is None and stored != self.model_config.model_type:  # what is pruned before is written as its family
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
         self.shards = open_shards(model)
+        check_tensors(self.shards, self.model_config)
         self.shapes = shapes or layer_shapes(self.model_config)
         self.student = Checkpoint.open(model)
         self._check_length(self.student)
@@ -61,6 +63,7 @@ class RecoveryJob:
             self.teacher = Checkpoint.open(teacher or find_teacher(self.student, config.teacher))
             if self.teacher.digest == self.student.digest and shapes is None:
                 raise ValueError(f"{self.teacher.folder} is the model that would learn from it; name another teacher")
+            check_tensors(open_shards(self.teacher.folder), read_config(self.teacher.folder))
             check_vocabulary(self.teacher.folder, model)
             self._check_length(self.teacher)
 

@@ -39,8 +39,22 @@ class RecoveryFolder:
 
     @property
     def finished(self) -> bool:
-        """Whether it is a model: config.json is written last."""
-        return (self.out / CONFIG).is_file()
+        """Whether it is a model: config.json is written last.
+
+        Raises:
+            FileExistsError: where a file of the model was lost or changed since; the training's states are gone.
+        """
+        if not (self.out / CONFIG).is_file():
+            return False
+        try:
+            steps = Checkpoint.open(self.out).lineage.steps
+        except (ValueError, OSError) as error:
+            raise FileExistsError(f"{self.out} holds a finished training, and {error}; or name another OUT") from None
+        if not (self.out / LINEAGE).is_file() or not steps:
+            raise FileExistsError(
+                f"{self.out} holds a finished training and has lost its {LINEAGE}; copy it again, or name another OUT"
+            )
+        return True
 
     def publish(self, source: Checkpoint, changes: Mapping[str, Change], step: Step, curve: list[list[float]]) -> None:
         """Turn OUT into a model: ``source`` with its changed tensors, in files of the same names.

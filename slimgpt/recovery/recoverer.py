@@ -78,7 +78,7 @@ def recover(
         BlockingIOError: when another process writes to ``out``.
         OSError: when the disk is too small.
     """
-    ranks, out = Ranks(), Path(out).absolute()
+    ranks, out = Ranks(), Path(out).resolve()  # a state names the best one by its path
     with ranks.together():
         job = RecoveryJob(Path(model), config, Path(teacher) if teacher else None, processes=ranks.count)
         text = text or draw(job.student.folder, job.config)

@@ -23,6 +23,7 @@ from slimgpt.recovery.text import UNSCORED, Row
 EVALUATIONS = 8  # of the held-out text at most, and 8 steps apart; each is also where an interrupted run goes on
 LORA_LOGIT_BYTES = 1 << 30
 WARMUP = 0.05  # share of the steps
+STATE = "trainer_state.json"  # Trainer's name for it
 WRITTEN = "written.json"  # of a state: its files' sizes, and the seconds spent until then; written last
 OnStep = Callable[[int, int, dict[str, float]], None]
 
@@ -172,20 +173,29 @@ def padded(rows: list[Row]) -> dict[str, Tensor]:
 def newest(folder: Path) -> Path | None:
     """The last complete state of an interrupted training; None where there is none.
 
-    A state names the best one by its absolute path; where that is not beside it, the folder was moved.
+    A state names the best one by its absolute path, which is put right where the folder was moved.
     """
     found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]), reverse=True)
-    return next((path for path in found if _whole(path)), None)
+    if state := next((path for path in found if _whole(path)), None):
+        _put_right(state)
+    return state
 
 
 def _whole(path: Path) -> bool:
     try:
-        best = json.loads((path / "trainer_state.json").read_text())["best_model_checkpoint"]
+        best = json.loads((path / STATE).read_text())["best_model_checkpoint"]
         sizes = json.loads((path / WRITTEN).read_text())["sizes"]
     except (OSError, ValueError, KeyError):
         return False
-    beside = not best or (Path(best).parent == path.parent and Path(best).is_dir())
-    return beside and sizes == _sizes(path)
+    return sizes == _sizes(path) and (not best or path.with_name(Path(best).name).is_dir())
+
+
+def _put_right(path: Path) -> None:
+    state, written = (json.loads((path / name).read_text()) for name in (STATE, WRITTEN))
+    best = state["best_model_checkpoint"]
+    if best and (here := path.with_name(Path(best).name)) != Path(best):
+        write_atomically(path / STATE, json.dumps({**state, "best_model_checkpoint": str(here)}, indent=2))
+        write_atomically(path / WRITTEN, json.dumps({**written, "sizes": _sizes(path)}))
 
 
 def _sizes(path: Path) -> dict[str, int]:

@@ -4,6 +4,7 @@ import errno
 import fcntl
 import hashlib
 import os
+import shutil
 import stat
 import subprocess
 import sys
@@ -165,3 +166,22 @@ def test_weights_and_converted_models_have_the_permissions_of_the_umask(tmp_path
 )
 def test_what_is_written_for_others_names_no_folder_of_this_machine(text, elsewhere):
     assert portable(text) == elsewhere
+
+
+def test_a_file_that_may_only_be_read_is_linked_where_one_is_no_root(tmp_path):
+    """As tools leave it that keep large files under version control."""
+    source, path = tmp_path / "source", tmp_path / "path"
+    written(source, b"one", age_s=60)
+    source.chmod(0o444)
+    command = [
+        sys.executable,
+        "-c",
+        "import sys; from pathlib import Path; from slimgpt.files import link; print(link(*map(Path, sys.argv[1:])))",
+    ]
+    if os.geteuid() == 0:
+        if not (setpriv := shutil.which("setpriv")):
+            pytest.skip("root may write every file, and there is no setpriv to give that up")
+        rights = "-dac_override,-dac_read_search"
+        command = [setpriv, f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
+    done = subprocess.run([*command, source, path], capture_output=True, text=True, check=False)
+    assert (done.stdout.strip(), path.read_bytes()) == ("True", b"one"), done.stderr

@@ -81,6 +81,13 @@ def test_activations_on_disk_give_a_bit_identical_model(dense, tmp_path, tiny_co
     assert model_files(tmp_path / "device") == model_files(tmp_path / "disk")
 
 
+def test_prices_made_from_activations_on_disk_are_the_same(dense, tmp_path, tiny_config, monkeypatch):
+    for place in ("device", "disk"):
+        monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path / f"cache-{place}"))
+        prune(dense, tmp_path / place, tiny_config(schedule="nats", activations=place))
+    assert model_files(tmp_path / "device") == model_files(tmp_path / "disk")
+
+
 def test_a_disk_without_room_for_activations_is_refused_and_another_place_resumes(
     dense, tmp_path, tiny_config, small_disk
 ):

@@ -1,6 +1,7 @@
 """Widths chosen by prices: the budget, the choice against every other, the cache, a killed run, several processes."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -12,6 +13,7 @@ from slimgpt.config import PruneConfig
 from slimgpt.engine import prices
 from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.job import Job
+from slimgpt.engine.plan import plan
 from slimgpt.engine.prices import priced
 from slimgpt.engine.pruner import prune
 from slimgpt.engine.ranks import Ranks
@@ -89,6 +91,38 @@ def test_another_ratio_finds_the_prices_in_the_cache_and_costs_more(dense, tiny_
     assert 0 < some.nats < more.nats
 
 
+def test_the_same_weights_under_another_config_have_prices_of_their_own(copy, tiny_config):
+    chosen(copy, tiny_config(schedule="nats"))
+    data = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**data, "rms_norm_eps": 0.05}))
+    chosen(copy, tiny_config(schedule="nats"))
+    assert len(list((cache_folder() / "prices").iterdir())) == 2
+
+
+@pytest.mark.parametrize("damage", ["table", "roots", "a file less"])
+def test_damaged_prices_are_made_again(dense, tiny_config, damage):
+    config = tiny_config(schedule="nats")
+    _, before = chosen(dense, config)
+    [folder] = (cache_folder() / "prices").iterdir()
+    digest = before.prices.digest()
+    path = folder / ("prices.json" if damage == "table" else "layer-00001.safetensors")
+    path.unlink() if damage == "a file less" else path.write_bytes(path.read_bytes()[:100])
+    _, after = chosen(dense, config)
+    assert (after.prices.digest(), after.planned) == (digest, before.planned)
+
+
+def test_a_cache_without_room_for_the_prices_is_refused_before_they_are_made(
+    dense, tmp_path, tiny_config, small_disk, monkeypatch
+):
+    config, out = tiny_config(schedule="nats"), tmp_path / "out"
+    with small_disk("64k") as disk:
+        monkeypatch.setenv("SLIMGPT_CACHE", str(disk / "cache"))
+        message = r"prices of this model need .* GB there: set SLIMGPT_CACHE to another folder"
+        with pytest.raises(OSError, match=message):
+            prune(dense, out, config)
+        assert any(re.search(message, line) for line in plan(dense, config, out).missing)
+
+
 def test_prices_come_from_a_bounded_number_of_tokens_of_every_part_of_the_text(dense, tiny_config, monkeypatch):
     """The texts of a mixture stand one after the other."""
     monkeypatch.setattr("slimgpt.engine.cost.PRICE_TOKENS", 4 * 64)
@@ -122,9 +156,9 @@ def test_an_interrupted_run_whose_prices_are_gone_and_come_out_otherwise_is_refu
     config = tiny_config(schedule="nats")
     interrupted(dense, tmp_path / "out", config)
     [table] = (cache_folder() / "prices").glob("*/prices.json")
-    layers = json.loads(table.read_text())
-    layers[0]["widths"][1][1] *= 1.5
-    table.write_text(json.dumps(layers))
+    data = json.loads(table.read_text())
+    data["layers"][0]["widths"][1][1] *= 1.5
+    table.write_text(json.dumps(data))
     with pytest.raises(FileExistsError, match="was begun with other prices"):
         prune(dense, tmp_path / "out", config)
 

@@ -1,7 +1,9 @@
 """Interrupted, killed and damaged runs: no loss, no partial file that looks complete, a bit-identical result."""
 
 import hashlib
+import json
 import random
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -100,6 +102,38 @@ def test_a_finished_run_is_not_repeated(dense, tmp_path, uninterrupted):
     before = {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")}
     assert prune(dense, reference, config) == load_report(reference)
     assert {p.name: p.stat().st_mtime_ns for p in reference.glob("*.safetensors")} == before
+
+
+@pytest.mark.parametrize("lost", ["lineage.json", "tokenizer.json", "pruning.json", "model.safetensors.index.json"])
+def test_what_a_finished_run_has_lost_beside_its_weights_is_written_again(dense, tmp_path, uninterrupted, lost):
+    config, reference = uninterrupted
+    out = Path(shutil.copytree(reference, tmp_path / "out"))
+    (out / lost).unlink()
+    weights = {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")}
+    assert prune(dense, out, config).replayed_layers == len(load_report(reference).layers)
+    assert (out / lost).is_file() and model_files(out) == model_files(reference)
+    assert {path.name: path.stat().st_mtime_ns for path in out.glob("*.safetensors")} == weights
+
+
+def test_a_finished_run_whose_config_was_changed_since_gets_it_back(dense, tmp_path, uninterrupted):
+    config, reference = uninterrupted
+    out = Path(shutil.copytree(reference, tmp_path / "out"))
+    (out / "config.json").write_text(
+        (out / "config.json").read_text().replace('"rms_norm_eps": 1e-', '"rms_norm_eps": 3e-')
+    )
+    assert model_files(out) != model_files(reference)
+    prune(dense, out, config)
+    assert model_files(out) == model_files(reference)
+
+
+def test_the_same_weights_under_another_config_are_another_model(copy, tmp_path, tiny_config):
+    """Rotary base, norms, scales: what a model computes is in its config, too."""
+    config = tiny_config()
+    interrupted(copy, tmp_path / "out", config)
+    data = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**data, "rms_norm_eps": 0.05}))
+    with pytest.raises(FileExistsError, match="holds another pruning: model was"):
+        prune(copy, tmp_path / "out", config)
 
 
 def test_another_config_model_calibration_version_or_number_of_threads_on_the_same_out_is_refused(

@@ -2,9 +2,11 @@
 
 import json
 import random
+import shutil
 import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -73,8 +75,9 @@ def test_torchrun_shares_the_sequences_out(pruned, dense, config, text_file, tmp
     assert two["kl_after"] == pytest.approx(one["kl_after"], rel=1e-2)
 
 
-def test_a_folder_that_was_moved_begins_again(pruned, dense, config, tmp_path, recovered):
-    """Its states name the best one by a path that is no more: going on would end with the last one instead."""
+@pytest.mark.parametrize("how", ["moved", "by a link"])
+def test_a_folder_under_another_path_goes_on(how, pruned, dense, config, tmp_path, recovered):
+    """Its states name the best one by a path."""
 
     def crash(at, *_):
         if at == 13:
@@ -82,9 +85,24 @@ def test_a_folder_that_was_moved_begins_again(pruned, dense, config, tmp_path, r
 
     with pytest.raises(CrashError):
         recover(pruned, tmp_path / "out", config, teacher=dense, on_step=crash)
-    (tmp_path / "out").rename(tmp_path / "moved")
-    recover(pruned, tmp_path / "moved", config, teacher=dense)
-    assert model_files(tmp_path / "moved") == model_files(recovered)
+    if how == "moved":
+        (tmp_path / "out").rename(tmp_path / "other")
+    else:
+        (tmp_path / "other").symlink_to(tmp_path / "out")
+    steps = []
+    recover(pruned, tmp_path / "other", config, teacher=dense, on_step=lambda at, *_: steps.append(at))
+    assert min(steps) == 8
+    assert model_files(tmp_path / "other") == model_files(recovered)
+
+
+@pytest.mark.parametrize("lost", ["lineage.json", "model.safetensors.index.json"])
+def test_a_finished_folder_that_has_lost_a_file_is_not_said_to_be_written(
+    lost, pruned, dense, config, tmp_path, recovered
+):
+    out = Path(shutil.copytree(recovered, tmp_path / "out"))
+    (out / lost).unlink()
+    with pytest.raises(FileExistsError, match="holds a finished training.* or name another OUT"):
+        recover(pruned, out, config, teacher=dense)
 
 
 @pytest.mark.parametrize("size", [40, 120, 400, 700])
