@@ -1,6 +1,7 @@
 """Files that are complete or absent, and their checksums."""
 
 import errno
+import glob
 import hashlib
 import json
 import os
@@ -9,7 +10,7 @@ import stat
 import tempfile
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any
@@ -185,6 +186,24 @@ def locked(folder: Path, *, wait: bool = False) -> Iterator[None]:
         if not free:
             raise BlockingIOError(f"another process is writing to {folder}; wait for it or choose another OUT")
         yield
+
+
+@contextmanager
+def partial_folder(folder: Path) -> Iterator[Path]:
+    """Make a folder beside ``folder``, gone after the block unless it was renamed to ``folder``.
+
+    What a killed process left of the same folder goes first; what another one is writing stays, by its lock.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    for left in folder.parent.glob(f"{glob.escape(f'.{folder.name}.partial-')}*"):
+        with suppress(OSError), locked(left):
+            shutil.rmtree(left)
+    partial = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}.partial-"))
+    with locked(partial):
+        try:
+            yield partial
+        finally:
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def file_sha256(path: Path) -> str:

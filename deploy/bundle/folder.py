@@ -11,15 +11,13 @@ OUT/README.md         model card; also in model/, which can go to the hub as it 
 OUT/MANIFEST.json     sha256 and bytes of every file; written last
 """
 
-import glob
 import hashlib
 import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +30,7 @@ from slimgpt.checkpoints.headers import raw_config, read_json
 from slimgpt.checkpoints.lineage import check_output, check_parameters, checkpoint_digest, load_lineage
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.engine.journal import JOURNAL
-from slimgpt.files import file_sha256, locked, write_atomically, writing
+from slimgpt.files import file_sha256, partial_folder, write_atomically, writing
 from slimgpt.report import REPORT, load_report
 
 FORMAT = "slimgpt-bundle-1"
@@ -89,7 +87,7 @@ def write_bundle(
             f"or remove {EVALUATION}"
         )
     remote_code = _carries_code(model)
-    with writing("the bundle", out.parent), _partial(out) as partial:
+    with writing("the bundle", out.parent), partial_folder(out) as partial:
         for file in files:
             target = partial / "model" / file.relative_to(model)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -220,21 +218,6 @@ def _link_or_copy(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:  # another file system, or one without hard links
         shutil.copy2(source, target)
-
-
-@contextmanager
-def _partial(out: Path) -> Iterator[Path]:
-    """A folder beside ``out``, gone afterwards unless it has become ``out``; what a killed process left goes too."""
-    out.parent.mkdir(parents=True, exist_ok=True)
-    for left in out.parent.glob(f"{glob.escape(f'.{out.name}.partial-')}*"):
-        with suppress(OSError), locked(left):
-            shutil.rmtree(left)
-    folder = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.partial-"))
-    with locked(folder):
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _move_into_place(partial: Path, out: Path) -> None:

@@ -1,9 +1,7 @@
 """A GGUF file as a model: de-quantised once into a folder of the cache, its tokenizer as llama.cpp uses it."""
 
 import importlib.util
-import shutil
 import struct
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +13,7 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.headers import CONFIG
-from slimgpt.files import file_sha256, share
+from slimgpt.files import file_sha256, partial_folder, share
 
 ENDING = ".gguf"
 ROPE_FACTORS = "rope_freqs.weight"
@@ -155,17 +153,15 @@ def restore_habits(tokenizer: Any, metadata: dict[str, Any]) -> None:
 
 def write_converted(model: Any, tokenizer: Any, folder: Path) -> None:
     """Write both to ``folder``, which appears complete; where another process was quicker, its folder stays."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{folder.name}-"))
-    try:
-        model.save_pretrained(temporary)
-        tokenizer.save_pretrained(temporary)
-        share(temporary)
-        temporary.rename(folder)
-    except BaseException as error:
-        shutil.rmtree(temporary)
-        if not (isinstance(error, OSError) and (folder / CONFIG).is_file()):
-            raise
+    with partial_folder(folder) as partial:
+        model.save_pretrained(partial)
+        tokenizer.save_pretrained(partial)
+        share(partial)
+        try:
+            partial.rename(folder)
+        except OSError:
+            if not (folder / CONFIG).is_file():
+                raise
 
 
 def _header(file: Path) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -2,8 +2,6 @@
 
 import logging
 import re
-import shutil
-import tempfile
 from pathlib import Path
 
 from mlflow import MlflowClient
@@ -12,7 +10,7 @@ from mlflow.entities import LoggedModel, LoggedModelStatus
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
-from slimgpt.files import folder_sha256
+from slimgpt.files import folder_sha256, partial_folder
 from tasks.environment import Workspace
 from tasks.registry.client import local_folder, open_client
 from tasks.registry.names import CHECKSUM, LOCATION, MODEL_PATH, MODEL_URI
@@ -102,17 +100,11 @@ def named_version(client: MlflowClient, rest: str) -> ModelVersion | None:
 
 
 def _download(client: MlflowClient, model: LoggedModel, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=folder.parent, prefix=f".{model.model_id}-"))
-    try:
+    with partial_folder(folder) as partial:
         uri = f"{model.artifact_location}/{MODEL_PATH}"
-        downloaded = Path(
-            download_artifacts(artifact_uri=uri, dst_path=str(temporary), tracking_uri=client.tracking_uri)
-        )
+        downloaded = Path(download_artifacts(artifact_uri=uri, dst_path=str(partial), tracking_uri=client.tracking_uri))
         try:
             downloaded.rename(folder)
         except OSError:
             if not folder.is_dir():  # else another process was quicker
                 raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

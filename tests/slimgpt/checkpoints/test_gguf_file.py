@@ -12,7 +12,7 @@ from slimgpt.checkpoints.headers import read_json
 from slimgpt.checkpoints.source import resolve_model
 from slimgpt.config import PruneConfig
 from slimgpt.engine.pruner import prune
-from slimgpt.files import json_bytes
+from slimgpt.files import json_bytes, locked
 from tests.tiny_families import write_family
 from tests.tiny_models import write_dense
 
@@ -50,6 +50,20 @@ def test_weights_come_back(case, tmp_path):
     assert resolve_model(folder.with_suffix(".gguf")) == converted
     assert (converted / "model.safetensors").stat().st_mtime_ns == before
     assert list(converted.parent.iterdir()) == [converted]
+
+
+def test_what_a_killed_conversion_left_is_removed_and_what_another_writes_is_kept(tmp_path):
+    """Gigabytes, of a real model; they would lie in the cache for ever."""
+    file = to_gguf(write_dense(tmp_path / "model"))
+    converted = resolve_model(file)
+    shutil.rmtree(converted)
+    left, held = (converted.with_name(f".{converted.name}.partial-{which}") for which in ("left", "held"))
+    for folder in (left, held):
+        folder.mkdir()
+        (folder / "model.safetensors").touch()
+    with locked(held):
+        assert resolve_model(file) == converted
+    assert sorted(converted.parent.iterdir()) == [held, converted]
 
 
 def test_linear_rotary_scaling(tmp_path):

@@ -51,18 +51,19 @@ def test_a_version_is_downloaded_once_and_a_new_one_beside_it(server, tmp_path, 
     experiment = client.create_experiment("served")
     client.create_registered_model("tiny")
 
-    def register(folder: Path) -> None:
+    def register(folder: Path) -> str:
         model_id = client.create_logged_model(experiment, "model").model_id
         client.log_model_artifacts(model_id, str(folder), MODEL_PATH)
         client.finalize_logged_model(model_id, LoggedModelStatus.READY)
         version = client.create_model_version("tiny", f"models:/{model_id}", model_id=model_id)
         client.set_registered_model_alias("tiny", "champion", version.version)
+        return model_id
 
     def contents(folder: Path) -> dict[str, bytes]:
         return {file.name: file.read_bytes() for file in folder.iterdir()}
 
     first, second = (write_dense(tmp_path / name, num_hidden_layers=1, seed=i) for i, name in enumerate(("a", "b")))
-    register(first)
+    (workspace.fetched / f".{register(first)}.partial-left" / "model").mkdir(parents=True)  # by a killed download
     fetched = fetch_model("models:/tiny@champion", workspace)
     assert fetched.is_relative_to(workspace.fetched) and contents(fetched) == contents(first)
     shutil.rmtree(artifacts)  # what is asked for again cannot come from the server
