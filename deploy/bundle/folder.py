@@ -56,14 +56,14 @@ def write_bundle(
 
     Args:
         model: folder of a checkpoint.
-        out: new or empty folder, or an older bundle, which is replaced.
+        out: new or empty folder, or an older bundle, which is replaced; of a link the folder it leads to.
         name: the model's name in requests to the server.
         image: name of the container image, with its registry (ghcr.io/me/tiny); the model's where empty.
         evaluations: ``EvalResult.to_dict()`` of "dense" and "pruned"; read from ``model``/evaluation.json where None.
 
     Raises:
         ValueError: ``model`` is incomplete, is not the model of its lineage or of the evaluations, or holds a pickle;
-            ``out`` holds something else; ``name`` or ``image`` is not a valid name.
+            ``out`` holds something else, or cannot be replaced; ``name`` or ``image`` is not a valid name.
         OSError: the disk has no room for it; the message names the folder and the remedy.
     """
     files = _checkpoint_files(model)
@@ -87,7 +87,8 @@ def write_bundle(
             f"or remove {EVALUATION}"
         )
     remote_code = _carries_code(model)
-    with writing("the bundle", out.parent), partial_folder(out) as partial:
+    place = out.resolve()  # a rename would replace a link, and refuses "."
+    with writing("the bundle", place.parent), partial_folder(place) as partial:
         for file in files:
             target = partial / "model" / file.relative_to(model)
             target.parent.mkdir(parents=True, exist_ok=True)
@@ -112,7 +113,7 @@ def write_bundle(
         partial.chmod(0o755)  # mkdtemp gives 0700, which a container's user could not enter
         manifest = {"format": FORMAT, "name": name, "files": _inventory(partial)}
         write_atomically(partial / MANIFEST, json.dumps(manifest, indent=2) + "\n")
-        _move_into_place(partial, out)
+        _move_into_place(partial, place)
     return out
 
 
@@ -167,6 +168,17 @@ def _check_target(model: Path, out: Path) -> None:
         raise ValueError(f"{out} is a {what}; give the name of a new folder")
     if out.is_dir() and any(out.iterdir()) and _manifest(out) is None:
         raise ValueError(f"{out} is not empty and not a slimgpt bundle; name a new or empty folder")
+    if _is_mounted(inside):
+        raise ValueError(f"{out} is a mount point, which cannot be replaced; name a new folder in it, {out / 'bundle'}")
+    if inside == (here := Path.cwd()) or inside in here.parents:
+        raise ValueError(f"{out} is the current folder, or holds it, and is replaced as a whole; start from outside it")
+
+
+def _is_mounted(place: Path) -> bool:
+    """Whether something is mounted there; of a folder of the same disk only Linux's own list says so."""
+    listed = Path("/proc/self/mountinfo")
+    lines = listed.read_text(errors="replace").splitlines() if listed.is_file() else []
+    return os.path.ismount(place) or str(place).replace(" ", "\\040") in (line.split()[4] for line in lines)
 
 
 def _carries_code(model: Path) -> bool:
@@ -226,7 +238,11 @@ def _move_into_place(partial: Path, out: Path) -> None:
         partial.replace(out)  # POSIX renames onto an empty folder
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))
-    out.replace(old)
+    try:
+        out.replace(old)
+    except OSError:
+        old.rmdir()
+        raise
     try:
         partial.replace(out)
     except OSError:

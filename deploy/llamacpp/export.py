@@ -24,6 +24,7 @@ from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.shards import Shards
 from slimgpt.files import commit, free_bytes, locked, write_atomically, writing
 
+MODELFILE = ".Modelfile"
 _WEIGHTS_PER_SECOND = {"f16": 15e6, "q8_0": 20e6, "q4_k_m": 20e6}  # measured on SmolLM2
 _VOCABULARY_BYTES = 20_000_000  # more than any tokenizer takes in the file
 
@@ -118,7 +119,7 @@ def export(plan: ExportPlan, out: Path, *, name: str = "") -> Path:
     with writing("the GGUF file", out.parent), locked(out.parent, wait=True), _partial(out) as partial:
         _write(plan, partial, name or plan.model.absolute().name)
         commit(partial, out)
-        write_atomically(out.with_suffix(".Modelfile"), _modelfile(plan, out))
+        write_atomically(out.with_suffix(MODELFILE), _modelfile(plan, out))
     return out
 
 
@@ -126,12 +127,14 @@ def check_name(out: Path) -> None:
     """Refuse a name that cannot be the new file's.
 
     Raises:
-        ValueError: for another ending, a folder, or a file of another kind.
+        ValueError: for another ending, a folder in its place or the Modelfile's, or a file of another kind.
     """
     if out.suffix != ENDING:
         raise ValueError(f"OUT is {out}; give the name of a file that ends in {ENDING}")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give the name of a new file")
+    if (beside := out.with_suffix(MODELFILE)).is_dir():
+        raise ValueError(f"{beside} is a folder, and the Modelfile beside {out.name} has that name; give another name")
     if out.is_file():
         with out.open("rb") as file:
             if file.read(4) != b"GGUF":

@@ -136,15 +136,6 @@ def test_a_model_without_weights_is_refused(model: Path, tmp_path: Path):
         write_bundle(model, tmp_path / "bundle", name="tiny")
 
 
-def test_a_file_or_a_link_to_nothing_in_its_place_is_named(model: Path, tmp_path: Path):
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(tmp_path / "gone")
-    for out, what in ("file", "file"), ("link", "link to nothing"):
-        with pytest.raises(ValueError, match=f"{out} is a {what}; give the name of a new folder"):
-            write_bundle(model, tmp_path / out, name="tiny")
-    assert (tmp_path / "link").is_symlink()
-
-
 def test_a_folder_with_other_files_is_not_overwritten(model: Path, tmp_path: Path):
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis/chapter1.txt").write_text("years of work")
@@ -163,14 +154,6 @@ def test_a_bundle_in_its_model_is_refused(model: Path, tmp_path: Path, out: str)
 def test_names_that_a_shell_would_read_are_refused(model: Path, tmp_path: Path, name: str):
     with pytest.raises(ValueError, match="name is"):
         write_bundle(model, tmp_path / "bundle", name=name)
-
-
-def test_an_older_bundle_is_replaced_completely(bundle: Path, model: Path):
-    (model / "extra.json").write_text("{}")
-    write_bundle(model, bundle, name="tiny2")
-    assert verify_bundle(bundle) == []
-    assert (bundle / "model/extra.json").exists()
-    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "slim"]
 
 
 def test_a_failure_during_writing_leaves_nothing(model: Path, tmp_path: Path):

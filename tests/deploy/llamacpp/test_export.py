@@ -237,6 +237,13 @@ class TestTarget:
             export(plan_export(dense, "f16"), tmp_path / "a.gguf")
         assert (tmp_path / "a.gguf").read_text() == "my notes"
 
+    def test_a_folder_with_the_modelfiles_name(self, dense, tmp_path):
+        """Before the weights are written, which a real model takes minutes for."""
+        (tmp_path / "a.Modelfile").mkdir()
+        with pytest.raises(ValueError, match=r"a.Modelfile is a folder, and the Modelfile beside a.gguf has that name"):
+            export(plan_export(dense, "f16"), tmp_path / "a.gguf")
+        assert sorted(path.name for path in tmp_path.iterdir()) == ["a.Modelfile", "dense"]
+
     def test_weights_beyond_16_bits(self, dense, tmp_path):
         """Found on the way: the older file stays, nothing half-written does, and q8_0 takes them."""
         out = export(plan_export(dense, "f16"), tmp_path / "a.gguf")
