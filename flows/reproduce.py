@@ -22,6 +22,7 @@ from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.weight_files import count_parameters
 from slimgpt.device import compute_dtype, device_name, dtype_name, resolve_device
+from slimgpt.files import exists
 from tasks.environment import RunFolder, Workspace, prepare
 from tasks.preflight.chain import Chain, plan_chain
 from tasks.preflight.disk import check_disk
@@ -225,4 +226,4 @@ def measure(
 
 def name_of(dense: ResolvedModel) -> str:
     """The model's name without the folders of this machine."""
-    return dense.folder.name if Path(dense.name).exists() else dense.name.rpartition("/")[2]
+    return dense.folder.name if exists(dense.name) else dense.name.rpartition("/")[2]

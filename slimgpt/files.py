@@ -31,6 +31,24 @@ def portable(text: str) -> str:
     return ",".join(PurePath(part).name if PurePath(part).is_absolute() else part for part in text.split(","))
 
 
+def expanded(name: str | Path) -> Path:
+    """Write out ``~`` in what a user named; of a user whom this machine does not know it stays."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError:
+        return Path(name)
+
+
+def exists(path: str | Path) -> bool:
+    """Whether a file or folder of this name exists: none whose name no disk could hold, for which Path raises."""
+    try:
+        return Path(path).exists()
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        return False
+
+
 def write_atomically(path: Path, data: bytes | str) -> None:
     """Write under a temporary name, flush to disk, rename: a reader, or a crash, finds the old file or the new one."""
     temporary = path.with_name(path.name + ".tmp")

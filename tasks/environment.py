@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit, urlunsplit
 
+from slimgpt.files import expanded
+
 RUNS_VARIABLE = "SLIMGPT_RUNS"
 _chosen: set[tuple[str, str]] = set()  # what earlier calls of prepare() set, which a later one may change
 
@@ -25,7 +27,7 @@ class Workspace:
     @classmethod
     def at(cls, folder: str | Path = "") -> "Workspace":
         """The workspace in ``folder``, as an absolute path; the default place where ``folder`` is empty."""
-        return cls(Path(folder or os.environ.get(RUNS_VARIABLE, "") or "runs").expanduser().absolute())
+        return cls(expanded(folder or os.environ.get(RUNS_VARIABLE, "") or "runs").absolute())
 
     @property
     def mlflow_database(self) -> Path:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 from deploy.bench.config import BenchConfig
+from slimgpt.files import exists
 
 SHAREGPT_PROMPT, SHAREGPT_TOTAL = 1024, 2048  # tokens of the longest prompt, and with its answer, that vLLM takes of it
 
@@ -22,7 +23,7 @@ def check_dataset(model: Path, config: BenchConfig, longest: int) -> None:
     if config.dataset_name == "random":
         return
     path = Path(config.dataset_path)
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         raise FileNotFoundError(f"dataset_path {config.dataset_path!r} does not exist; name a file that does")
     if config.dataset_name == "sharegpt":
         _conversations(path)

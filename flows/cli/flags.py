@@ -115,8 +115,10 @@ def read_config_file(path: str, sections: dict[str, Any], plain: tuple[str, ...]
 
     import yaml
 
+    from slimgpt.files import exists
+
     file = Path(path)
-    if not file.is_file():
+    if not exists(file) or not file.is_file():
         raise FileNotFoundError(f"config file {path!r} does not exist")
     try:
         data = yaml.safe_load(file.read_text()) or {}

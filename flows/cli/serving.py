@@ -15,6 +15,7 @@ from deploy.bench.config import MEASURED, BenchConfig
 from deploy.serving.server import ServeConfig
 from flows.cli.finding import find
 from flows.cli.flags import config_from, flags, given
+from slimgpt.files import exists
 
 _all: Any = Parameter(name="*")
 ServeFlags = flags("ServeFlags", ServeConfig(port=8000), group="Serving", leave_out=("extra",))
@@ -53,7 +54,7 @@ def serve(
     forking = get_context("fork")
     with ProcessPoolExecutor(1, mp_context=forking, initializer=die_with_parent, initargs=(os.getpid(),)) as child:
         folder, bos = child.submit(_find_servable, model, revision, runs, config.tensor_parallel_size).result()
-    served = name or (folder.absolute().name if Path(model).is_dir() else model)
+    served = name or (folder.absolute().name if exists(model) and Path(model).is_dir() else model)
     key = (
         f"with the key in {API_KEY}" if os.environ.get(API_KEY) else f"without an API key; set {API_KEY} to require one"
     )
@@ -197,7 +198,7 @@ def package(
 
 def _served_name(model: str) -> str:
     """What a packaged model is called in requests: its folder's name, its id on the hub, its name in the registry."""
-    if Path(model).is_dir():
+    if exists(model) and Path(model).is_dir():
         return Path(model).absolute().name
     return re.sub(r"^\w+:/+", "", model).partition("@")[0]
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
+from slimgpt.files import exists
+
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 
@@ -17,7 +19,7 @@ def raw_config(folder: Path) -> dict[str, Any]:
         FileNotFoundError: when there is no such folder.
         ValueError: when the folder holds no config.json, or a damaged one, or pointers of git-lfs.
     """
-    if not folder.is_dir():
+    if not exists(folder) or not folder.is_dir():
         raise FileNotFoundError(f"no folder {folder}; name the folder of a model")
     if not (folder / CONFIG).is_file():
         refuse_adapter(folder)

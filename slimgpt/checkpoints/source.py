@@ -6,6 +6,7 @@ from pathlib import Path
 from slimgpt.checkpoints.headers import CONFIG, raw_config, weight_map
 from slimgpt.checkpoints.hub import asking
 from slimgpt.checkpoints.weight_files import SINGLE, conversion
+from slimgpt.files import exists, expanded
 
 BUILT_IN = "smollm2"
 _GGUF = "SmolLM2-135M-Instruct.Q4_1.gguf"
@@ -38,10 +39,11 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
         FileNotFoundError: when there is no such folder and the hub does not give it; the message says why.
         ValueError: when the folder or the file is not a model, or the hub's has no safetensors weights.
     """
-    folder = Path(model).expanduser()
-    if folder.is_dir():
+    folder = expanded(model)
+    there = exists(folder)
+    if there and folder.is_dir():
         return _with_config(folder)
-    if folder.suffix == ".gguf" and folder.is_file():
+    if there and folder.suffix == ".gguf" and folder.is_file():
         from slimgpt.checkpoints.gguf_file import convert_gguf  # with transformers, which takes seconds
 
         return convert_gguf(folder, cache_folder() / "gguf")

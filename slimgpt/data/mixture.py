@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+from slimgpt.files import exists, expanded
+
 
 def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
     """The texts that ``source`` names, with the number of sequences that is drawn from each.
@@ -16,12 +18,12 @@ def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
     Raises:
         ValueError: for shares that are none, or that leave a text without a sequence; for a text named twice.
     """
-    if ("," not in source and not _share(source)[1]) or Path(source).exists():
+    if ("," not in source and not _share(source)[1]) or exists(expanded(source)):
         return [(source, num_samples)]
     given = [_share(item.strip()) for item in source.split(",")]
     if any(not name for name, _ in given):
         raise ValueError(f"the text is {source!r}; every part needs a text's name")
-    places = [Path(name).resolve() if Path(name).exists() else name for name, _ in given]
+    places = [Path(name).resolve() if exists(name) else name for name, _ in given]
     if twice := [name for i, (name, _) in enumerate(given) if places[i] in places[:i]]:
         raise ValueError(f"the text is {source!r}, which names {twice[0]} twice; give it once, with its whole share")
     said, silent = sum(share for _, share in given), sum(not share for _, share in given)

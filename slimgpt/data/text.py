@@ -16,6 +16,7 @@ from slimgpt.checkpoints.hub import asking, hub_obstacle
 from slimgpt.data import python_text
 from slimgpt.data.documents import Documents
 from slimgpt.data.text_files import SUFFIXES, read_answered, read_documents, read_parquet
+from slimgpt.files import exists, expanded
 
 DATA_VARIABLE = "SLIMGPT_DATA"
 Origin = Literal["file", "local data", "hub", "python"]
@@ -168,7 +169,7 @@ def local_data() -> Path | None:
         FileNotFoundError: it names something that is not a folder.
     """
     folder = os.environ.get(DATA_VARIABLE, "")
-    if folder and not Path(folder).is_dir():
+    if folder and not (exists(folder) and Path(folder).is_dir()):
         raise FileNotFoundError(f"{DATA_VARIABLE} is {folder!r}, which is not a folder; correct it or unset it")
     return Path(folder) if folder else None
 
@@ -226,8 +227,9 @@ def _source(name: str, documents: Iterable[str], origin: Origin) -> TextSource:
 
 
 def _named(source: str, what: str, names: str) -> TextSource:
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = expanded(source)
+    there = exists(path)
+    if there and path.is_dir():
         files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
         if not files:
             raise ValueError(f"{what} {source!r} is a folder without a {', '.join(SUFFIXES)} file")
@@ -236,7 +238,7 @@ def _named(source: str, what: str, names: str) -> TextSource:
         raise ValueError(
             f"{what} is {source!r}; it must be a {', '.join(SUFFIXES)} file, a folder of such files, or {names}"
         )
-    if not path.is_file():
+    if not there or not path.is_file():
         raise FileNotFoundError(f"{what} {source!r} does not exist; name a file that does, or {names}")
     return _source(path.name, read_documents(path), "file")
 

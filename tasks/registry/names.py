@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from slimgpt.checkpoints.source import model_name
+from slimgpt.files import exists
 
 ALIAS = "challenger"
 MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
@@ -50,7 +51,7 @@ def default_name(model: str) -> str:
 
     A GGUF file's ending is no part of it: what is registered is no such file.
     """
-    if not is_model_uri(model) and Path(model).is_dir():
+    if not is_model_uri(model) and exists(model) and Path(model).is_dir():
         model = model_name(Path(model))  # a hub snapshot's folder is named after the commit, "." after nothing
     last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).removesuffix(".gguf").strip("-._").removesuffix("-slim")

@@ -32,6 +32,10 @@ def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
     [
         ("nowhere", "no folder nowhere; name a model folder, a GGUF file, a hub id"),
         ("./models/missing", "no folder ./models/missing"),
+        ("a" * 300, "no folder aaa.*; name a model folder"),
+        ("no/" + "a" * 300, "no folder no/aaa"),
+        ("a\0b", "no folder a.b; name a model folder"),
+        ("~nobody-of-that-name/model", "no folder ~nobody-of-that-name/model; name a model folder"),
     ],
 )
 def test_a_missing_folder_is_refused(name, message):

@@ -47,6 +47,12 @@ def test_a_file_that_is_named_in_two_ways_is_refused(tmp_path, monkeypatch):
         parts_of(f"{tmp_path}/notes.txt,./notes.txt", 8)
 
 
+def test_more_files_than_a_name_may_have_letters_are_several_texts(tmp_path):
+    """No disk holds a file whose name is the whole list, and to ask for one raises."""
+    files = [str(tmp_path / f"{'part' * 10}-{i}.txt") for i in range(12)]
+    assert parts_of(",".join(files), 24) == [(file, 2) for file in files]
+
+
 def test_the_sequences_are_those_of_each_text_alone_and_the_facts_name_both(dense, tmp_path):
     notes = tmp_path / "notes, of a day.txt"
     notes.write_text("the river runs to the sea and the sea gives back the rain\n" * 400)

@@ -45,6 +45,13 @@ def test_a_named_file_wins_over_local_data(local_data: Path, tmp_path: Path) -> 
     assert (source.name, source.origin, list(source.documents)) == ("mine.jsonl", "file", ["mine"])
 
 
+@pytest.mark.parametrize("name", ["a" * 300 + ".txt", "a\0.txt", "~nobody-of-that-name/a.txt"])
+def test_a_name_that_no_file_can_have_is_of_no_file(name: str) -> None:
+    for read in (calibration_text, perplexity_text):
+        with pytest.raises(FileNotFoundError, match="does not exist; name a file that does"):
+            read(name)
+
+
 def test_every_kind_of_file_gives_the_same_documents(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": ROWS, "id": [1, 2]}), tmp_path / "a.parquet")
     from_jsonl = calibration_text(str(write_jsonl(tmp_path / "a.jsonl", ROWS)))
