@@ -39,9 +39,9 @@ def check_dataset(model: Path, config: BenchConfig, longest: int) -> None:
 
 def longest_prompt(model: Path, path: Path) -> int:
     """Tokens of the longest prompt in a file with a JSON object per line, whose field ``prompt`` is a string."""
-    from transformers import AutoTokenizer
+    from slimgpt.data.calibration import load_tokenizer  # with torch, which takes seconds
 
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = load_tokenizer(model)
     longest = 0
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):

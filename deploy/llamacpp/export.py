@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType, GGUFWriter, get_tensor_name_map
 from torch import Tensor
-from transformers import AutoTokenizer
 
 from deploy.llamacpp.architecture import Architecture, architecture_of
 from deploy.llamacpp.blocks import FILE_TYPES, Type, bytes_shape, check_type, in_blocks, kind_of
@@ -22,6 +21,7 @@ from slimgpt.checkpoints.gguf_file import ENDING, ROPE_FACTORS
 from slimgpt.checkpoints.lineage import checkpoint_digest
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.shards import Shards
+from slimgpt.data.calibration import load_tokenizer
 from slimgpt.files import commit, free_bytes, locked, write_atomically, writing
 
 MODELFILE = ".Modelfile"
@@ -227,7 +227,7 @@ def neighbours(weight: Tensor, heads: int) -> Tensor:
 def _modelfile(plan: ExportPlan, out: Path) -> str:
     """For ``ollama create``: the file, how much it reads, what ends an answer."""
     lines = [f"FROM ./{out.name}", f"PARAMETER num_ctx {plan.architecture.context_length}"]
-    tokenizer = AutoTokenizer.from_pretrained(plan.model, trust_remote_code=False)
+    tokenizer = load_tokenizer(plan.model)
     if tokenizer.eos_token:
         lines.append(f'PARAMETER stop "{tokenizer.eos_token}"')
     return "\n".join(lines) + "\n"

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from gguf import GGUFWriter, SpecialVocab, TokenType
-from transformers import AutoTokenizer
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 
 from slimgpt.data.bos import adds_bos, lost_bos
+from slimgpt.data.calibration import load_tokenizer
 
 # How text is cut before merging: llama.cpp's name for each pattern, and whether it takes whole words past the merges.
 _PATTERNS = {
@@ -55,9 +55,9 @@ def read_tokenizer(model: Path) -> tuple[Any, dict[str, Any], str]:
     """The tokenizer in folder ``model``, what tokenizer.json says of it, and llama.cpp's name for how it cuts text.
 
     Raises:
-        ValueError: where llama.cpp has no such tokenizer, or none whose name is known here.
+        ValueError: where there is none, or llama.cpp has no such tokenizer, or none whose name is known here.
     """
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = load_tokenizer(model)
     if not tokenizer.is_fast:
         raise ValueError(f"{model} has no fast tokenizer (tokenizer.json); save one with AutoTokenizer first")
     spec = json.loads(tokenizer.backend_tokenizer.to_str())

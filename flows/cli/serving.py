@@ -208,13 +208,12 @@ def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: i
 
     What is missing is reported before a download.
     """
-    from transformers import AutoTokenizer
-
     from deploy.engines.availability import vllm_obstacle
     from deploy.engines.tensor_parallel import check_tensor_parallel, family_config
     from deploy.serving.server import check_servable
     from slimgpt.checkpoints.headers import raw_config
     from slimgpt.data.bos import lost_bos
+    from slimgpt.data.calibration import load_tokenizer
 
     if reason := vllm_obstacle():
         raise ValueError(reason)
@@ -222,5 +221,4 @@ def _find_servable(model: str, revision: str, runs: str, tensor_parallel_size: i
     check_servable(folder)
     if tensor_parallel_size > 1 and (family := family_config(folder)):
         check_tensor_parallel(family, tensor_parallel_size)
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    return folder, lost_bos(tokenizer, raw_config(folder)["model_type"])
+    return folder, lost_bos(load_tokenizer(folder), raw_config(folder)["model_type"])

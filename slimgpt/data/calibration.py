@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from slimgpt.checkpoints.families import positions
+from slimgpt.checkpoints.headers import read_json
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import BosPolicy
 from slimgpt.data.bos import Bos, blocks_of, resolve_bos, text_tokens
@@ -22,6 +23,7 @@ from slimgpt.files import digest_of
 
 PASSAGE_BLOCKS = 64  # characters of a passage, per token of a block: about 16 blocks
 PART_BITS = 32
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True)
@@ -157,16 +159,19 @@ def together(parts: list[Calibration]) -> Calibration:
 
 
 def load_tokenizer(model: Path) -> Any:
-    """The tokenizer in folder ``model``.
+    """Load the tokenizer in folder ``model``.
 
     Raises:
-        ValueError: when there is none that loads without code of its own.
+        ValueError: when there is none that loads without code of its own; a damaged file of it is named.
     """
     from transformers import AutoTokenizer
 
     try:
         return AutoTokenizer.from_pretrained(model, trust_remote_code=False)
     except Exception as error:  # tokenizers' and transformers' errors share no class
+        for name in _TOKENIZER_FILES:
+            if (model / name).is_file():
+                read_json(model / name)
         reason = (str(error).splitlines() or [type(error).__name__])[0][:120]
         raise ValueError(
             f"{model} has no tokenizer that loads without its own code ({reason}); "

@@ -17,13 +17,13 @@ from typing import Any
 
 import torch
 import transformers
-from transformers import AutoTokenizer
 
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.bos import Bos, resolve_bos
+from slimgpt.data.calibration import load_tokenizer
 from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import compute_dtype, dtype_name, resolve_device
 from slimgpt.equal_bits import settle_vector_functions
@@ -113,7 +113,7 @@ def evaluate(
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
     with scratch("slimgpt-eval-") as place:  # definitions and converted data while tasks run
         tasks, used = load_tasks(names, place, config.num_fewshot) if names else ({}, ())
-        tokenizer = tokenizer or AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        tokenizer = tokenizer or load_tokenizer(folder)
         if tasks and config.apply_chat_template:
             check_chat_template(tokenizer, folder)
         if model is None:

@@ -5,7 +5,6 @@ from pathlib import Path
 
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
-from transformers import AutoTokenizer
 
 from deploy.bench.config import BenchConfig, check_model, longest_of
 from deploy.bench.dataset import check_dataset
@@ -13,6 +12,7 @@ from deploy.engines.availability import model_obstacle
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import EvalConfig
 from slimgpt.data.bos import resolve_bos
+from slimgpt.data.calibration import load_tokenizer
 from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness import check_chat_template
 from slimgpt.evaluation.perplexity import check_length, check_text
@@ -20,7 +20,7 @@ from tasks.preflight.request import Preflight
 
 
 def _check_evaluation(model: Path, evaluation: EvalConfig) -> None:
-    tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=False)
+    tokenizer = load_tokenizer(model)
     config = read_config(model)
     bos = resolve_bos(evaluation.bos, tokenizer, config.model_type)
     if evaluation.tasks and evaluation.apply_chat_template:

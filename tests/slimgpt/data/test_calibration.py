@@ -165,7 +165,9 @@ def test_a_missing_or_damaged_tokenizer_gives_a_one_line_error(dense, tmp_path, 
     if content:
         (folder / "tokenizer.json").write_text(content)
     reason = r"has no tokenizer that loads without its own code .*; copy tokenizer.json"
-    if content and content.startswith("version"):
+    if content == "{":
+        reason = r"copy/tokenizer.json is damaged: Expecting .*; download or copy it again"
+    elif content:
         reason = "tokenizer.json is damaged: it is a pointer of git-lfs; run git lfs pull"
     refused(folder, text_file, reason)
 

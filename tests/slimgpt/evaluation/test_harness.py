@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -301,6 +302,28 @@ def test_a_folder_without_a_model_and_an_unknown_device_are_refused(tmp_path: Pa
         evaluate(tiny, EvalConfig(device="cuda:99"))
     with pytest.raises(ValueError, match="device 'gpu' is not usable here"):
         evaluate(tiny, EvalConfig(device="gpu"))
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "message"),
+    [
+        ("tokenizer.json", None, "tiny has no tokenizer that loads without its own code .*; copy tokenizer.json"),
+        ("tokenizer.json", "{", r"tiny/tokenizer\.json is damaged: Expecting .*; download or copy it again"),
+        ("tokenizer_config.json", "[]", r"tiny/tokenizer_config\.json is damaged: it holds a JSON list.*; download"),
+    ],
+)
+def test_a_tokenizer_that_is_missing_or_damaged_is_one_line(
+    tiny: Path, tmp_path: Path, file: str, text: str | None, message: str
+) -> None:
+    folder = shutil.copytree(tiny, tmp_path / "tiny")
+    if text is None:
+        for path in folder.glob("tokenizer*"):
+            path.unlink()
+    else:
+        (folder / file).write_text(text)
+    with pytest.raises(ValueError, match=message) as caught:
+        evaluate(folder, EvalConfig(tasks="none", perplexity="python"))
+    assert "\n" not in str(caught.value)
 
 
 def test_flatten_keeps_filters_separate() -> None:
