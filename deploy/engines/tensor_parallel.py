@@ -3,11 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoConfig
-
-import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
 from slimgpt.checkpoints.families import FAMILIES, layer_shapes
 from slimgpt.checkpoints.headers import raw_config
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.method.shapes import LayerShape
 
 
@@ -58,4 +56,4 @@ def family_config(model: Path) -> Any:
     name = raw_config(model).get("model_type")
     if not any(name in (family.model_type, family.slim) for family in FAMILIES):
         return None
-    return AutoConfig.from_pretrained(model, trust_remote_code=False)
+    return read_config(model)

@@ -164,7 +164,7 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         FileNotFoundError: when there is no such folder.
         ValueError: when it holds no model, or its weights are missing or cut short.
     """
-    from slimgpt.checkpoints.headers import raw_config
+    from slimgpt.checkpoints.headers import CONFIG, damaged, raw_config
     from slimgpt.checkpoints.lineage import check_parameters, load_lineage
     from slimgpt.checkpoints.weight_files import count_parameters, weight_files
     from slimgpt.report import REPORT, load_report
@@ -175,12 +175,10 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
     if lineage.steps:
         report = load_report(folder).to_dict() if (folder / REPORT).is_file() else {}  # none where only trained
         return {"pruned": True, **report, "lineage": lineage.to_dict()}
-    own = {int(i): widths for i, widths in (config.get("per_layer_config") or {}).items()}
-    defaults = {"num_key_value_heads": config.get("num_attention_heads")}
-    layers = [
-        {"layer": i} | {key: own.get(i, {}).get(key, config.get(key, defaults.get(key))) for key in _WIDTHS}
-        for i in range(config.get("num_hidden_layers", 0))
-    ]
+    try:
+        layers = _widths(config)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise damaged(folder / CONFIG, str(error)) from None
     return {
         "pruned": False,
         "model_type": config.get("model_type"),
@@ -188,3 +186,12 @@ def checkpoint_facts(folder: Path) -> dict[str, Any]:
         "bytes": sum((folder / name).stat().st_size for name in weight_files(folder)),
         "layers": layers,
     }
+
+
+def _widths(config: dict[str, Any]) -> list[dict[str, Any]]:
+    own = {int(i): widths for i, widths in (config.get("per_layer_config") or {}).items()}
+    defaults = {"num_key_value_heads": config.get("num_attention_heads")}
+    return [
+        {"layer": i} | {key: own.get(i, {}).get(key, config.get(key, defaults.get(key))) for key in _WIDTHS}
+        for i in range(config.get("num_hidden_layers", 0))
+    ]

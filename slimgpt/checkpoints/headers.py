@@ -41,7 +41,7 @@ def weight_map(folder: Path) -> dict[str, str]:
         return {}
     files = read_json(path).get("weight_map")
     if not isinstance(files, dict) or not all(isinstance(name, str) for name in files.values()):
-        raise _damaged(path, "it has no weight_map of file names")
+        raise damaged(path, "it has no weight_map of file names")
     return files
 
 
@@ -72,9 +72,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:  # not UTF-8 or not JSON
-        raise _damaged(path, str(error)) from None
+        raise damaged(path, str(error)) from None
     if not isinstance(data, dict):
-        raise _damaged(path, f"it holds a JSON {type(data).__name__}, not an object")
+        raise damaged(path, f"it holds a JSON {type(data).__name__}, not an object")
     return data
 
 
@@ -86,7 +86,7 @@ def refuse_pointers(folder: Path) -> None:
     """
     for path in sorted(folder.iterdir()):
         if path.suffix in (".json", ".jinja", ".model", ".py", ".txt") and path.is_file() and _is_pointer(path):
-            raise _damaged(path, "")
+            raise damaged(path, "")
 
 
 def refuse_adapter(folder: Path) -> None:
@@ -102,7 +102,8 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def _damaged(path: Path, reason: str) -> ValueError:
+def damaged(path: Path, reason: str) -> ValueError:
+    """What to raise for one of a checkpoint's files: its name, the reason and the remedy in one line."""
     return ValueError(f"{path} is damaged: {_remedy(path, reason)}")
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
-from slimgpt.checkpoints.headers import raw_config
+from slimgpt.checkpoints.headers import CONFIG, damaged, raw_config
 from slimgpt.checkpoints.shards import Shards
 
 
@@ -69,16 +69,17 @@ def read_config(model: Path) -> PretrainedConfig:
     """The config of the decoder in folder ``model``, as its family writes it.
 
     Raises:
-        ValueError: for a model type that transformers does not know, or a Baichuan that is not a LLaMA inside.
+        ValueError: for a model type that transformers does not know, a value that it does not take, or a Baichuan that
+            is not a LLaMA inside.
     """
     raw = raw_config(model)
-    if raw.get("model_type") == "baichuan":
-        return _baichuan_config(raw)
     try:
-        config = AutoConfig.from_pretrained(model)
+        config = _baichuan_config(raw) if raw.get("model_type") == "baichuan" else AutoConfig.from_pretrained(model)
     except ValueError as error:
         reason = str(error).splitlines()[0][:200]
-        raise ValueError(f"model type {raw.get('model_type')!r} cannot be read: {reason}") from None
+        raise ValueError(f"{model}: model type {raw.get('model_type')!r} cannot be read: {reason}") from None
+    except Exception as error:  # its checks of values, and what it computes with one of another type, share no class
+        raise damaged(model / CONFIG, " ".join(str(error).split())[:200]) from None
     if config.model_type == "gemma3":
         text = config.get_text_config()
         for key in ("bos_token_id", "eos_token_id", "pad_token_id"):

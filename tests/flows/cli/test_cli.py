@@ -1,6 +1,7 @@
 import json
 import logging
 import os
+import shutil
 import socket
 import subprocess
 import sys
@@ -136,6 +137,13 @@ def test_models_that_cannot_be_pruned_are_one_line(slimgpt, dense, tmp_path):
     (tmp_path / "other" / "config.json").write_text('{"model_type": "gpt2"}')
     assert "gpt2" in one_line(slimgpt("prune", tmp_path / "other", tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("settings", [{"num_hidden_layers": "3"}, {"per_layer_config": [1]}])
+def test_inspect_names_a_config_with_a_value_of_another_kind(slimgpt, dense, tmp_path, settings):
+    folder = shutil.copytree(dense, tmp_path / "tiny")
+    (folder / "config.json").write_text(json.dumps(json.loads((folder / "config.json").read_text()) | settings))
+    assert f"{folder}/config.json is damaged: " in one_line(slimgpt("inspect", folder))
 
 
 def test_a_folder_that_holds_something_else_is_refused_and_untouched(slimgpt, dense, tmp_path):

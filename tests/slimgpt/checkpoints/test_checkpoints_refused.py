@@ -140,6 +140,23 @@ def test_a_lora_adapter_is_refused(copy, tiny_config, tmp_path):
         resolve_model(copy)
 
 
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"hidden_size": "64"}, "Field 'hidden_size' expected int, got str"),
+        ({"num_hidden_layers": None}, "Field 'num_hidden_layers' expected int, got NoneType"),
+        ({"num_attention_heads": 0}, "modulo by zero"),
+        ({"dtype": "floaty"}, "no attribute 'floaty'"),
+        ({"model_type": []}, "unhashable type"),
+        ({"per_layer_config": [], "model_type": "slim_llama"}, "'list' object has no attribute"),
+    ],
+)
+def test_a_config_with_a_value_of_another_kind_is_named(copy, tiny_config, settings, reason):
+    """Of these, transformers raises what is no ValueError."""
+    edit(copy, settings)
+    refusal(copy, tiny_config, f"{copy}/config.json is damaged: .*{reason}.*; download or copy it again")
+
+
 def quantised(**settings):
     return {"quantization_config": settings}
 
