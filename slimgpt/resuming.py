@@ -13,7 +13,7 @@ def differences(old: dict[str, Any], new: dict[str, Any]) -> str:
 
 def remedy(old: dict[str, Any], new: dict[str, Any]) -> str:
     """What makes the new run the old one again, where that is within reach."""
-    if {**old, "threads": 0} == {**new, "threads": 0}:
+    if "threads" in old and {**old, "threads": 0} == {**new, "threads": 0}:
         return f"set OMP_NUM_THREADS={old['threads']} to resume it, or name another OUT"
     if {**old, "mkl": ""} == {**new, "mkl": ""}:
         return "import slimgpt's engine before torch computes, with the MKL_CBWR it was begun with, or name another OUT"

@@ -51,7 +51,7 @@ def read_latency(file: Path) -> LatencyTable:
         raise FileNotFoundError(f"{file} does not exist; `slimgpt latency MODEL --out {file}` writes it")
     try:
         return LatencyTable.from_dict(json.loads(file.read_text()))
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"{file} is no table of `slimgpt latency` ({error}); remove it and measure again") from None
 
 

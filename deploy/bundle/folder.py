@@ -26,7 +26,7 @@ from transformers.dynamic_module_utils import get_relative_imports
 from deploy.bundle.card import model_card
 from deploy.bundle.files import bundle_files, dns_label
 from deploy.engines.tensor_parallel import family_config, tensor_parallel_sizes
-from slimgpt.checkpoints.headers import raw_config, read_json
+from slimgpt.checkpoints.headers import damaged, raw_config, read_json
 from slimgpt.checkpoints.lineage import check_output, check_parameters, checkpoint_digest, load_lineage
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.engine.journal import JOURNAL
@@ -36,6 +36,8 @@ from slimgpt.report import REPORT, load_report
 FORMAT = "slimgpt-bundle-1"
 MANIFEST = "MANIFEST.json"
 EVALUATION = "evaluation.json"  # in the checkpoint: EvalResult.to_dict() of "dense" and "pruned"
+# What a card says of an evaluation, and the kind of each in JSON.
+_EVALUATED = {"metrics": dict, "config": dict, "results": dict, "versions": dict, "dtype": str, "device": str}
 # Formats that run code when loaded.
 PICKLES = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".joblib", ".npy", ".npz")
 # The same weights once more, for other programs.
@@ -80,7 +82,7 @@ def write_bundle(
     digest = checkpoint_digest(model)
     check_output(lineage, digest, model)
     if evaluations is None:
-        evaluations = read_json(model / EVALUATION) if (model / EVALUATION).is_file() else {}
+        evaluations = _read_evaluations(model / EVALUATION) if (model / EVALUATION).is_file() else {}
     if evaluations and evaluations["pruned"].get("digest", "") not in ("", digest):
         raise ValueError(
             f"the figures for {model} ({EVALUATION}) were measured of another model: evaluate this one, "
@@ -214,7 +216,25 @@ def _manifest(folder: Path) -> dict[str, Any] | None:
         return None
     if not isinstance(manifest, dict) or manifest.get("format") != FORMAT:
         return None
-    return manifest
+    files = manifest.get("files")
+    complete = isinstance(files, dict) and all(
+        isinstance(entry, dict) and {"bytes", "sha256"} <= entry.keys() for entry in files.values()
+    )
+    return manifest if complete else None
+
+
+def _read_evaluations(file: Path) -> dict[str, Any]:
+    """The figures beside a model, whose card needs them; {} where the file holds none."""
+    evaluations = read_json(file)
+    for side in ("dense", "pruned") if evaluations else ():
+        figures = evaluations.get(side)
+        if not isinstance(figures, dict):
+            raise damaged(file, f"it has no figures of the {side} model")
+        if lacking := [name for name, kind in _EVALUATED.items() if not isinstance(figures.get(name), kind)]:
+            raise damaged(file, f"the figures of the {side} model have no {lacking[0]}")
+        if odd := [name for name, value in figures["metrics"].items() if not isinstance(value, int | float)]:
+            raise damaged(file, f"{odd[0]} of the {side} model is no number")
+    return evaluations
 
 
 def _inventory(folder: Path) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,7 @@ from slimgpt.report import REPORT, LayerReport, PruneReport, load_report
 LINEAGE = "lineage.json"
 _FORMAT = 1
 _FIGURES = tuple(f"{name}_{side}" for name in ("parameters", "projections", "bytes") for side in ("before", "after"))
+_FIGURES += ("seconds", "peak_memory_bytes")
 _KEPT = ("kept_heads", "kept_kv_heads", "kept_channels")  # long, and in pruning.json
 
 
@@ -60,17 +61,16 @@ class Step:
     def to_dict(self) -> dict[str, Any]:
         """As ``lineage.json`` holds it: without the indices of kept units."""
         data = dataclasses.asdict(self)
-        for layer in data["layers"]:
-            for name in _KEPT:
-                del layer[name]
+        data["layers"] = [{k: v for k, v in layer.items() if k not in _KEPT} for layer in data["layers"]]
         if not self.answers:
             del data["answers"]
         return data
 
     @classmethod
     def from_dict(cls, data: dict[str, Any]) -> Self:
-        """The inverse of ``to_dict``; a ValueError names a figure that is missing."""
-        if lacking := [name for name in _FIGURES if name not in data["figures"]]:
+        """The inverse of ``to_dict``; a ValueError names a figure that is missing, or no number."""
+        figures = {**dict.fromkeys(_FIGURES), **data["figures"]}
+        if lacking := [name for name, value in figures.items() if not isinstance(value, int | float)]:
             raise ValueError(f"step {data['step']} has no figure {lacking[0]}")
         return cls(**{**data, "layers": [LayerReport(**layer) for layer in data["layers"]]})
 
@@ -154,8 +154,7 @@ class Lineage:
     @property
     def layers(self) -> list[LayerReport]:
         """Each layer's widths from the first model's to the last's; the errors are those of the last pruning."""
-        changed = [step.layers for step in self.steps if step.layers]
-        if not changed:
+        if not (changed := [step.layers for step in self.steps if step.layers]):
             return []
         return [
             dataclasses.replace(
@@ -177,6 +176,8 @@ class Lineage:
         """The inverse of ``to_dict``."""
         if data["format"] != _FORMAT:
             raise ValueError(f"its format is {data['format']}; this version of slimgpt reads {_FORMAT}")
+        if not isinstance(data["steps"], list) or not data["steps"]:  # a model without a step has no such file
+            raise ValueError("it has no list of steps")
         return cls(tuple(Step.from_dict(step) for step in data["steps"]))
 
 

@@ -19,9 +19,12 @@ def check_out(out: Path, run_file: str, header: dict[str, Any], what: str, comma
 
     Raises:
         FileExistsError: naming what it holds, or what differs.
+        ValueError: when its file about the run is damaged.
     """
     if (out / run_file).is_file():
         before = read_json(out / run_file).get("run", {})
+        if not isinstance(before, dict):
+            raise ValueError(f"{out / run_file} is damaged: its run is {before!r}, not an object; name another OUT")
         if before != header:
             raise FileExistsError(
                 f"{out} holds another {what}: {differences(before, header)}; {remedy(before, header)}"

@@ -79,8 +79,11 @@ def test_missing_cut_and_added_files_are_detected(bundle: Path):
 
 
 def test_a_folder_without_manifest_is_not_a_bundle(bundle: Path):
-    (bundle / "MANIFEST.json").write_text("{")
-    assert "no readable MANIFEST.json" in verify_bundle(bundle)[0]
+    whole = json.loads((bundle / "MANIFEST.json").read_text())
+    entry_without = {**whole, "files": {"serve.sh": {"bytes": 1}}}
+    for text in ("{", "[]", *map(json.dumps, ({**whole, "files": None}, {**whole, "files": []}, entry_without))):
+        (bundle / "MANIFEST.json").write_text(text)
+        assert "no readable MANIFEST.json" in verify_bundle(bundle)[0]
 
 
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "optimizer.pt", "original/consolidated.00.pth"])
@@ -177,6 +180,22 @@ def test_folders_of_killed_processes_are_removed_and_those_in_use_are_kept(model
 def test_a_damaged_file_is_named(model: Path, tmp_path: Path, name: str):
     (model / name).write_text("{")
     with pytest.raises(ValueError, match=f"{name} is damaged"):
+        write_bundle(model, tmp_path / "bundle", name="tiny")
+    assert not (tmp_path / "bundle").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"pruned": None}, "it has no figures of the pruned model"),
+        ({"dense": {}}, "the figures of the dense model have no metrics"),
+        ({"pruned": {**FIGURES, "config": []}}, "the figures of the pruned model have no config"),
+        ({"pruned": {**FIGURES, "metrics": {"piqa/acc": "high"}}}, "piqa/acc of the pruned model is no number"),
+    ],
+)
+def test_damaged_figures_are_named(model: Path, tmp_path: Path, change: dict[str, object], reason: str):
+    (model / "evaluation.json").write_text(json.dumps({"dense": FIGURES, "pruned": FIGURES, **change}))
+    with pytest.raises(ValueError, match=f"evaluation.json is damaged: {reason}; download or copy it again"):
         write_bundle(model, tmp_path / "bundle", name="tiny")
     assert not (tmp_path / "bundle").exists()
 

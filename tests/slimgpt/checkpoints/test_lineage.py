@@ -119,7 +119,23 @@ def test_a_model_that_was_changed_after_its_last_step_is_refused_before_any_work
 
 def test_a_damaged_or_newer_lineage_says_so(twice, tmp_path):
     folder = shutil.copytree(twice[0] / "first", tmp_path / "model")
-    for text, reason in (("{", "damaged"), ('{"format": 99, "steps": []}', "format is 99"), ("[]", "damaged")):
+    whole = json.loads((folder / LINEAGE).read_text())
+
+    def changed(**figures):
+        step = whole["steps"][0]
+        kept = {name: value for name, value in {**step["figures"], **figures}.items() if value is not None}
+        return json.dumps({**whole, "steps": [{**step, "figures": kept}]})
+
+    for text, reason in (
+        ("{", "damaged"),
+        ("[]", "damaged"),
+        ('{"format": 99, "steps": []}', "format is 99"),
+        ('{"format": 1, "steps": []}', "it has no list of steps"),  # or it would read as a dense model
+        ('{"format": 1, "steps": {}}', "it has no list of steps"),
+        (changed(seconds=None), "step prune has no figure seconds"),
+        (changed(peak_memory_bytes=None), "step prune has no figure peak_memory_bytes"),
+        (changed(seconds="long"), "step prune has no figure seconds"),
+    ):
         (folder / LINEAGE).write_text(text)
         with pytest.raises(ValueError, match=reason) as refused:
             load_lineage(folder)
