@@ -72,8 +72,10 @@ def find(model: str, revision: str, runs: str = "") -> Path:
     if model.startswith(("models:", "runs:")):
         if importlib.util.find_spec("mlflow") is None:
             raise ValueError(f"{model} is in a registry, and mlflow is not installed; pip install 'slimgpt[flows]'")
+        from slimgpt.checkpoints.source import refuse_revision
         from tasks.registry.fetching import fetch_model
 
+        refuse_revision(model, revision)
         return fetch_model(model, workspace)
     from slimgpt.checkpoints.source import resolve_model
 

@@ -208,8 +208,7 @@ def load_lineage(folder: str | Path) -> Lineage:
     Raises:
         ValueError: when ``lineage.json``, or an older folder's ``pruning.json``, is damaged or of another version.
     """
-    path = Path(folder) / LINEAGE
-    if not path.is_file():
+    if not (path := Path(folder) / LINEAGE).is_file():
         return Lineage((prune_step(load_report(folder)),)) if (Path(folder) / REPORT).is_file() else Lineage()
     data = read_json(path)
     try:

@@ -37,10 +37,13 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
 
     Raises:
         FileNotFoundError: when there is no such folder and the hub does not give it; the message says why.
-        ValueError: when the folder or the file is not a model, or the hub's has no safetensors weights.
+        ValueError: when the folder or the file is not a model, or the hub's has no safetensors weights; for a revision
+            of what has none.
     """
     folder = expanded(model)
     there = exists(folder)
+    if there or str(model) == BUILT_IN:
+        refuse_revision(str(model), revision)
     if there and folder.is_dir():
         return _with_config(folder)
     if there and folder.suffix == ".gguf" and folder.is_file():
@@ -56,6 +59,16 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
         return _from_hub(str(model), revision)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"no folder {model}, and {error}") from None
+
+
+def refuse_revision(model: str, revision: str) -> None:
+    """Refuse a revision of a model that is not on the hub: there is one state of it, which may be another.
+
+    Raises:
+        ValueError: naming both, and the remedy.
+    """
+    if revision:
+        raise ValueError(f"revision is {revision!r}, and {model} is not on the hub, which alone has them; leave it out")
 
 
 def model_name(folder: Path) -> str:

@@ -9,7 +9,7 @@ from prefect.cache_policies import NO_CACHE
 
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import read_config
-from slimgpt.checkpoints.source import resolve_model
+from slimgpt.checkpoints.source import refuse_revision, resolve_model
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.device import compute_dtype, dtype_name, resolve_device
 from tasks.environment import Workspace
@@ -39,7 +39,10 @@ def find_model(model: str, workspace: Workspace, *, revision: str = "") -> Path:
     Raises:
         FileNotFoundError, ValueError: when there is none; the message says what can be named.
     """
-    return fetch_model(model, workspace) if is_model_uri(model) else resolve_model(model, revision=revision)
+    if is_model_uri(model):
+        refuse_revision(model, revision)
+        return fetch_model(model, workspace)
+    return resolve_model(model, revision=revision)
 
 
 def settled(config: Config, model: Path) -> Config:

@@ -11,6 +11,17 @@ def test_a_folder_resolves_to_itself(dense):
     assert resolve_model(str(dense)) == dense
 
 
+@pytest.mark.parametrize("model", ["folder", "model.gguf", "smollm2"])
+def test_a_revision_of_what_is_not_on_the_hub_is_refused(model, dense, tmp_path, monkeypatch):
+    """It would be ignored, and another state of the model pruned than the user asked for."""
+    monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path / "cache"))
+    (tmp_path / "model.gguf").write_bytes(b"GGUF")
+    named = {"folder": dense, "model.gguf": tmp_path / "model.gguf"}.get(model, model)
+    with pytest.raises(ValueError, match="revision is 'v2', and .* is not on the hub, which alone has them; leave it"):
+        resolve_model(named, revision="v2")
+    assert not (tmp_path / "cache").exists()
+
+
 def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
     monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path))
     folder = resolve_model("smollm2")
