@@ -1,6 +1,7 @@
 """Whether a server answers on this machine."""
 
 import urllib.request
+from http.client import HTTPException
 
 # A proxy named in the environment must not be asked for this machine's own server.
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
@@ -17,5 +18,5 @@ def healthy(url: str) -> bool:
     try:
         with _direct.open(f"{url}/health", timeout=5) as answer:
             return bool(answer.status == 200)
-    except OSError:  # not listening yet, or an engine that has died (503)
+    except (OSError, HTTPException):  # not listening yet, an engine that has died (503), or another kind of server
         return False

@@ -56,6 +56,25 @@ def test_a_port_in_use_is_refused_before_anything_starts(model: Path, tmp_path: 
     assert check_port("127.0.0.1", port) == port
 
 
+@pytest.mark.parametrize(
+    "answer", [b"SSH-2.0-OpenSSH_9.6\r\n", b"", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200 + b"\r\n"]
+)
+def test_a_program_that_speaks_no_http_is_no_healthy_server(answer: bytes):
+    """http.client's BadStatusLine is no OSError; it would end the wait for the server in a traceback."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+
+        def speak() -> None:
+            caller, _ = other.accept()
+            with caller:
+                caller.recv(4096)
+                caller.sendall(answer)
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        assert not healthy(f"http://127.0.0.1:{other.getsockname()[1]}")
+        thread.join()
+
+
 @needs_vllm
 @pytest.mark.parametrize(("missing", "words"), [("config.json", "no config.json"), ("*.safetensors", "no .*weights")])
 def test_a_folder_that_is_no_checkpoint_is_refused(model: Path, tmp_path: Path, missing, words):
