@@ -1,7 +1,6 @@
 """Several calibration texts, each with its share of the sequences: ``c4,notes.txt:0.2``."""
 
-from pathlib import Path
-
+from slimgpt.data.text import same_text
 from slimgpt.files import exists, expanded
 
 
@@ -23,9 +22,11 @@ def parts_of(source: str, num_samples: int) -> list[tuple[str, int]]:
     given = [_share(item.strip()) for item in source.split(",")]
     if any(not name for name, _ in given):
         raise ValueError(f"the text is {source!r}; every part needs a text's name")
-    places = [Path(name).resolve() if exists(name) else name for name, _ in given]
-    if twice := [name for i, (name, _) in enumerate(given) if places[i] in places[:i]]:
-        raise ValueError(f"the text is {source!r}, which names {twice[0]} twice; give it once, with its whole share")
+    texts = [same_text(name) for name, _ in given]
+    if twice := [i for i, text in enumerate(texts) if text in texts[:i]]:
+        name, before = given[twice[0]][0], given[texts.index(texts[twice[0]])][0]
+        also = "" if name == before else f" ({before} is the same text)"
+        raise ValueError(f"the text is {source!r}, which names {name} twice{also}; give it once, with its whole share")
     said, silent = sum(share for _, share in given), sum(not share for _, share in given)
     if said > 1 + 1e-9 or (silent and said > 1 - 1e-9) or (not silent and abs(said - 1) > 1e-6):
         rest = "leave room for the parts without one" if silent else "be 1 together"

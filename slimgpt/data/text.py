@@ -78,6 +78,7 @@ ALPACA = _OnHub(
     "dce01c9b08f87459cf36a430d809084718273017",
     "data/train-00000-of-00001-a09b74b3ef9c3b56.parquet",
 )
+_FOR_CALIBRATION = {"c4": _C4, "wikitext": _WIKITEXT_TRAIN, "alpaca": ALPACA}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -118,15 +119,27 @@ def calibration_text(source: str = "auto") -> TextSource:
         FileNotFoundError: there is no such file, or a data set that is neither local nor on a reachable hub.
         ValueError: a file of another kind, an empty or damaged one, or rows without such a field.
     """
-    if source == "python" or (source == "auto" and not _at_hand(_C4)):
+    source = _settled(source)
+    if source == "python":
         return _source("python", python_text.calibration_documents(), "python")
-    if source in ("auto", "c4"):
-        return _data_set(_C4)
-    if source == "wikitext":
-        return _data_set(_WIKITEXT_TRAIN)
-    if source == "alpaca":
-        return _data_set(ALPACA)
+    if source in _FOR_CALIBRATION:
+        return _data_set(_FOR_CALIBRATION[source])
     return _named(source, "the text", "c4, wikitext, alpaca, python or auto")
+
+
+def same_text(source: str) -> str:
+    """What a calibration text's name stands for: equal for two names of one text, be it a data set's or a file's."""
+    source = _settled(source)
+    if source == "python":
+        return source
+    data = _FOR_CALIBRATION.get(source)
+    path = _local(data.local) if data else expanded(source)
+    return str(path.resolve()) if path and exists(path) else source
+
+
+def _settled(source: str) -> str:
+    """What "auto" is here; any other name as it is."""
+    return ("c4" if _at_hand(_C4) else "python") if source == "auto" else source
 
 
 def perplexity_text(name: str = "auto") -> TextSource:

@@ -47,6 +47,28 @@ def test_a_file_that_is_named_in_two_ways_is_refused(tmp_path, monkeypatch):
         parts_of(f"{tmp_path}/notes.txt,./notes.txt", 8)
 
 
+def test_a_data_set_and_what_stands_for_it_are_one_text(tmp_path, monkeypatch):
+    """The same sequences would be drawn twice, and the facts say "c4:0.5, c4:0.5"."""
+    (tmp_path / "c4").mkdir()
+    (tmp_path / "c4/train.jsonl").write_text('{"text": "a"}\n')
+    monkeypatch.setenv("SLIMGPT_DATA", str(tmp_path))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for source, said in (
+        ("auto,c4", r"names c4 twice \(auto is the same text\)"),
+        (f"c4,{tmp_path}/c4/train.jsonl", r"train.jsonl twice \(c4 is the same text\)"),
+        (f"~/c4/train.jsonl,{tmp_path}/c4/train.jsonl", r"train.jsonl twice \(~/c4/train.jsonl is the same text\)"),
+    ):
+        with pytest.raises(ValueError, match=f"{said}; give it once, with its whole share"):
+            parts_of(source, 8)
+    assert parts_of("auto,python", 8) == [("auto", 4), ("python", 4)]
+    (tmp_path / "c4/train.jsonl").unlink()
+    monkeypatch.setattr("slimgpt.data.text.hub_obstacle", lambda: "there is none here")
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(ValueError, match="names python twice"):
+        parts_of("auto,python", 8)
+
+
 def test_more_files_than_a_name_may_have_letters_are_several_texts(tmp_path):
     """No disk holds a file whose name is the whole list, and to ask for one raises."""
     files = [str(tmp_path / f"{'part' * 10}-{i}.txt") for i in range(12)]
