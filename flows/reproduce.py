@@ -68,6 +68,9 @@ def reproduce(
     """
     if Path(page).suffix != ".md":
         raise ValueError(f"page is {page!r}; it must be a Markdown file, such as {PAGE}")
+    for file in (Path(page), Path(page).with_suffix(".json")):
+        if file.is_dir():
+            raise ValueError(f"page is {page!r}, and {file} is a folder; give another name")
     workspace, wanted, figures = prepare(runs), read_table(table), Path(page).with_suffix(".json")
     check_writable(Path(page).absolute().parent)
     dense = resolve(model or wanted.model, "", workspace)

@@ -64,6 +64,32 @@ def check_types(flow: Callable[..., Any], parameters: dict[str, Any]) -> None:
                 raise ValueError(f"{name} is {first['input']!r}; {first['msg'].lower()}") from None
 
 
+def check_new_file(out: Path | None) -> None:
+    """Refuse, before long work, a name that cannot be a file's; None where none is written.
+
+    Raises:
+        FileNotFoundError: its folder does not exist.
+        ValueError: it is a folder.
+    """
+    if out is None:
+        return
+    if not out.absolute().parent.is_dir():
+        raise FileNotFoundError(f"the folder of {out} does not exist; make it first")
+    if out.is_dir():
+        raise ValueError(f"{out} is a folder; give the name of a file in it")
+
+
+def check_new_folder(out: Path | None) -> None:
+    """Refuse, before long work, a name that cannot be a folder's; None where nothing is written.
+
+    Raises:
+        ValueError: a file stands in its way.
+    """
+    for place in (out, *out.absolute().parents) if out else ():
+        if place.exists() and not place.is_dir():
+            raise ValueError(f"{place} is a file; give the name of a folder")
+
+
 def find(model: str, revision: str, runs: str = "") -> Path:
     """The local folder of a model; MLflow is imported only where a URI asks for it."""
     from tasks.environment import prepare

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.cli.finding import find, preset_layers
+from flows.cli.finding import check_new_file, check_new_folder, find, preset_layers
 from flows.cli.flags import config_from, flags, given
 from slimgpt.config import EvalConfig, PruneConfig
 
@@ -155,6 +155,7 @@ def inspect(folder: Path, *, json: bool = False, plots: Path | None = None) -> N
     """
     from flows.cli import show
 
+    check_new_folder(plots)
     if plots is not None:
         from deploy.report.plots import layer_plots
         from slimgpt.files import write_atomically
@@ -183,8 +184,7 @@ def evaluate(
     from slimgpt.evaluation.metrics import documents
     from slimgpt.files import write_atomically
 
-    if out is not None and not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {out} does not exist; make it first")
+    check_new_file(out)
     result = run(find(model, revision), config, on_progress=lambda text: print(text, file=sys.stderr))
     rows = []
     for name, value in result.metrics.items():

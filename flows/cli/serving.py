@@ -13,7 +13,7 @@ from cyclopts import Parameter
 
 from deploy.bench.config import MEASURED, BenchConfig
 from deploy.serving.server import ServeConfig
-from flows.cli.finding import find
+from flows.cli.finding import check_new_file, check_new_folder, find
 from flows.cli.flags import config_from, flags, given
 from slimgpt.files import exists
 
@@ -88,6 +88,7 @@ def bench(
         runs: Folder of the runs, whose registry holds the models; ./runs or SLIMGPT_RUNS by default.
     """
     config = config_from(BenchConfig(), given(options))
+    check_new_folder(workdir)
     from deploy.bench.paired import compare
     from deploy.engines.availability import vllm_obstacle
     from deploy.report.comparison import HEADER, bench_note, bench_rows
@@ -142,8 +143,7 @@ def latency(
 
     if reason := vllm_obstacle():
         raise ValueError(reason)
-    if out is not None and not out.absolute().parent.is_dir():
-        raise FileNotFoundError(f"the folder of {out} does not exist; make it first")
+    check_new_file(out)
     table = measure_latency(find(model, revision, runs), config, lambda text: print(text, file=sys.stderr))
     if out is not None:
         write_atomically(out, json_bytes(table.to_dict()))

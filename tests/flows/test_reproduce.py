@@ -114,3 +114,11 @@ def test_the_command_line_and_its_dry_run(place, monkeypatch, capsys):
             ["reproduce", "llama-2-7b", "--model", "tiny", "--measures", "mmlu", "--dry-run"],
             result_action="return_value",
         )
+
+
+@pytest.mark.parametrize("taken", ["page.md", "page.json"])
+def test_a_folder_in_the_pages_place_is_refused_before_the_first_run(tmp_path, taken):
+    (tmp_path / taken).mkdir()
+    with pytest.raises(ValueError, match=f"page is .*, and {tmp_path}/{taken} is a folder; give another name"):
+        reproduce.fn("llama-7b", page=str(tmp_path / "page.md"), runs=str(tmp_path / "runs"))
+    assert not (tmp_path / "runs").exists()

@@ -284,6 +284,25 @@ def test_eval_prints_and_writes_its_figures(slimgpt, dense, tmp_path):
     assert json.loads((tmp_path / "eval.json").read_text())["metrics"]["python/perplexity"] > 1
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["eval", "DENSE", "--out", "."], ". is a folder; give the name of a file in it"),
+        (["eval", "DENSE", "--out", "none/eval.json"], "the folder of none/eval.json does not exist; make it first"),
+        (["inspect", "DENSE", "--plots", "file"], "file is a file; give the name of a folder"),
+        (["inspect", "DENSE", "--plots", "file/plots"], "file is a file; give the name of a folder"),
+        (["bench", "DENSE", "DENSE", "--workdir", "file"], "file is a file; give the name of a folder"),
+    ],
+)
+def test_what_cannot_be_written_is_refused_before_anything_is_measured(
+    slimgpt, dense, tmp_path, monkeypatch, words, message
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("slimgpt.evaluation.harness.evaluate", lambda *_, **__: pytest.fail("it was measured"))
+    (tmp_path / "file").touch()
+    assert message in one_line(slimgpt(*(dense if word == "DENSE" else word for word in words)))
+
+
 def test_what_a_config_file_may_hold(slimgpt, tmp_path):
     file = tmp_path / "c.yaml"
     assert "does not exist" in one_line(slimgpt("compress", "--config", file))
