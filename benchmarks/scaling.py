@@ -65,7 +65,12 @@ def counted(shape: Shape, config: PruneConfig, *, cpu: bool, place: Place, proce
     )
     embedding, pruned = shape.vocab_size * shape.hidden_size, planned_shapes(config, dense)
     count = partial(
-        estimate, dense, pruned, embedding=embedding, parameters=2 * embedding + sum(s.parameters for s in pruned)
+        estimate,
+        dense,
+        pruned,
+        embedding=embedding,
+        embedding_bytes=embedding * setting.stored,
+        weight_bytes=(2 * embedding + sum(s.parameters for s in pruned)) * setting.stored,
     )
     if not cpu:  # what is free is for channel activations
         setting = replace(setting, keep=max(0, CARD - count(setting).device))

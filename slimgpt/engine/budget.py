@@ -8,6 +8,7 @@ from slimgpt.config import MAX_RATIO, PruneConfig
 from slimgpt.method.allocation import planned_shapes, width_bounds
 from slimgpt.method.latency import LatencyTable, SpeedTarget
 from slimgpt.method.shapes import LayerShape
+from slimgpt.quantities import BYTES, COUNTS, written
 
 STEP = 0.005  # between ratios that are tried where widths cannot meet one
 
@@ -18,7 +19,7 @@ def within_budget(
     parameters: Callable[[list[LayerShape]], int],
     *,
     item: int,
-    headers: int,
+    beside: int,
 ) -> PruneConfig:
     """The config with the ratio that meets its target, and no target; itself where it has none.
 
@@ -29,8 +30,9 @@ def within_budget(
         config: may have a target.
         shapes: widths of the layers as they are.
         parameters: of the whole model with these widths.
-        item: bytes of a stored weight.
-        headers: bytes of the weight files beside the weights.
+        item: bytes of a stored projection weight, the least where they differ: what goes saves so much at least.
+        beside: bytes of the weight files beside ``item`` for each parameter: headers, and what tensors of another dtype
+            take more; below 0 where they take less.
 
     Raises:
         ValueError: when the model is small enough already, or cannot become so small; the message names the nearest.
@@ -39,14 +41,15 @@ def within_budget(
         return config
     bare = replace(config, target_size="", target_parameters="")
     name, target = config.target
-    unit = item if name == "target_size" else 1
-    target -= headers if name == "target_size" else 0
+    sized = name == "target_size"
+    unit, beside = (item, beside) if sized else (1, 0)
+    target = (target - beside) / unit  # in parameters from here on
     dense, projections = parameters(list(shapes)), sum(shape.parameters for shape in shapes)
     chosen = config.schedule == "nats"  # never removes less than the ratio
     reserve = 0 if chosen else max(shape.channel_parameters for shape in shapes) * config.ffn_multiple // 2
 
-    def shown(count: float) -> str:
-        return f"{count * unit / 1e6:,.1f} {'MB' if name == 'target_size' else 'M'}"
+    def shown(*counts: float) -> list[str]:
+        return written([math.ceil(count * unit + beside) for count in counts], BYTES if sized else COUNTS)
 
     def left_at(ratio: float) -> float:
         """Parameters of the planned model; infinite where widths cannot meet this ratio."""
@@ -56,9 +59,10 @@ def within_budget(
         except ValueError:
             return math.inf
 
-    wanted = target / unit - reserve
-    if target / unit >= dense:
-        raise ValueError(f"{name} is {shown(target / unit)}; the model has {shown(dense)}: there is nothing to prune")
+    wanted = target - reserve
+    if target >= dense:
+        asked, has = shown(target, dense)
+        raise ValueError(f"{name} is {asked}; the model has {has}: there is nothing to prune")
     ratio = _rounded((dense - wanted) / projections)
     while ratio <= MAX_RATIO:
         left = left_at(ratio)
@@ -68,8 +72,9 @@ def within_budget(
     least = min(left_at(i * STEP) for i in range(1, round(MAX_RATIO / STEP) + 1))
     if least == math.inf:
         planned_shapes(replace(bare, ratio=MAX_RATIO), shapes)  # raises, and says why
+    asked, smallest = shown(target, least + reserve)
     raise ValueError(
-        f"{name} is {shown(target / unit)}; the smallest that these options reach is {shown(least + reserve)}: "
+        f"{name} is {asked}; the smallest that these options reach is {smallest}: "
         "ask for no less, or lower ffn_multiple and head_multiple"
     )
 

@@ -37,7 +37,7 @@ class Setting:
         samples, seq_len: calibration sequences of all processes, and their length.
         block_tokens: tokens that pass a layer at once.
         item: bytes of a number in the forward passes.
-        stored: bytes of a stored weight.
+        stored: bytes of a stored weight of a layer.
         keep: bytes at most for one layer's channel activations of all tokens.
         cpu: whether device memory is host memory.
         place: where activations wait between layers: device, host or disk.
@@ -102,7 +102,13 @@ class Cost:
 
 
 def estimate(
-    dense: list[LayerShape], pruned: list[LayerShape], setting: Setting, *, embedding: int, parameters: int
+    dense: list[LayerShape],
+    pruned: list[LayerShape],
+    setting: Setting,
+    *,
+    embedding: int,
+    embedding_bytes: int,
+    weight_bytes: int,
 ) -> Cost:
     """The cost of pruning a model of these layers.
 
@@ -111,7 +117,8 @@ def estimate(
         pruned: layers as they will be.
         setting: tokens, dtypes, place.
         embedding: parameters of the token embedding.
-        parameters: of the whole pruned model.
+        embedding_bytes: of it, as stored.
+        weight_bytes: of the whole pruned model, as stored.
     """
     s, pairs = setting, list(zip(dense, pruned, strict=True))
     width = max(shape.num_heads * shape.head_dim for shape in dense)
@@ -121,7 +128,7 @@ def estimate(
     layer = max(shape.parameters for shape in dense)
     # as stored, and the pruned copy on its way into a file; at the end the embedding takes that way
     # beside a GPU the next one is read, and the last one written, while a layer is at work
-    stored = max((2 if s.cpu else 4) * layer * s.stored, 2 * embedding * s.stored)
+    stored = max((2 if s.cpu else 4) * layer * s.stored, 2 * embedding_bytes)
     if s.price_samples:  # with the roots of its maps' curvatures, in float32
         stored += (1 if s.cpu else 2) * 8 * dense[0].hidden_size ** 2
     copy = 0 if s.cpu and s.item == s.stored else layer * s.item
@@ -148,10 +155,10 @@ def estimate(
         moved=4 * (len(dense) * waiting + streams) if away else 0,
         reduced=sum(4 * (a**2 + f**2) for a, f in map(_columns, dense)) if s.processes > 1 else 0,
         read=2 * s.stored * sum(shape.parameters for shape in dense),  # once for the checksum of the whole model
-        written=parameters * s.stored,
+        written=weight_bytes,
         device=device,
         host=host,
-        disk=parameters * s.stored + (s.processes * held if s.place == "disk" else 0),
+        disk=weight_bytes + (s.processes * held if s.place == "disk" else 0),
     )
 
 

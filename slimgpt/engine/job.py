@@ -1,6 +1,7 @@
 """A model and the config it is pruned with: the checks before any work, the widths, what the work costs."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import replace
 from functools import cached_property
 from math import prod
@@ -78,8 +79,8 @@ class Job:
             self.config,
             self.shapes,
             self.parameters,
-            item=self.shards_itemsize,
-            headers=HEADER_BYTES * len(self.shards.names()),
+            item=min(self._projection_items),
+            beside=self._bytes_beside(),
         )
         self.planned = planned_shapes(self.config, self.shapes)
 
@@ -146,15 +147,19 @@ class Job:
         return [n for n in rest if "embed_tokens" in n], [n for n in rest if "embed_tokens" not in n]
 
     @cached_property
-    def _other_parameters(self) -> int:
-        """Parameters that pruning never touches: all but the projections."""
+    def _other_names(self) -> list[str]:
+        """Names of the tensors that pruning never touches: all but the projections."""
         names = [name for part in self.rest_names() for name in part]
         rows = {f"{projection}.weight" for projection in self.family.rows} | {f"{p}.bias" for p in self.family.rows}
         columns = {f"{self.family.output}.weight", f"{self.family.down}.weight"}
         for i in range(len(self.shapes)):
             prefix = f"{self.family.layers}.{i}."
             names += [name for name in self.layer_names(i) if name.removeprefix(prefix) not in rows | columns]
-        return sum(prod(self.shards.shape(name)[0]) for name in names)
+        return names
+
+    @cached_property
+    def _other_parameters(self) -> int:
+        return sum(prod(self.shards.shape(name)[0]) for name in self._other_names)
 
     def parameters(self, shapes: list[LayerShape]) -> int:
         """Parameters of the whole model with these layer shapes."""
@@ -185,7 +190,7 @@ class Job:
             seq_len=c.seq_len,
             block_tokens=c.block_tokens,
             item=self.dtype.itemsize,
-            stored=self.shards_itemsize,
+            stored=max(self._projection_items),
             keep=0,
             cpu=self.device.type == "cpu",
             place=place,
@@ -203,23 +208,42 @@ class Job:
         return choose_place(self.config.activations, self.device, need)
 
     def _cost(self, setting: Setting) -> Cost:
-        embedding = sum(prod(self.shards.shape(name)[0]) for name in self.rest_names()[0])
+        embeddings = self.rest_names()[0]
         return estimate(
             self.shapes,
             self.planned,
             setting,
-            embedding=embedding,
-            parameters=self.parameters(self.planned),
+            embedding=sum(prod(self.shards.shape(name)[0]) for name in embeddings),
+            embedding_bytes=self.shards.size(embeddings),
+            weight_bytes=self.weight_bytes(self.planned),
         )
 
-    def weight_bytes(self) -> int:
-        """Size of the pruned weight files."""
-        return self.parameters(self.planned) * self.shards_itemsize
+    def weight_bytes(self, shapes: list[LayerShape]) -> int:
+        """Bytes of the whole model's weights with these layer shapes, each tensor in its own dtype."""
+        return self.shards.size(self._other_names) + sum(n * item for n, item in self._projection_tensors(shapes))
+
+    def _projection_tensors(self, shapes: list[LayerShape]) -> Iterator[tuple[int, int]]:
+        """Numbers in each tensor that pruning makes smaller, and bytes of one: checkpoints may mix dtypes."""
+        names = (*self.family.rows, self.family.output, self.family.down)
+        for i, shape in enumerate(shapes):
+            for projection, (rows, columns) in zip(names, self.family.matrices(shape), strict=True):
+                name = f"{self.family.layers}.{i}.{projection}"
+                yield rows * columns, self.shards.shape(f"{name}.weight")[1].itemsize
+                if projection in self.family.rows and f"{name}.bias" in self._names:
+                    yield rows, self.shards.shape(f"{name}.bias")[1].itemsize
 
     @cached_property
-    def shards_itemsize(self) -> int:
-        """Bytes per stored weight."""
-        return self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1].itemsize
+    def _projection_items(self) -> set[int]:
+        """Bytes of a projection's stored number: one size, unless the projections themselves differ."""
+        return {item for _, item in self._projection_tensors(self.shapes)}
+
+    def _bytes_beside(self) -> int:
+        """What the weight files hold beside the projections' item size for each parameter.
+
+        That is headers, and what all other tensors take more; it is below 0 where they take less.
+        """
+        more = self.weight_bytes(self.shapes) - min(self._projection_items) * self.parameters(self.shapes)
+        return HEADER_BYTES * len(self._names) + more
 
     def check_space(self, out: Path) -> None:
         """Refuse to start where the disk cannot hold the result.
@@ -229,6 +253,6 @@ class Job:
         """
         free = free_bytes(out)
         already = sum(p.stat().st_size for p in out.glob("*.safetensors")) if out.is_dir() else 0
-        need = int(1.02 * self.weight_bytes()) + (16 << 20) - already
+        need = int(1.02 * self.weight_bytes(self.planned)) + (16 << 20) - already
         if free < need:
             raise OSError(f"the disk of {out} has {free / 1e9:.2f} GB free; the pruned model needs {need / 1e9:.2f} GB")

@@ -57,7 +57,7 @@ def memory_bytes(job: RecoveryJob) -> int:
     if job.teacher is not None:
         teacher = sum(s.parameters for s in layer_shapes(read_config(job.teacher.folder))) * item
     embeddings = 2 * job.model_config.vocab_size * job.model_config.hidden_size * item
-    own = job.weight_bytes // job.stored_item * (4 if c.trainable == "all" else item)
+    own = job.parameters * (4 if c.trainable == "all" else item)
     trained = job.trained * (4 + 4 + 8)  # itself, its gradient, two moments
     tokens = min(c.batch_size * c.seq_len, max(c.seq_len, c.block_tokens))
     residual = 4 if c.trainable == "all" else item

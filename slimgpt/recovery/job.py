@@ -115,19 +115,15 @@ class RecoveryJob:
     @property
     def weight_bytes(self) -> int:
         """Of the student's weight files."""
-        return self.shards.bytes - self._pruned_until_then * self.stored_item
+        output = f"{self.family.layers}.0.{self.family.output}.weight"  # projections alone go, at their size
+        return self.shards.bytes - self._pruned_until_then * self.shards.shape(output)[1].itemsize
 
     @property
     def disk_bytes(self) -> int:
         """Of the result and of the states of the training."""
-        entire = self.weight_bytes * _FLOAT32 // self.stored_item if self.config.trainable == "all" else 0
+        entire = self.parameters * _FLOAT32 if self.config.trainable == "all" else 0
         state = self.trained * _ADAM + (entire or self.trained * _FLOAT32)
         return int(1.02 * self.weight_bytes) + KEPT_STATES * state + (16 << 20)
-
-    @property
-    def stored_item(self) -> int:
-        """Bytes of a stored weight."""
-        return self.shards.shape(self.shards.names()[0])[1].itemsize
 
     def check_space(self, out: Path) -> None:
         """Refuse to start where the disk cannot hold the result and the states of the training.

@@ -2,7 +2,7 @@
 
 import pytest
 
-from slimgpt.quantities import BYTES, COUNTS, read_quantity
+from slimgpt.quantities import BYTES, COUNTS, read_quantity, written
 
 
 @pytest.mark.parametrize(
@@ -30,3 +30,19 @@ def test_others_are_refused_with_an_example(text):
 def test_other_counts_are_refused_and_a_whole_number_is_offered(text):
     with pytest.raises(ValueError, match=f"x is '{text}'; it must be a whole number, or a number and k, M, B or T"):
         read_quantity(text, COUNTS, "x")
+
+
+@pytest.mark.parametrize(
+    ("numbers", "units", "texts"),
+    [
+        ([370_000, 430_040], BYTES, ["370.0 kB", "430.1 kB"]),
+        ([1_240_000, 1_243_000], BYTES, ["1.24 MB", "1.25 MB"]),
+        ([500, 999_999, 13_480_000_000], BYTES, ["0.5 kB", "1,000.0 kB", "13.5 GB"]),
+        ([10_000, 5_440_000_000], COUNTS, ["10.0 k", "5.5 B"]),
+        ([7, 7], COUNTS, ["0.1 k", "0.1 k"]),
+    ],
+)
+def test_compared_numbers_are_written_apart_and_never_too_small(numbers, units, texts):
+    assert written(numbers, units) == texts
+    for text, number in zip(texts, numbers, strict=True):
+        assert read_quantity(text.replace(",", ""), units, "x") >= number

@@ -66,7 +66,7 @@ def test_the_paper_s_model_comes_to_the_paper_s_number_of_parameters(name):
     assert table.is_own(total(shape, dense))
     for attempt in attempts_of(table, ReproduceConfig(), total(shape, dense)):
         if attempt.prune is not None:
-            config = within_budget(attempt.prune, dense, lambda layers: total(shape, layers), item=2, headers=0)
+            config = within_budget(attempt.prune, dense, lambda layers: total(shape, layers), item=2, beside=0)
             reached = total(shape, planned_shapes(config, dense))
             wanted = attempt.run.figures["paper"]["pruned"]["parameters"]
             assert reached == pytest.approx(read_quantity(wanted, COUNTS, "parameters"), rel=0.01)
@@ -79,7 +79,7 @@ def test_the_first_and_last_ratios_of_llama_7b_are_those_of_the_paper_s_appendix
     ends = {}
     for attempt in attempts_of(read_table("llama-7b"), ReproduceConfig(), total(shape, dense)):
         if attempt.prune is not None:
-            config = within_budget(attempt.prune, dense, lambda layers: total(shape, layers), item=2, headers=0)
+            config = within_budget(attempt.prune, dense, lambda layers: total(shape, layers), item=2, beside=0)
             ratios = layer_ratios(config, [layer.parameters for layer in dense])
             ends[attempt.run.name] = ratios[0], ratios[-1]
     assert ends["p20"] == pytest.approx((0.0625, 0.25), abs=0.003)

@@ -4,6 +4,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.config import PruneConfig
@@ -49,6 +51,60 @@ def test_the_result_keeps_within_the_target_and_comes_close(large, tmp_path, tin
     assert load_report(tmp_path / "out") == report
 
 
+def in_layers(name: str) -> bool:
+    return name.startswith("model.layers.")
+
+
+WIDER = {  # what is stored in float32 while all else is bfloat16
+    "embeddings": lambda name: not in_layers(name),
+    "layers": in_layers,
+    "some projections": lambda name: "layers.0." in name or "gate_proj" in name,
+}
+
+
+def write_mixed(folder: Path, wider: str) -> Path:
+    write_dense(folder, dtype=torch.bfloat16)
+    tensors = load_file(folder / "model.safetensors")
+    mixed = {name: tensor.float() if WIDER[wider](name) else tensor for name, tensor in tensors.items()}
+    save_file(mixed, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("schedule", ["nats", "log"])
+@pytest.mark.parametrize(("wider", "most", "item"), [("embeddings", 340, 2), ("layers", 550, 4)])
+def test_a_size_is_kept_where_dtypes_are_mixed_and_by_no_more_than_a_step(
+    tmp_path, tiny_config, schedule, wider, most, item
+):
+    """Only projections go, so what goes counts at their size; the dry run says the bytes that are written."""
+    dense = write_mixed(tmp_path / "dense", wider)
+    config = tiny_config(ratio=0.25, schedule=schedule, ffn_multiple=8, target_size=f"{most}kB")
+    planned = plan(dense, config, measure=True, estimate_seconds=False)
+    report = prune(dense, tmp_path / "out", config)
+    written, headers = size_of(tmp_path / "out"), 160 * len(load_file(dense / "model.safetensors"))
+    step = 8 * 3 * 64 * item  # bytes of the smallest change of an FFN
+    assert 1000 * most - step - headers < written <= 1000 * most
+    weights = sum(
+        tensor.nbytes for file in (tmp_path / "out").glob("*.safetensors") for tensor in load_file(file).values()
+    )
+    assert planned.bytes_after == weights
+    assert report.requested == {"size": 1000 * most}
+
+
+def test_a_size_is_kept_where_projections_differ_among_themselves(tmp_path, tiny_config):
+    """What goes may all be of the smaller kind."""
+    dense = write_mixed(tmp_path / "dense", "some projections")
+    prune(dense, tmp_path / "out", tiny_config(ratio=0.25, schedule="nats", ffn_multiple=8, target_size="400kB"))
+    assert 250_000 < size_of(tmp_path / "out") <= 400_000
+
+
+def test_small_sizes_are_said_so_that_they_differ(tmp_path):
+    dense = write_mixed(tmp_path / "dense", "embeddings")
+    with pytest.raises(ValueError, match=r"target_size is 440\.0 kB; the model has 43\d\.\d kB: there is nothing"):
+        plan(dense, PruneConfig(ffn_multiple=8, calibration="python", target_size="440kB"))
+    with pytest.raises(ValueError, match=r"target_size is 100\.0 kB; the smallest .* reach is 1\d\d\.\d kB: ask"):
+        plan(dense, PruneConfig(ffn_multiple=8, calibration="python", target_size="100kB"))
+
+
 @pytest.mark.parametrize("case", CASES)
 def test_every_family_keeps_within_the_target(case, tmp_path):
     """Biases go with their units, and embeddings stay."""
@@ -64,13 +120,11 @@ def test_what_cannot_be_reached_is_refused_with_the_nearest_that_can(large):
         large, PruneConfig(ffn_multiple=8, calibration="python"), estimate_seconds=False
     ).parameters_before
     config = PruneConfig(ffn_multiple=8, calibration="python", target_parameters="10k")
-    with pytest.raises(ValueError, match=r"target_parameters is 0\.0 M; the smallest that .* is (\S+) M: ask") as error:
+    with pytest.raises(ValueError, match=r"target_parameters is 10\.0 k; the smallest .* is (\S+) k: ask") as error:
         plan(large, config)
-    smallest = float(str(error.value).split(" reach is ")[1].split()[0])
-    plan(large, replace(config, target_parameters=f"{smallest + 0.1:.1f}M"), estimate_seconds=False)
-    with pytest.raises(
-        ValueError, match=r"target_size is 900,000\.0 MB; the model has \S+ MB: there is nothing to prune"
-    ):
+    smallest = str(error.value).split(" reach is ")[1].split(":")[0].replace(",", "")
+    plan(large, replace(config, target_parameters=smallest), estimate_seconds=False)
+    with pytest.raises(ValueError, match=r"target_size is 900\.0 GB; the model has \S+ MB: there is nothing to prune"):
         plan(large, PruneConfig(target_size="900GB"))
     with pytest.raises(ValueError, match="there is nothing to prune"):
         plan(large, PruneConfig(target_parameters=f"{parameters / 1e3}k"))

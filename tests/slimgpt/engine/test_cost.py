@@ -28,7 +28,7 @@ SETTING = Setting(samples=3, seq_len=16, block_tokens=32, item=4, stored=2, keep
 
 
 def cost_of(dense, pruned, setting):
-    return estimate(dense, pruned, setting, embedding=1000, parameters=10_000)
+    return estimate(dense, pruned, setting, embedding=1000, embedding_bytes=2000, weight_bytes=20_000)
 
 
 def test_forward_pass_operations_equal_torchs_count(dense):

@@ -1,6 +1,8 @@
 """What a training takes, known before it: widths, defaults that go with the tokens."""
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.checkpoints.origins import read_config
@@ -9,6 +11,7 @@ from slimgpt.engine.pruner import prune
 from slimgpt.recovery.cost import memory_bytes
 from slimgpt.recovery.job import RecoveryJob
 from tests.tiny_families import write_family
+from tests.tiny_models import write_dense
 
 
 @pytest.mark.parametrize("trainable", ["lora", "all"])
@@ -23,6 +26,17 @@ def test_what_is_planned_before_the_pruning_is_what_is_planned_behind_it(family,
     assert memory_bytes(before) == pytest.approx(memory_bytes(behind), rel=1e-4)  # the files' headers
     assert before.disk_bytes == pytest.approx(behind.disk_bytes, rel=1e-3)
     assert before.trained < RecoveryJob(dense, config, dense, layer_shapes(read_config(dense))).trained
+
+
+def test_the_weights_to_come_are_known_where_embeddings_are_stored_in_another_dtype(tiny_config, tmp_path):
+    dense, pruned = write_dense(tmp_path / "dense", dtype=torch.bfloat16), tmp_path / "pruned"
+    tensors = load_file(dense / "model.safetensors")
+    tensors["model.embed_tokens.weight"] = tensors["model.embed_tokens.weight"].float()
+    save_file(tensors, dense / "model.safetensors", metadata={"format": "pt"})
+    prune(dense, pruned, tiny_config(ratio=0.5))
+    config = RecoverConfig(tokens="1024", seq_len=32, dtype="float32")
+    before = RecoveryJob(dense, config, dense, layer_shapes(read_config(pruned)))
+    assert before.weight_bytes == pytest.approx(RecoveryJob(pruned, config, dense).weight_bytes, rel=0.01)
 
 
 def test_several_processes_have_a_sequence_each_by_default():
