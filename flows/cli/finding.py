@@ -31,16 +31,14 @@ def flow_parameters(
         file: a YAML file, or "".
         sections: parameter -> its default config.
         flags: parameter -> the flags that were given for it.
-        plain: the other parameters; None where not given.
+        plain: the other parameters; None where not given. A key that the file leaves empty is not given either.
         preset: of the section ``prune``.
 
     Raises:
         FileNotFoundError, ValueError: as ``read_config_file`` and the configs raise.
     """
     from_file = read_config_file(file, sections, tuple(plain)) if file else {}
-    parameters: dict[str, Any] = {
-        key: value if isinstance(value, list) else str(value) for key, value in from_file.items() if key in plain
-    }
+    parameters = {key: value for key, value in from_file.items() if key in plain and value is not None}
     parameters |= {key: value for key, value in plain.items() if value is not None}
     layers = {key: [from_file.get(key, {}), given(flags[key])] for key in sections}
     layers["prune"] = preset_layers(preset, *layers["prune"])
@@ -53,15 +51,27 @@ def check_types(flow: Callable[..., Any], parameters: dict[str, Any]) -> None:
     Raises:
         ValueError: naming the parameter, the value and what it can be.
     """
-    from pydantic import TypeAdapter, ValidationError
-
     for name, hint in typing.get_type_hints(flow, include_extras=True).items():
         if name in parameters:
-            try:
-                TypeAdapter(hint).validate_python(parameters[name])
-            except ValidationError as error:
-                first = error.errors()[0]
-                raise ValueError(f"{name} is {first['input']!r}; {first['msg'].lower()}") from None
+            check_type(name, parameters[name], hint)
+
+
+def check_type(name: str, value: Any, hint: Any) -> None:
+    """Check one value for a flow.
+
+    Raises:
+        ValueError: naming the parameter, the value and what it can be.
+    """
+    from pydantic import TypeAdapter, ValidationError
+
+    try:
+        TypeAdapter(hint).validate_python(value)
+    except ValidationError as error:
+        first = error.errors()[0]
+        # YAML reads a commit of digits, or a name such as "on", as something else than text
+        quoted = first["type"] == "string_type" and not isinstance(first["input"], list | dict)
+        remedy = "; put it in quotes" if quoted else ""
+        raise ValueError(f"{name} is {first['input']!r}; {first['msg'].lower()}{remedy}") from None
 
 
 def check_new_file(out: Path | None) -> None:

@@ -91,14 +91,14 @@ def config_from(defaults: Any, *layers: dict[str, Any], where: str = "") -> Any:
 
 
 def several(key: str, value: Any, kind: type) -> tuple[Any, ...]:
-    """A list of names or numbers, given as one text "a,b,c" or as a list.
+    """A list of names or numbers, given as one text "a,b,c", as one number or as a list. Empty parts are left out.
 
     Raises:
         ValueError: naming the key and the value.
     """
-    parts = [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+    parts = [part.strip() for part in str(value).split(",")] if isinstance(value, str | int | float) else value
     try:
-        return tuple(kind(part) for part in parts)
+        return tuple(kind(part) for part in parts if part not in ("", None))  # YAML's empty item is None
     except (TypeError, ValueError):
         raise ValueError(
             f"{key} is {value!r}; it must be a list of {'numbers' if kind is float else 'names'}"

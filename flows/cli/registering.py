@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from flows.cli.finding import check_types, flow_parameters
+from flows.cli.finding import check_type, check_types, flow_parameters
 from flows.cli.flags import WholeNumber, config_from, flags, given, read_config_file, several
 from flows.defaults import BENCH, EVALUATION, PRUNE, QUANTIZE, RECOVER, REGISTRY
 from tasks.registry.gates import GateConfig
@@ -70,6 +70,7 @@ def compress(
             parameters[key] = several(key, parameters[key], kind)
     from tasks.environment import prepare
 
+    check_type("runs", parameters.get("runs", ""), str)  # the flow, which has all types, needs prepare() first
     prepare(parameters.get("runs", ""))
     from deploy.report.comparison import HEADER, notes, rows
     from flows.cli import show

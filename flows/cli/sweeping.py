@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from flows.cli.finding import check_types, flow_parameters
+from flows.cli.finding import check_type, check_types, flow_parameters
 from flows.cli.flags import flags, several
 from flows.cli.registering import CompressBench, CompressEval, CompressRecover, CompressRegistry
 from flows.defaults import BENCH, EVALUATION, PRUNE, RECOVER, REGISTRY, SWEEP
@@ -50,6 +50,7 @@ def sweep(
         parameters["models"] = several("models", parameters["models"], str)
     from tasks.environment import prepare
 
+    check_type("runs", parameters.get("runs", ""), str)  # the flow, which has all types, needs prepare() first
     prepare(parameters.get("runs", ""))
     from deploy.report.pareto import HEADER
     from flows.cli import show

@@ -14,7 +14,9 @@ from transformers import LlamaConfig
 
 from deploy.engines.availability import vllm_obstacle
 from flows.cli import app as cli
-from flows.cli.flags import config_from
+from flows.cli.finding import flow_parameters
+from flows.cli.flags import config_from, several
+from flows.cli.sweeping import SweepPrune
 from slimgpt.config import EvalConfig, PruneConfig
 from tests.tiny_models import write_dense
 
@@ -315,9 +317,26 @@ def test_what_a_config_file_may_hold(slimgpt, tmp_path):
         "- a": "it must hold the flow's parameters",
         "keep: some": "keep is 'some'; input should be 'last' or 'all'",
         "skip: [benchmark, prune]": "skip is 'prune'; input should be 'evaluate' or 'benchmark'",
+        "revision: 1234567": "revision is 1234567; input should be a valid string; put it in quotes",
     }.items():
         file.write_text(text)
         assert message in one_line(slimgpt("compress", "--config", file))
+    file.write_text("runs: [a]")
+    for command in ("compress", "sweep"):  # the runs folder is needed before the flow, which has the types
+        assert "runs is ['a']; input should be a valid string" in one_line(slimgpt(command, "--config", file))
+
+
+def test_what_a_config_file_leaves_empty_is_not_given(tmp_path):
+    file = tmp_path / "c.yaml"
+    file.write_text("name:\nruns:\nrevision: null\nmodel: tiny\nrounds: 2\nfirst_ratios: 0.3\nmodels: [a]\n")
+    plain = dict.fromkeys(("name", "runs", "revision", "model", "rounds", "first_ratios", "models"))
+    parameters = flow_parameters(str(file), {"prune": PruneConfig()}, {"prune": SweepPrune()}, plain)
+    assert parameters == {
+        **{"model": "tiny", "rounds": 2, "first_ratios": 0.3, "models": ["a"]},
+        "prune": PruneConfig(),
+    }
+    assert several("first_ratios", 0.3, float) == (0.3,)  # a lone number
+    assert several("models", ["a", None], str) == ("a",)
 
 
 def test_flags_win_over_the_file_and_the_file_over_defaults():
