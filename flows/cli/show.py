@@ -9,7 +9,7 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
-out = Console()
+out = Console(markup=False, emoji=False)  # names are the user's: [v1] is no style, and :cat: no picture
 
 
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -24,7 +24,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]]) -> N
 
 def line(text: str) -> None:
     """Print one line as it is: no markup, no wrapping, so that it can be copied."""
-    out.print(text, markup=False, highlight=False, soft_wrap=True)
+    out.print(text, highlight=False, soft_wrap=True)
 
 
 def as_json(data: Any) -> None:

@@ -14,6 +14,7 @@ from transformers import LlamaConfig
 
 from deploy.engines.availability import vllm_obstacle
 from flows.cli import app as cli
+from flows.cli import show
 from flows.cli.finding import flow_parameters
 from flows.cli.flags import config_from, several
 from flows.cli.sweeping import SweepPrune
@@ -390,3 +391,12 @@ def test_prefects_line_per_completed_task_is_left_out_and_failures_are_not(slimg
         for message, shown in (("Finished in state Completed()", False), ("Finished in state Failed('no')", True)):
             record = logger.makeRecord(name, logging.INFO, "engine", 1, message, (), None)
             assert bool(logger.filter(record)) is shown
+
+
+def test_names_are_printed_as_they_are(capsys):
+    names = ["tiny[v1]", "x[/y]", "a:cat:"]  # to rich a style, an end without a beginning, a picture
+    for name in names:
+        show.table(f"{name}: title", (name,), [(f"row {name}",)])
+        show.line(f"line {name}")
+        printed = capsys.readouterr().out
+        assert printed.count(name) == 4 and f"line {name}\n" in printed
