@@ -97,9 +97,10 @@ def compress(
         runs: Folder for the files of all runs; empty for ./runs or SLIMGPT_RUNS.
         dry_run: Check everything, say what each stage would take, and stop.
     """
-    workspace, name = prepare(runs), name or default_name(model)
-    ready = check_request(name, evaluation, workspace, skip)
+    workspace = prepare(runs)
+    ready = check_request(name or default_name(model), evaluation, workspace, skip)
     dense = resolve(model, revision, workspace)
+    name = name or default_name(dense.label)  # behind an id in the registry may be a version with a name
     ready = check_measurable(dense.folder, evaluation, bench, ready)
     check_recovery(recover)
     check_quantization(quantize)

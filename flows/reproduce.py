@@ -22,7 +22,6 @@ from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.weight_files import count_parameters
 from slimgpt.device import compute_dtype, device_name, dtype_name, resolve_device
-from slimgpt.files import exists
 from tasks.environment import RunFolder, Workspace, prepare
 from tasks.preflight.chain import Chain, plan_chain
 from tasks.preflight.disk import check_disk
@@ -75,7 +74,7 @@ def reproduce(
     check_writable(Path(page).absolute().parent)
     dense = resolve(model or wanted.model, "", workspace)
     attempts = attempts_of(wanted, config, count_parameters(dense.folder))
-    source = name_of(dense), dense.checkpoint.digest[:12], *config.protocol
+    source = dense.label, dense.checkpoint.digest[:12], *config.protocol
     attempts = still_to_do(attempts, read_measured(figures), source)
     ready = check_measures(attempts, dense, workspace)
     planned = [plan_run(attempt, ready, dense, workspace) for attempt in attempts]
@@ -211,7 +210,7 @@ def measure(
         run=attempt.run.name,
         ratio=attempt.run.ratio,
         side=side,
-        model=name_of(dense),
+        model=dense.label,
         digest=dense.checkpoint.digest[:12],
         own=attempt.own and config.complete,
         samples_share=config.samples_share,
@@ -225,8 +224,3 @@ def measure(
         commit=commit()[:8],
         versions={package: version(package) for package in _PACKAGES},
     )
-
-
-def name_of(dense: ResolvedModel) -> str:
-    """The model's name without the folders of this machine."""
-    return dense.folder.name if exists(dense.name) else dense.name.rpartition("/")[2]

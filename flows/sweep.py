@@ -121,7 +121,7 @@ def sweep(
         outcome = compare_models(tried, [one.report.comparison for one in measured], grid, folder.root)
         if outcome.chosen is not None:
             best = next(i for i, one in enumerate(tried) if one.point.title == outcome.chosen.title)
-            measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.name))
+            measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.label))
         inputs = {one.one.point.title: _registration(one, registry) for one in measured}
         record = record_sweep.with_options(**ON_NETWORK_FAULTS)
         version = record(outcome, tried, inputs, folder.root, run)

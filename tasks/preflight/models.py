@@ -13,8 +13,8 @@ from slimgpt.checkpoints.source import refuse_revision, resolve_model
 from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.device import compute_dtype, dtype_name, resolve_device
 from tasks.environment import Workspace
-from tasks.registry.fetching import fetch_model
-from tasks.registry.names import is_model_uri
+from tasks.registry.fetching import fetch_model, registered_label
+from tasks.registry.names import is_model_uri, label_of
 from tasks.retrying import ON_NETWORK_FAULTS
 
 Config = TypeVar("Config", PruneConfig, EvalConfig)
@@ -22,10 +22,17 @@ Config = TypeVar("Config", PruneConfig, EvalConfig)
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """A model as the user named it, and the checkpoint behind the name."""
+    """A model as the user named it, the checkpoint behind the name, and a short name for tables and folders.
+
+    The short name is made here: on another machine, such as Dask's, the same path may be no folder.
+    """
 
     name: str
     checkpoint: Checkpoint
+    label: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "label", self.label or label_of(self.name))
 
     @property
     def folder(self) -> Path:
@@ -58,4 +65,8 @@ def settled(config: Config, model: Path) -> Config:
 @task(name="find the model", cache_policy=NO_CACHE, persist_result=False, **ON_NETWORK_FAULTS)
 def resolve(model: str, revision: str, workspace: Workspace) -> ResolvedModel:
     """The checkpoint of ``model``; fetched or converted on the first use."""
-    return ResolvedModel(model, Checkpoint.open(find_model(model, workspace, revision=revision)))
+    checkpoint = Checkpoint.open(find_model(model, workspace, revision=revision))
+    label = label_of(model)
+    if is_model_uri(model) and "@" not in label:  # an id, of a run or of a model, says nothing to people
+        label = registered_label(model, workspace)
+    return ResolvedModel(model, checkpoint, label)

@@ -60,6 +60,16 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
     return folder
 
 
+def registered_label(uri: str, workspace: Workspace) -> str:
+    """``NAME@3`` of the version that holds the model behind ``runs:/ID`` or ``models:/m-ID``; empty where none does."""
+    match = MODEL_URI.fullmatch(uri)
+    assert match is not None
+    client = open_client(workspace)
+    model = _logged_model(client, match["scheme"], match["rest"].strip("/"))
+    versions = client.search_model_versions(f"run_id='{model.source_run_id}'")
+    return next((f"{one.name}@{one.version}" for one in versions if _model_id(one) == model.model_id), "")
+
+
 def _verify(uri: str, folder: Path, registered: str) -> None:
     if not registered:
         logging.getLogger(__name__).warning("%s was registered without a checksum: its files are not verified", uri)
@@ -84,8 +94,11 @@ def _logged_model(client: MlflowClient, scheme: str, rest: str) -> LoggedModel:
     version = named_version(client, rest)
     if version is None:
         return client.get_logged_model(rest)
-    model_id = version.model_id or version.source.removeprefix("models:/")
-    return client.get_logged_model(model_id)
+    return client.get_logged_model(_model_id(version))
+
+
+def _model_id(version: ModelVersion) -> str:
+    return str(version.model_id or version.source.removeprefix("models:/"))
 
 
 def named_version(client: MlflowClient, rest: str) -> ModelVersion | None:

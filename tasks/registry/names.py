@@ -2,10 +2,9 @@
 
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 from slimgpt.checkpoints.source import model_name
-from slimgpt.files import exists
+from slimgpt.files import exists, expanded
 
 ALIAS = "challenger"
 MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
@@ -46,13 +45,24 @@ def check_name(name: str) -> str:
     return name
 
 
+def label_of(model: str) -> str:
+    """A short name for tables and for folders of results: the last part; a path of this machine says nothing to others.
+
+    Of a registered model ``NAME@alias`` or ``NAME@3``, whose last part alone would be ``3``.
+    """
+    if (uri := MODEL_URI.fullmatch(model)) and uri["scheme"] == "models":
+        return uri["rest"].strip("/").replace("/", "@")
+    if not uri and exists(model) and expanded(model).is_dir():
+        # A hub snapshot's folder is named after the commit, "." after nothing.
+        model = model_name(expanded(model))
+    return model.rstrip("/").rsplit("/", 1)[-1] or "model"
+
+
 def default_name(model: str) -> str:
-    """The registered name of what becomes of ``model``: its last part, without what MLflow refuses, and ``-slim``.
+    """The registered name of what becomes of ``model``: its label, without what MLflow refuses, and ``-slim``.
 
     A GGUF file's ending is no part of it: what is registered is no such file.
     """
-    if not is_model_uri(model) and exists(model) and Path(model).is_dir():
-        model = model_name(Path(model))  # a hub snapshot's folder is named after the commit, "." after nothing
-    last = model.rstrip("/").rsplit("/", 1)[-1].partition("@")[0]
+    last = label_of(model).partition("@")[0]
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).removesuffix(".gguf").strip("-._").removesuffix("-slim")
     return f"{name or 'model'}-slim"

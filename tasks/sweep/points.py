@@ -30,7 +30,7 @@ class Point:
     @property
     def model(self) -> str:
         """The dense model's name, without the folder it is in."""
-        return Path(self.dense.name).name
+        return self.dense.label
 
     @property
     def title(self) -> str:
@@ -72,7 +72,7 @@ def grid_of(
     Raises:
         ValueError: naming the point and what is missing, or the models whose names are the same.
     """
-    names = [Path(dense.name).name for dense in models]
+    names = [dense.label for dense in models]
     if twice := sorted({name for name in names if names.count(name) > 1}):
         same = ", ".join(dense.name for dense, name in zip(models, names, strict=True) if name in twice)
         raise ValueError(f"models holds {same}, which have the same name in tables; give their folders different names")
@@ -119,9 +119,9 @@ def check_judgeable(grid: SweepConfig, evaluation: EvalConfig, no_serving: str) 
 
 def title_of(dense: ResolvedModel, config: PruneConfig) -> str:
     """What tables, plots and MLflow call a model that is pruned so."""
-    return f"{Path(dense.name).name} {100 * config.ratio:g}% {config.schedule}"
+    return f"{dense.label} {100 * config.ratio:g}% {config.schedule}"
 
 
 def folder_of(chain: Chain, workspace: Workspace) -> RunFolder:
     """The folder that ``compress`` uses for the same model."""
-    return workspace.run(default_name(chain.dense.name), chain.facts())
+    return workspace.run(default_name(chain.dense.label), chain.facts())

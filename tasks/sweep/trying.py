@@ -1,7 +1,5 @@
 """The points of a sweep: each is pruned and evaluated, on threads or on Dask's workers."""
 
-from pathlib import Path
-
 from prefect import get_run_logger, task
 from prefect.cache_policies import NO_CACHE
 
@@ -38,5 +36,5 @@ def try_dense(
     dense: ResolvedModel, evaluation: EvalConfig, data: tuple[DataUsed, ...], workspace: Workspace
 ) -> EvalResult:
     """The dense model's own figures, which every pruned one's are compared with."""
-    folder = workspace.run(Path(dense.name).name, {"dense": folder_digest(dense.folder)})
+    folder = workspace.run(dense.label, {"dense": folder_digest(dense.folder)})
     return evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, data), folder)

@@ -10,6 +10,7 @@ import pytest
 
 from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
+from tasks.preflight.models import resolve
 from tasks.registry.client import artifact_folder, experiment, make_database, open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
@@ -30,6 +31,9 @@ def workspace(tmp_path, monkeypatch):
         ("smollm2", "smollm2-slim"),
         ("meta-llama/Llama-2-7b-hf", "Llama-2-7b-hf-slim"),
         ("models:/my-slim@champion", "my-slim"),
+        ("models:/my-slim/3", "my-slim"),
+        ("runs:/0123abcd", "0123abcd-slim"),
+        ("runs:/0123abcd/my-slim", "my-slim"),
         ("some/folder:odd name/", "folder-odd-name-slim"),
         ("模型/小", "model-slim"),
         ("files/gemma-3-270m.gguf", "gemma-3-270m-slim"),
@@ -142,6 +146,14 @@ def test_a_runs_folder_of_any_name_gives_back_what_it_took(place, tmp_path, monk
     assert workspace.root in fetched.parents
     assert artifact_folder(open_client(workspace), "slimgpt", workspace) == workspace.mlflow_artifacts
     assert [path.name for path in tmp_path.iterdir() if "%" in path.name and path.name != place] == []
+
+
+def test_a_model_by_its_id_is_called_by_the_version_that_holds_it(workspace, tmp_path):
+    version = finished_run.registered(finished_run.request(finished_run.make(tmp_path), "tiny-slim"), workspace)
+    for uri in ("models:/tiny-slim/1", f"runs:/{version.run_id}", f"models:/{version.model_id}"):
+        assert resolve.fn(uri, "", workspace).label == "tiny-slim@1"
+    open_client(workspace).delete_model_version("tiny-slim", "1")
+    assert resolve.fn(f"runs:/{version.run_id}", "", workspace).label == version.run_id
 
 
 def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):

@@ -74,6 +74,15 @@ def test_every_point_has_a_title_of_its_own():
     assert titles == ["tiny 29% nats", "tiny 12.5% nats", "tiny 12% nats", "tiny 13% nats"]
 
 
+def test_a_folder_is_called_by_its_own_name_and_a_registered_model_by_its(tmp_path, monkeypatch):
+    (tmp_path / "tiny" / "below").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "tiny" / "below")
+    labels = {model: named(model).label for model in ("..", ".", "../below/..", "models:/a/3", "models:/a@b", "o/n")}
+    assert [*labels.values()] == ["tiny", "below", "tiny", "a@3", "a@b", "n"]
+    monkeypatch.setenv("HOME", str(tmp_path / "tiny" / "below"))
+    assert named("~/..").label == "tiny"
+
+
 def test_two_models_of_one_name_are_refused():
     models = [named(model) for model in ("a/tiny", "b/tiny", "b/other")]
     with pytest.raises(ValueError, match="models holds a/tiny, b/tiny, which have the same name in tables"):
