@@ -52,7 +52,7 @@ def label_of(model: str) -> str:
     """
     if (uri := MODEL_URI.fullmatch(model)) and uri["scheme"] == "models":
         return uri["rest"].strip("/").replace("/", "@")
-    if not uri and exists(model) and expanded(model).is_dir():
+    if not uri and exists(expanded(model)) and expanded(model).is_dir():
         # A hub snapshot's folder is named after the commit, "." after nothing.
         model = model_name(expanded(model))
     return model.rstrip("/").rsplit("/", 1)[-1] or "model"
