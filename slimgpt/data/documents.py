@@ -1,4 +1,4 @@
-"""Documents in bounded memory, however large the files are that they come from."""
+"""Documents in bounded memory, however many there are: one at a time is held, a text file, which is one, entirely."""
 
 import hashlib
 import tempfile

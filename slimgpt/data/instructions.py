@@ -1,10 +1,10 @@
 """Instructions with answers as recovery reads them: prompt and answer apart, since the answers alone are scored."""
 
-import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 
+from slimgpt.data.documents import Documents
 from slimgpt.data.text import ALPACA, Origin, fetched
 from slimgpt.data.text_files import SUFFIXES, read_answered
 
@@ -15,17 +15,22 @@ class Instructions:
 
     Attributes:
         name, origin: as of a ``TextSource``.
-        pairs: prompt in Alpaca's words, and answer.
+        texts: a prompt in Alpaca's words, its answer, the next prompt, and so on, read again each time.
     """
 
     name: str
     origin: Origin
-    pairs: list[tuple[str, str]]
+    texts: Documents
 
-    @cached_property
+    @property
     def sha256(self) -> str:
         """Hex sha256 over prompts and answers."""
-        return hashlib.sha256("\0".join(text for pair in self.pairs for text in pair).encode()).hexdigest()
+        return self.texts.sha256
+
+    def pairs(self) -> Iterator[tuple[str, str]]:
+        """Prompts and their answers."""
+        texts = iter(self.texts)
+        return zip(texts, texts, strict=True)
 
 
 def read_instructions(source: str) -> Instructions:
@@ -37,11 +42,15 @@ def read_instructions(source: str) -> Instructions:
     """
     if source == "alpaca":
         path, origin = fetched(ALPACA)
-        return Instructions("alpaca", origin, list(read_answered(path)))
+        return Instructions("alpaca", origin, _texts(path))
     path = Path(source).expanduser()
     known = tuple(suffix for suffix in SUFFIXES if suffix not in (".txt", ".raw"))
     if not path.name.endswith(known):
         raise ValueError(f"instructions are {source!r}; they must be a {', '.join(known)} file, or alpaca")
     if not path.is_file():
         raise FileNotFoundError(f"instructions {source!r} do not exist; name a file that does, or alpaca")
-    return Instructions(path.name, "file", list(read_answered(path)))
+    return Instructions(path.name, "file", _texts(path))
+
+
+def _texts(path: Path) -> Documents:
+    return Documents(text for pair in read_answered(path) for text in pair)

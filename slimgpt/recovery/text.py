@@ -2,13 +2,12 @@
 
 import hashlib
 import random
+from array import array
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
-
-import torch
-from torch import Tensor
 
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import RecoverConfig
@@ -16,9 +15,9 @@ from slimgpt.data.bos import resolve_bos
 from slimgpt.data.calibration import calibrate, encoded, load_tokenizer, together
 from slimgpt.data.instructions import Instructions, read_instructions
 from slimgpt.data.mixture import parts_of
+from slimgpt.recovery.rows import Row, TokenFile
 
-Row = dict[str, Tensor]
-UNSCORED = -100  # a label that the loss leaves out
+BATCH = 64  # prompts that are tokenised at once: a tokenizer holds a hundred times what comes out of it
 PASSES = 1000  # over the same text at most: who asks for more meant another number
 
 
@@ -33,8 +32,8 @@ class RecoveryText:
         facts: what the lineage says of the text.
     """
 
-    train: list[Row]
-    held_out: list[Row]
+    train: Sequence[Row]
+    held_out: Sequence[Row]
     steps: int
     facts: dict[str, Any]
 
@@ -88,7 +87,7 @@ def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
             f"{part.facts['name']}:{count / wanted:.3g}" for part, (_, count) in zip(parts, named, strict=True)
         )
     random.Random(config.seed).shuffle(train)
-    train = _whole_steps(train, config, facts["name"], len(held_out))
+    train = train[: _in_whole_steps(len(train), config, facts["name"], len(held_out))]
     facts |= {
         "use": "training",
         "num_samples": len(train),
@@ -101,17 +100,23 @@ def _plain(model: Path, config: RecoverConfig) -> RecoveryText:
 def _instructions(model: Path, config: RecoverConfig) -> RecoveryText:
     """Prompts with answers, of which the answers are scored; one that the length cuts off altogether is left out."""
     source = read_instructions("alpaca" if config.text == "auto" else config.text)
-    rows, bos = _tokenised(source, model, config)
-    random.Random(config.seed).shuffle(rows)
-    held_out, rows = rows[: config.held_out], rows[config.held_out :]
-    tokens = sum(len(row["input_ids"]) for row in rows)
-    steps = len(rows) // config.batch_size
+    made, bos = _tokenised(source, model, config)
+    order = array("Q", range(len(made)))
+    random.Random(config.seed).shuffle(order)
+    kept, order = order[: config.held_out], order[config.held_out :]
+    tokens = sum(made.lengths[i] for i in order)
+    steps = len(order) // config.batch_size
     if config.token_count is not None and tokens:
         _check_passes(config.token_count / tokens, tokens, source.name, config)
-        steps = -(-config.token_count * len(rows) // (tokens * config.batch_size))
-    rows = _whole_steps(rows[: steps * config.batch_size], config, source.name, len(held_out))
-    different = sum(len(row["input_ids"]) for row in rows)
-    digest = hashlib.sha256(b"".join(row["input_ids"].numpy().tobytes() for row in (*held_out, *rows)))
+        steps = -(-config.token_count * len(order) // (tokens * config.batch_size))
+    order = order[: steps * config.batch_size]
+    order = order[: _in_whole_steps(len(order), config, source.name, len(kept))]
+    different = sum(made.lengths[i] for i in order)
+    held_out, rows = made.rows(kept), made.rows(order)
+    digest = hashlib.sha256()
+    for part in (held_out, rows):
+        for row in part:
+            digest.update(row["input_ids"].numpy().tobytes())
     return RecoveryText(
         rows,
         held_out,
@@ -132,20 +137,20 @@ def _instructions(model: Path, config: RecoverConfig) -> RecoveryText:
     )
 
 
-def _tokenised(source: Instructions, model: Path, config: RecoverConfig) -> tuple[list[Row], str]:
+def _tokenised(source: Instructions, model: Path, config: RecoverConfig) -> tuple[TokenFile, str]:
     tokenizer = load_tokenizer(model)
     bos = resolve_bos(config.bos, tokenizer, read_config(model).model_type)
     start = [] if bos == "none" else [tokenizer.bos_token_id]
     end = [] if tokenizer.eos_token_id is None else [tokenizer.eos_token_id]
-    prompts, answers = (encoded(tokenizer, list(texts)) for texts in zip(*source.pairs, strict=True))
-    rows = []
-    for prompt, answer in zip(prompts, answers, strict=True):
-        ids = (start + prompt + answer + end)[: config.seq_len]
-        unscored = len(start) + len(prompt)
-        if len(ids) > unscored:
-            labels = [UNSCORED] * unscored + ids[unscored:]
-            rows.append({"input_ids": torch.tensor(ids), "labels": torch.tensor(labels)})
-    return rows, bos
+    made, pairs = TokenFile(), source.pairs()
+    while batch := list(islice(pairs, BATCH)):
+        prompts, answers = (encoded(tokenizer, list(texts)) for texts in zip(*batch, strict=True))
+        for prompt, answer in zip(prompts, answers, strict=True):
+            ids = (start + prompt + answer + end)[: config.seq_len]
+            unscored = len(start) + len(prompt)
+            if len(ids) > unscored:
+                made.add(ids, unscored)
+    return made, bos
 
 
 def _check_passes(passes: float, tokens: int, name: str, config: RecoverConfig) -> None:
@@ -156,12 +161,12 @@ def _check_passes(passes: float, tokens: int, name: str, config: RecoverConfig) 
         )
 
 
-def _whole_steps(rows: list[Row], config: RecoverConfig, name: str, held_out: int) -> list[Row]:
-    """So many that each step has all of its sequences."""
-    count = len(rows) // config.batch_size * config.batch_size
+def _in_whole_steps(sequences: int, config: RecoverConfig, name: str, held_out: int) -> int:
+    """How many of the sequences are used, so that each step has all of its own."""
+    count = sequences // config.batch_size * config.batch_size
     if not count:
         raise ValueError(
-            f"{name} gives {len(rows) + held_out} sequences of {config.seq_len} tokens, of which {held_out} are held "
+            f"{name} gives {sequences + held_out} sequences of {config.seq_len} tokens, of which {held_out} are held "
             f"out; a step takes {config.batch_size}: name a larger text, or lower seq_len, batch_size or held_out"
         )
-    return rows[:count]
+    return count

@@ -17,8 +17,8 @@ from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.config import RecoverConfig
 from slimgpt.files import write_atomically
 from slimgpt.recovery.distillation import mean_kl
+from slimgpt.recovery.rows import UNSCORED, Row
 from slimgpt.recovery.student import take_as_written
-from slimgpt.recovery.text import UNSCORED, Row
 
 EVALUATIONS = 8  # of the held-out text at most, and 8 steps apart; each is also where an interrupted run goes on
 LORA_LOGIT_BYTES = 1 << 30

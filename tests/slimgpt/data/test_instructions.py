@@ -40,10 +40,10 @@ def test_the_same_rows_give_the_same_pairs_as_jsonl_and_as_parquet(tmp_path):
     lines, table = lines_of(tmp_path / "a.jsonl", ROWS), tmp_path / "a.parquet"
     parquet.write_table(pa.Table.from_pylist(ROWS), table)
     first, second = read_instructions(str(lines)), read_instructions(str(table))
-    assert first.pairs == second.pairs
+    assert list(first.pairs()) == list(second.pairs())
     assert first.sha256 == second.sha256
     assert (first.name, first.origin) == ("a.jsonl", "file")
-    (with_input, two), (without, hello) = first.pairs  # one has no answer
+    (with_input, two), (without, hello) = first.pairs()  # one has no answer
     assert (two, hello) == ("2", "Hello")
     assert "### Instruction:\nAdd.\n\n### Input:\n1 1\n\n### Response:\n" in with_input
     assert "### Instruction:\nSay hello.\n\n### Response:\n" in without
@@ -53,7 +53,7 @@ def test_the_same_rows_give_the_same_pairs_as_jsonl_and_as_parquet(tmp_path):
 def test_alpaca_is_read_from_local_data():
     alpaca = read_instructions("alpaca")
     assert (alpaca.name, alpaca.origin) == ("alpaca", "local data")
-    assert len(alpaca.pairs) > 900
+    assert len(list(alpaca.pairs())) > 900
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_as_calibration_text_a_document_is_the_prompt_and_the_answer_behind_it(t
     assert not text.documents.has_chats
     assert calibration_text(str(table)).sha256 == text.sha256
     assert list(calibration_text(str(without_inputs)).documents) == [HELLO]
-    pairs = read_instructions(str(table)).pairs
+    pairs = read_instructions(str(table)).pairs()
     assert ["".join(pair) for pair in pairs] == [ADD, HELLO]
 
 
