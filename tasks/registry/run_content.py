@@ -16,6 +16,7 @@ from deploy.bench.results import BenchReport
 from deploy.report.comparison import Comparison
 from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.harness_tasks import DataUsed
+from slimgpt.files import portable
 from slimgpt.report import LayerReport
 
 _LAYER_METRICS = (
@@ -110,14 +111,15 @@ def _dataset(name: str, sha256: str, origin: str, context: str) -> DatasetInput:
 
 
 def flat(parameters: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of an absolute path only the last part."""
+    """``{"prune": {"ratio": 0.25}}`` -> ``{"prune.ratio": "0.25"}``; of absolute paths only the last parts."""
     flattened: dict[str, str] = {}
     for key, value in parameters.items():
         if isinstance(value, dict):
             flattened |= flat(value, f"{prefix}{key}.")
         else:
-            text = str(list(value) if isinstance(value, tuple) else value)
-            flattened[f"{prefix}{key}"] = Path(text).name if Path(text).is_absolute() else text[:6000]
+            many = isinstance(value, tuple | list)
+            text = str([portable(x) if isinstance(x, str) else x for x in value]) if many else portable(str(value))
+            flattened[f"{prefix}{key}"] = text[:6000]
     return flattened
 
 

@@ -16,6 +16,7 @@ from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
 from tasks.registry.live_run import open_run
 from tasks.registry.names import check_name, default_name, is_model_uri
+from tasks.registry.run_content import flat
 from tests.tasks.registry import finished_run
 
 
@@ -154,6 +155,15 @@ def test_a_model_by_its_id_is_called_by_the_version_that_holds_it(workspace, tmp
         assert resolve.fn(uri, "", workspace).label == "tiny-slim@1"
     open_client(workspace).delete_model_version("tiny-slim", "1")
     assert resolve.fn(f"runs:/{version.run_id}", "", workspace).label == version.run_id
+
+
+def test_no_path_of_this_machine_is_among_the_parameters():
+    texts = {"one": "/a/x.txt", "two": "/a/x.txt:0.5,/b/y.txt:0.5", "mixed": "c4,/home/me/notes.txt:0.2", "hub": "o/n"}
+    read = flat({"prune": texts, "models": ["/a/x", "/b/y"], "ratios": (0.2, 0.5), "ratio": 0.25})
+    assert read == {
+        **{"prune.one": "x.txt", "prune.two": "x.txt:0.5,y.txt:0.5", "prune.mixed": "c4,notes.txt:0.2"},
+        **{"prune.hub": "o/n", "models": "['x', 'y']", "ratios": "[0.2, 0.5]", "ratio": "0.25"},
+    }
 
 
 def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):
