@@ -90,6 +90,9 @@ def prepare(runs: str | Path = "") -> Workspace:
     """Set what Prefect, MLflow, vLLM and Hugging Face read from the environment, and return the workspace.
 
     Nothing is created, and nothing that the user has set is changed.
+
+    Raises:
+        ValueError: where MLflow's database cannot lie in the folder.
     """
     workspace = Workspace.at(runs)
     wanted = {
@@ -120,6 +123,11 @@ def prepare(runs: str | Path = "") -> Workspace:
         if not now or (variable, now) in _chosen:
             os.environ[variable] = value
             _chosen.add((variable, value))
+    if "?" in str(runs) and os.environ["MLFLOW_TRACKING_URI"] == wanted["MLFLOW_TRACKING_URI"]:
+        raise ValueError(
+            f"runs is {str(runs)!r}; a database's URL ends at ?, so it would lie beside the folder; "
+            f"choose a path without ? with --runs or {RUNS_VARIABLE}"
+        )
     _take_password_out()
     _own_machine_without_proxy()
     return workspace

@@ -2,7 +2,9 @@ import os
 import subprocess
 import sys
 
-from tasks.environment import Workspace
+import pytest
+
+from tasks.environment import Workspace, prepare
 
 
 def run(code, cwd, **environment):
@@ -91,3 +93,11 @@ def test_prepare_uses_the_default_place(monkeypatch, tmp_path):
     assert Workspace.at().root == tmp_path / "runs"
     monkeypatch.setenv("SLIMGPT_RUNS", str(tmp_path / "elsewhere"))
     assert Workspace.at().root == tmp_path / "elsewhere"
+
+
+def test_a_folder_whose_name_a_database_s_url_cannot_hold_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://example.invalid:5000")
+    prepare(tmp_path / "why?")  # the database is the server's
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    with pytest.raises(ValueError, match=r"runs is '.*why\?'; .*choose a path without \? with --runs or SLIMGPT_RUNS"):
+        prepare(tmp_path / "why?")
