@@ -94,12 +94,16 @@ def attempts_of(table: PaperTable, config: ReproduceConfig, parameters: int) -> 
         parameters: of the dense model: the paper's own model is pruned to the paper's sizes, others by its ratios.
 
     Raises:
-        ValueError: for a run or a measure that the table does not have.
+        ValueError: for a run or a measure that the table does not have, or tokens of a training that it does not have.
     """
     own = table.is_own(parameters)
     measures = _chosen("measure", table.name, table.measures, config.measures)
     _chosen("run", table.name, table.runs, config.only)
     runs = [*table.runs, *([] if own else table.further_runs())]
+    if config.recovery_tokens and not any(run.recover and run.ratio for run in runs):
+        raise ValueError(
+            f"recovery_tokens is {config.recovery_tokens!r}, and no run of the table {table.name} trains; leave it out"
+        )
     parts = [table.known[name] for measure in measures for name in (measure.name, *measure.mean)]
     needs = {part.evaluation for part in parts if part.evaluation}
     configs = {

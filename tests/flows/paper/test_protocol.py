@@ -138,6 +138,8 @@ def test_the_tokens_of_each_recovery_can_be_fewer_for_a_trial():
     assert one(recovery_tokens="64k").title == "small (0.5 of the sequences, recovered on 64k tokens, 8 blocks of text)"
     with pytest.raises(ValueError, match="recovery_tokens is 'few'; it must be a whole number"):
         ReproduceConfig(recovery_tokens="few")
+    with pytest.raises(ValueError, match="recovery_tokens is '64k', and no run of the table ablations trains; leave"):
+        attempts_of(read_table("ablations"), ReproduceConfig(recovery_tokens="64k"), 1)
 
 
 def test_what_is_not_in_a_table_is_refused_with_what_is():
