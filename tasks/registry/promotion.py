@@ -23,6 +23,7 @@ from tasks.registry.names import check_name
 from tasks.registry.run_content import SETTING
 
 CHAMPION = "champion"
+_NO_VERSION = 2**31 - 1  # databases keep no larger number, and MLflow counts from 1
 AUDIT = "audit."  # of the tags: audit.2026-01-31T12:00:00.000000Z
 
 
@@ -169,7 +170,7 @@ def _write(client: MlflowClient, name: str, versions: list[ModelVersion], record
 
 def _version(client: MlflowClient, name: str, number: int) -> ModelVersion:
     try:
-        version = client.get_model_version(name, str(number))
+        version = client.get_model_version(name, str(min(number, _NO_VERSION)))
     except MlflowException as error:
         if error.error_code != "RESOURCE_DOES_NOT_EXIST":
             raise
