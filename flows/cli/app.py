@@ -4,6 +4,7 @@ A user's mistake ends in one line and exit code 2.
 What a sub-command needs is imported when it runs: ``--help`` responds at once.
 """
 
+import io
 import logging
 import os
 import sys
@@ -56,6 +57,9 @@ def _launched() -> bool:
 
 def main() -> None:
     """Run the command line. A user's mistake ends in one line and exit code 2, a fault of ours in a traceback."""
+    for stream in (sys.stdout, sys.stderr):  # a work that is done does not end in an error for a character
+        if isinstance(stream, io.TextIOWrapper) and stream.errors == "strict":
+            stream.reconfigure(errors="replace")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     for ours in ("slimgpt", "deploy"):  # raised damping, a server that takes its time: worth a line
         logging.getLogger(ours).setLevel(logging.INFO)

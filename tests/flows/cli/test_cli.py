@@ -400,3 +400,10 @@ def test_names_are_printed_as_they_are(capsys):
         show.line(f"line {name}")
         printed = capsys.readouterr().out
         assert printed.count(name) == 4 and f"line {name}\n" in printed
+
+
+def test_a_terminal_without_the_characters_of_a_name_is_no_error(tmp_path):
+    write_dense(tmp_path / "läufe")
+    command = [sys.executable, "-m", "slimgpt", "inspect", str(tmp_path / "läufe")]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    assert done.returncode == 0 and "l?ufe: llama, not pruned" in done.stdout, done.stderr
