@@ -38,7 +38,7 @@ def reproduce(
     wanted = read_table(table)
     prepare(runs)
     if dry_run:
-        _plan(wanted, model, config)
+        _plan(wanted, model, config, runs)
         return
     from flows.cli import show
     from flows.prefect_api import reached
@@ -60,14 +60,14 @@ def reproduce(
     show.line(f"page         {page}")
 
 
-def _plan(table: Any, model: str, config: ReproduceConfig) -> None:
+def _plan(table: Any, model: str, config: ReproduceConfig, runs: str) -> None:
     from flows.cli import show
     from flows.cli.finding import find
     from flows.paper.attempts import attempts_of
     from flows.paper.cost import cost_of, tokens_read
     from slimgpt.checkpoints.weight_files import count_parameters
 
-    folder = find(model or table.model, "")
+    folder = find(model or table.model, "", runs)
     attempts = attempts_of(table, config, count_parameters(folder))
     tokens, missing = tokens_read(attempts[0].evaluations)
     costs = [cost_of(attempt, folder, config.device, tokens) for attempt in attempts]

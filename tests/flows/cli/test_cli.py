@@ -407,3 +407,11 @@ def test_a_terminal_without_the_characters_of_a_name_is_no_error(tmp_path):
     command = [sys.executable, "-m", "slimgpt", "inspect", str(tmp_path / "läufe")]
     done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONIOENCODING": "ascii"})
     assert done.returncode == 0 and "l?ufe: llama, not pruned" in done.stdout, done.stderr
+
+
+def test_a_dry_run_of_reproduce_looks_into_the_registry_of_its_own_runs(slimgpt, monkeypatch, tmp_path):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "")
+    monkeypatch.setenv("SLIMGPT_RUNS", str(tmp_path / "default"))
+    words = ["reproduce", "ablations", "--dry-run", "--model", "models:/none@champion"]
+    assert "none" in one_line(slimgpt(*words, "--runs", tmp_path / "mine"))
+    assert (tmp_path / "mine" / "mlflow.db").is_file() and not (tmp_path / "default").exists()
