@@ -18,6 +18,16 @@ def folder_digest(folder: Path) -> str:
     return digest_of({path.name: file_sha256(path) for path in files if path.name not in MADE_ANEW})
 
 
+def files_digest(folder: Path) -> str:
+    """sha256 over the names and contents of all files that make up a model, below its folder too.
+
+    Hidden files are left out, and the journal of its making: nothing reads it once the model is finished.
+    """
+    paths = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
+    hidden = {name for name in paths if any(part.startswith(".") for part in name.split("/"))}
+    return digest_of({name: file_sha256(paths[name]) for name in paths.keys() - hidden - {JOURNAL}})
+
+
 def facts_digest(facts: dict[str, object]) -> str:
     """sha256 of facts that JSON can hold."""
     return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()

@@ -11,6 +11,7 @@ from slimgpt.report import LayerReport
 from tasks.environment import RunFolder
 from tasks.preflight.chain import Chain, Keep, Watch
 from tasks.registry.live_run import LiveRun
+from tasks.steps.making import is_intact
 
 
 def run_chain(chain: Chain, folder: RunFolder, keep: Keep = "last", run: LiveRun | None = None) -> Checkpoint:
@@ -53,11 +54,8 @@ def _logging(run: LiveRun | None, source: Checkpoint, stage: int, stages: int) -
 
 def _finished(chain: Chain, out: Path, stages: int) -> Checkpoint | None:
     """What the first ``stages`` left in ``out``, where it is complete and as it was written."""
-    if not (out / "config.json").is_file():
+    if not is_intact(out):
         return None
-    try:
-        made = Checkpoint.open(out)
-    except ValueError:  # damaged since
-        return None
+    made = Checkpoint.open(out)
     expected = len(chain.dense.checkpoint.lineage.steps) + stages
     return made if len(made.lineage.steps) == expected else None

@@ -16,7 +16,7 @@ from slimgpt.engine.pruner import prune
 from slimgpt.equal_bits import conditions
 from slimgpt.method.latency import LatencyTable
 from slimgpt.report import LayerReport
-from tasks.digests import folder_digest
+from tasks.digests import files_digest
 from tasks.preflight.chain import Expected, Watch
 from tasks.preflight.planning import plan_pruning
 from tasks.steps.making import facts_and_folder, make
@@ -189,4 +189,4 @@ def _prune(
     logger.info(
         "pruned: ratio %.4f, %.0f s, peak memory %.2f GB", report.ratio, report.seconds, report.peak_memory_bytes / 1e9
     )
-    return {"flow_run": str(runtime.flow_run.id), "digest": folder_digest(out)}
+    return {"flow_run": str(runtime.flow_run.id), "digest": files_digest(out)}

@@ -13,7 +13,7 @@ from slimgpt.data.calibration import Calibration
 from slimgpt.quantization.job import QuantizationJob
 from slimgpt.quantization.packages import missing_packages
 from slimgpt.quantization.quantizer import quantize
-from tasks.digests import folder_digest
+from tasks.digests import files_digest
 from tasks.preflight.chain import Expected, Watch
 from tasks.steps.making import facts_and_folder, make
 from tasks.steps.progress import Progress
@@ -104,4 +104,4 @@ def _quantize(
     made = quantize(source.folder, out, planned.config, tokens=planned.tokens, on_layer=on_layer)
     progress.show(100.0)
     logger.info("quantised: %s", made.lineage.steps[-1].summary)
-    return {"flow_run": str(runtime.flow_run.id), "digest": folder_digest(out)}
+    return {"flow_run": str(runtime.flow_run.id), "digest": files_digest(out)}

@@ -14,7 +14,7 @@ from slimgpt.recovery import cost
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.recoverer import facts_of, recover
 from slimgpt.recovery.text import RecoveryText, draw
-from tasks.digests import folder_digest
+from tasks.digests import files_digest
 from tasks.preflight.chain import Expected, Stage, Watch
 from tasks.steps.making import facts_and_folder, make
 from tasks.steps.progress import Progress
@@ -159,4 +159,4 @@ def _recover(
         raise
     progress.show(100.0)
     logger.info("recovered: %s", made.lineage.steps[-1].summary)
-    return {"flow_run": str(runtime.flow_run.id), "digest": folder_digest(out)}
+    return {"flow_run": str(runtime.flow_run.id), "digest": files_digest(out)}

@@ -10,6 +10,7 @@ from prefect.logging import disable_run_logger
 
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
 from slimgpt.config import PruneConfig
+from slimgpt.report import load_report
 from tasks.digests import folder_digest
 from tasks.environment import RunFolder, Workspace
 from tasks.preflight.chain import Keep, plan_chain
@@ -49,6 +50,30 @@ def test_the_same_request_is_made_once_and_what_is_damaged_again(prefect_server,
     assert folder_digest(folder) == digest
     # what was made again is found again
     assert once(str(dense), str(tmp_path / "runs"), CONFIG) == (folder, made_again)
+
+
+def _cut(file: Path) -> None:
+    os.truncate(file, 40)
+
+
+@pytest.mark.parametrize("first_ratios", [(), (0.1,)])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [("tokenizer.json", _cut), ("pruning.json", Path.unlink), ("pruning.json", _cut), ("lineage.json", _cut)],
+)
+def test_a_file_beside_the_weights_that_is_lost_or_cut_is_made_again(
+    prefect_server, dense, tmp_path, first_ratios, name, damage
+):
+    """It was called intact, and an error came later, each time that the same was asked for."""
+    request = (str(dense), str(tmp_path / "runs"), CONFIG, first_ratios)
+    folder, _ = once(*request)
+    digest, before = folder_digest(folder), load_lineage(folder)
+    damage(folder / name)
+    again, made_again = once(*request)
+    assert (again, folder_digest(again)) == (folder, digest)
+    assert [step.output for step in load_lineage(folder).steps] == [step.output for step in before.steps]
+    assert load_report(folder).replayed_layers == 2  # the weights were intact
+    assert once(*request) == (folder, made_again)
 
 
 def test_another_model_config_or_text_is_another_folder(prefect_server, dense, tmp_path):

@@ -45,6 +45,16 @@ def test_each_pruning_is_followed_by_a_training_and_the_same_request_is_made_onc
     assert (again.folder, (again.folder / "lineage.json").stat().st_mtime_ns) == (made.folder, when)
 
 
+@pytest.mark.parametrize("name", ["tokenizer.json", "recovery.json"])
+def test_a_trained_model_with_a_damaged_file_is_trained_again(prefect_server, dense, tmp_path, name):
+    """Its training's states are gone: the folder that stands in the way is removed."""
+    made = in_turns(str(dense), str(tmp_path / "runs"), RECOVER, 1)
+    (made.folder / name).write_text("{")
+    again = in_turns(str(dense), str(tmp_path / "runs"), RECOVER, 1)
+    assert (again.folder, again.digest) == (made.folder, made.digest)
+    assert (again.folder / name).stat().st_size > 1
+
+
 @pytest.mark.parametrize("write", [write_baichuan, write_multimodal_gemma3])
 def test_a_model_under_other_names_learns_from_itself_once_it_is_pruned(prefect_server, write, tmp_path):
     stored, _ = write(tmp_path)
