@@ -121,7 +121,7 @@ class Chain:
     def missing_bytes(self, folder: RunFolder, keep: Keep) -> int:
         """What the disk must still hold, at its fullest: with ``keep`` "last" a stage's source and what it makes."""
         outs = self.outs(folder)
-        if (outs[-1] / "config.json").is_file():  # written last
+        if keep == "last" and (outs[-1] / "config.json").is_file():  # written last
             return 0
         sizes = [_missing(stage, out) for stage, out in zip(self.stages, outs, strict=True)]
         return sum(sizes) if keep == "all" else max(map(sum, zip([0, *sizes], sizes, strict=False)))

@@ -20,23 +20,31 @@ def run_chain(chain: Chain, folder: RunFolder, keep: Keep = "last", run: LiveRun
     Args:
         chain: the stages.
         folder: of the run.
-        keep: "all" keeps what the stages before the last one made; "last" removes each when the next one is finished.
+        keep: "all" keeps what the stages before the last one made, and makes again what is missing of it; "last"
+            removes each when the next one is finished, and what an earlier run kept.
         run: the MLflow run that takes each layer's figures as it ends, and those of all stages in the end.
     """
     logger, outs = get_run_logger(), chain.outs(folder)
     source, start = chain.dense.checkpoint, 0
-    for done in range(len(outs), 1, -1):  # what a later stage left makes the earlier ones superfluous
+    # What a later stage left makes the earlier ones superfluous, unless they are to be kept.
+    for done in range(len(outs), 1, -1) if keep == "last" else ():
         if (made := _finished(chain, outs[done - 1], done)) is not None:
             logger.info("stages 1 to %d of %d: an earlier run made the same model, and it is intact", done, len(outs))
             source, start = made, done
+            _remove(outs[: done - 1])
             break
     for i in range(start, len(outs)):
         source = chain.stages[i].run(source, outs[i], chain.facts(i + 1), _logging(run, source, i + 1, len(outs)))
-        if keep == "last" and i > 0:
-            shutil.rmtree(outs[i - 1], ignore_errors=True)
+        if keep == "last":
+            _remove(outs[:i])
     if run is not None:
         run.log_pruning(source.lineage.since(chain.dense.checkpoint.digest), source.lineage)
     return source
+
+
+def _remove(outs: list[Path]) -> None:
+    for out in outs:
+        shutil.rmtree(out, ignore_errors=True)
 
 
 def _logging(run: LiveRun | None, source: Checkpoint, stage: int, stages: int) -> Watch | None:

@@ -127,6 +127,18 @@ def test_with_keep_all_the_first_steps_model_stays_and_a_damaged_result_is_made_
     assert (between / "pruning.json").stat().st_mtime_ns == first_made
 
 
+def test_keep_holds_also_where_an_earlier_run_kept_otherwise(prefect_server, dense, tmp_path):
+    """The finished result was found, and what was asked for of the steps before it was passed over."""
+    request = (str(dense), str(tmp_path / "runs"), dataclasses.replace(CONFIG, ratio=0.4), (0.2,))
+    made = once(*request, "last")
+    between = made[0].parent / "stages" / "1-prune"
+    assert not between.exists()
+    assert once(*request, "all") == made
+    assert load_lineage(between).steps[0].output == load_lineage(made[0]).steps[1].input
+    assert once(*request, "last") == made
+    assert not between.exists()
+
+
 @pytest.mark.parametrize(
     ("first_ratios", "words"), [((0.5,), "must rise"), ((0.2, 0.2), "must rise"), ((0.0,), "rise")]
 )
@@ -164,4 +176,5 @@ def test_the_disk_that_all_steps_need_is_known_before_the_first(prefect_server, 
     assert chain.missing_bytes(folder, "all") == sizes[1] + sizes[2]
     folder.model.mkdir()
     (folder.model / "config.json").touch()
-    assert chain.missing_bytes(folder, "all") == 0
+    assert chain.missing_bytes(folder, "last") == 0
+    assert chain.missing_bytes(folder, "all") == sizes[1]  # asked for, and not there
