@@ -121,7 +121,7 @@ def compress(
         if "evaluate" not in skip:
             before = evaluate_model(EvalRequest("dense", dense.checkpoint, evaluation, ready.data), folder, run)
             after = evaluate_model(EvalRequest("pruned", pruned, evaluation, ready.data), folder, run)
-        bundle = package(pruned, before, after, name, folder)
+        bundle = package(pruned, before, after, name, folder, registry)
         speed = benchmark(dense.folder, bundle.model, bench, ready, folder, run)
         report = write_report(name, pruned.lineage, dense.checkpoint.digest, before, after, speed, parameters, folder)
         request = RegistrationInput(

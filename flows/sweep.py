@@ -121,7 +121,9 @@ def sweep(
         outcome = compare_models(tried, [one.report.comparison for one in measured], grid, folder.root)
         if outcome.chosen is not None:
             best = next(i for i, one in enumerate(tried) if one.point.title == outcome.chosen.title)
-            measured[best] = _ready_to_serve(measured[best], name or default_name(tried[best].point.dense.label))
+            measured[best] = _ready_to_serve(
+                measured[best], name or default_name(tried[best].point.dense.label), registry
+            )
         inputs = {one.one.point.title: _registration(one, registry) for one in measured}
         record = record_sweep.with_options(**ON_NETWORK_FAULTS)
         version = record(outcome, tried, inputs, folder.root, run)
@@ -199,10 +201,10 @@ def _parameters(point: Point, evaluation: EvalConfig, bench: BenchConfig) -> dic
     return parameters_of(model=point.dense.name, **settings)
 
 
-def _ready_to_serve(measured: _Measured, name: str) -> _Measured:
+def _ready_to_serve(measured: _Measured, name: str, registry: RegistryConfig) -> _Measured:
     """The chosen model, packaged, and its report under the name that it is registered by."""
     one = measured.one
-    bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder)
+    bundle = package(one.pruned, measured.dense, one.evaluation, name, one.folder, registry)
     figures = (one.pruned.lineage, one.point.dense.checkpoint.digest, measured.dense, one.evaluation, measured.speed)
     return replace(measured, model=bundle.model, report=write_report(name, *figures, measured.parameters, one.folder))
 

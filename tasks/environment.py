@@ -72,8 +72,12 @@ class RunFolder:
 
     @property
     def bundle(self) -> Path:
-        """The bundle that is served, and registered."""
+        """The newest bundle: what is served, and what is registered as a copy."""
         return self.root / "bundle"
+
+    def referred(self, digest: str) -> Path:
+        """A bundle that a version refers to: it stays as it is when ``bundle`` is written again."""
+        return self.root / "bundles" / digest[:12]
 
     @property
     def bench(self) -> Path:

@@ -35,7 +35,7 @@ def check_disk(
     needs = {workspace.root: {models: sum(chain.missing_bytes(folder, keep) for chain, folder in wanted)}}
     largest = max(chain.stages[-1].bytes_after for chain, _ in wanted)
     if not _links(workspace.root):
-        needs[workspace.root]["the bundle"] = largest
+        needs[workspace.root]["the bundle"] = largest * (2 if config.weights == "reference" else 1)
     store = artifact_folder(open_client(workspace), config.experiment, workspace)
     if store is not None and config.weights == "copy":
         store.mkdir(parents=True, exist_ok=True)

@@ -50,7 +50,7 @@ def test_while_packaging_it_is_one_line_and_the_bundle_before_stays(disk, kib_le
     pruned = Checkpoint.open(folder.model)
 
     def run():
-        return package.fn(pruned, request.dense, request.pruned, "tiny-slim", folder)
+        return package.fn(pruned, request.dense, request.pruned, "tiny-slim", folder, RegistryConfig())
 
     for there in (False, True):
         with filled(disk, kib_left=kib_left):

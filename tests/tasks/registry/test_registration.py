@@ -143,27 +143,6 @@ def test_a_version_from_before_there_was_a_lineage_is_loaded_promoted_and_pruned
     assert again.base_model == "tiny"
 
 
-def test_by_reference_nothing_is_copied_and_it_is_found_checked_and_loaded(run, served_workspace, tmp_path):
-    model = tmp_path / "stays" / "model"
-    shutil.copytree(run / "bundle", model.parent)
-    version = registered(
-        run, served_workspace, "referred-slim", model=model, config=RegistryConfig(weights="reference")
-    )
-    client = open_client(served_workspace)
-    names = [file.path for file in client.list_logged_model_artifacts(version.model_id)]
-    assert "MLmodel" in names
-    assert not any("safetensors" in f.path for f in client.list_logged_model_artifacts(version.model_id, "artifacts"))
-    assert fetch_model(version.uri, served_workspace) == model
-    [text] = mlflow.pyfunc.load_model(version.uri).predict([{"prompt": "def"}], params={"max_new_tokens": 3})
-    assert isinstance(text, str)
-    (model / "config.json").write_text("{}")
-    with pytest.raises(OSError, match="are not those that were registered"):
-        fetch_model(version.uri, served_workspace)
-    shutil.rmtree(model)
-    with pytest.raises(FileNotFoundError, match="registered by reference to .*, which is not there"):
-        fetch_model(version.uri, served_workspace)
-
-
 @pytest.mark.skipif(bool(missing_packages()), reason=missing_packages()[:200] or "they are here")
 def test_a_quantised_version_loads_back_and_asks_for_what_reads_it(run, workspace, tmp_path):
     small = tmp_path / "small"
