@@ -145,7 +145,8 @@ def try_all(
     Each point's figures go to its MLflow run.
 
     Raises:
-        RuntimeError: when some failed, after the others have ended: those are not pruned again by another run.
+        ValueError: when some failed, after the others have ended: those are not pruned again by another run.
+        RuntimeError: the same, where the fault is none of the input's or the machine's.
     """
     models = {point.model: point.dense for point in points}
     dense = {model: try_dense.submit(folder, evaluation, data, workspace) for model, folder in models.items()}
@@ -154,14 +155,13 @@ def try_all(
     futures: list[PrefectFuture[Any]] = [*dense.values(), *tried]
     wait(futures)
     titles = [*dense, *(point.title for point in points)]
-    failed = [
-        f"{title}: {future.state.message}"
-        for title, future in zip(titles, futures, strict=True)
-        if not future.state.is_completed()
-    ]
+    failed = [(title, future) for title, future in zip(titles, futures, strict=True) if not future.state.is_completed()]
     if failed:
-        raise RuntimeError(
-            f"{len(failed)} of {len(titles)} failed; run it again, and finished models are reused: {'; '.join(failed)}"
+        causes = [future.result(raise_on_failure=False) for _, future in failed]
+        foreseen = all(isinstance(cause, ValueError | OSError) for cause in causes)  # the user's to mend: no traceback
+        raise (ValueError if foreseen else RuntimeError)(
+            f"{len(failed)} of {len(titles)} failed; run it again, and finished models are reused: "
+            + "; ".join(f"{title}: {future.state.message}" for title, future in failed)
         )
     return {model: future.result() for model, future in dense.items()}, [future.result() for future in tried]
 

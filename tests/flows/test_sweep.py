@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -121,15 +122,16 @@ def test_where_none_keeps_to_the_limits_all_are_recorded_and_none_is_registered(
 
 
 def test_one_that_fails_is_named_and_the_others_stay(done, parameters, place):
-    """The folder of one pruning is damaged, as after a user's mistake."""
+    """The folder of one pruning holds something else: the user's mistake, so an error without a traceback."""
     runs = place / "fails"
     own = {**parameters, "runs": str(runs), "evaluation": QUICK}
     sweep(**own, grid=SweepConfig(ratios=(0.25,), **UNJUDGED))
     (kept,) = (runs / "tiny-slim").glob("*/model")
-    lineage = kept / "lineage.json"
-    lineage.write_text(lineage.read_text().replace('"figures"', '"figure5"'))
+    shutil.rmtree(kept)
+    kept.mkdir()
+    (kept / "notes.txt").write_text("mine")
     with pytest.raises(
-        RuntimeError, match="1 of 3 failed; run it again, and finished models are reused: tiny 25% nats"
+        ValueError, match="1 of 3 failed; run it again, and finished models are reused: tiny 25% nats.*holds notes.txt"
     ):
         sweep(**own, grid=SweepConfig(ratios=(0.25, 0.5), **UNJUDGED))
     assert len(list((runs / "tiny-slim").glob("*/evaluation-pruned.json"))) == 2
