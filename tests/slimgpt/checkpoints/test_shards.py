@@ -30,7 +30,7 @@ def test_a_weight_whose_shape_differs_from_the_config_is_named(dense, tmp_path, 
     shutil.copytree(dense, folder)
     data = json.loads((folder / "config.json").read_text()) | {"intermediate_size": 144}
     (folder / "config.json").write_text(json.dumps(data))
-    with pytest.raises(ValueError, match=r"layer 0: mlp.down_proj.weight has shape \(64, 128\) .*requires \(64, 144\)"):
+    with pytest.raises(ValueError, match=r"layers.0.mlp.down_proj.weight is \[64, 128\] and not \[64, 144\], which"):
         prune(folder, tmp_path / "out", tiny_config())
 
 
@@ -40,7 +40,7 @@ def test_a_layer_without_one_of_its_weights_is_named(dense, tmp_path, tiny_confi
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.self_attn.k_proj.weight"]
     write_shard(folder / "model.safetensors", tensors)
-    with pytest.raises(ValueError, match=r"layer 1: self_attn.k_proj.weight has shape None"):
+    with pytest.raises(ValueError, match="has no tensor model.layers.1.self_attn.k_proj.weight, which its config"):
         prune(folder, tmp_path / "out", tiny_config())
 
 
