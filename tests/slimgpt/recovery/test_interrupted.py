@@ -14,7 +14,7 @@ from slimgpt.checkpoints.lineage import load_lineage
 from slimgpt.recovery.job import RecoveryJob
 from slimgpt.recovery.output import STATES
 from slimgpt.recovery.recoverer import recover
-from slimgpt.recovery.training import WRITTEN, newest, seconds_until
+from slimgpt.recovery.training import STATE, WRITTEN, newest, seconds_until
 from tests import processes
 from tests.slimgpt.engine.test_ranks import torchrun
 from tests.slimgpt.engine.test_resume import model_files
@@ -89,6 +89,8 @@ def test_a_folder_under_another_path_goes_on(how, pruned, dense, config, tmp_pat
         (tmp_path / "out").rename(tmp_path / "other")
     else:
         (tmp_path / "other").symlink_to(tmp_path / "out")
+    best = json.loads((newest(tmp_path / "other" / STATES) / STATE).read_text())["best_model_checkpoint"]
+    assert Path(best).is_dir()  # Trainer reads it in the end, where no later one is better
     steps = []
     recover(pruned, tmp_path / "other", config, teacher=dense, on_step=lambda at, *_: steps.append(at))
     assert min(steps) == 8
