@@ -4,11 +4,14 @@ Prefect starts a server of its own where none is configured, and ends it as it e
 behind; the one started here is then killed by the kernel (Linux).
 """
 
+import atexit
 import contextlib
 import logging
 import os
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -22,6 +25,7 @@ from prefect.settings import (
     PREFECT_API_URL,
     PREFECT_CLIENT_MAX_RETRIES,
     PREFECT_SERVER_ALLOW_EPHEMERAL_MODE,
+    PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS,
     Settings,
     get_current_settings,
     temporary_settings,
@@ -42,7 +46,7 @@ def reached() -> Iterator[None]:
     Raises:
         ConnectionError: one line with the remedy: the server that is configured does not answer within seconds, or
             stops answering while the flow runs; the temporary one does not start.
-        OSError: the folder of its database cannot be written to.
+        OSError: the folder of its database cannot be written to, or the database is damaged.
     """
     url = PREFECT_API_URL.value() or ""
     _check_proxy()
@@ -52,6 +56,7 @@ def reached() -> Iterator[None]:
         settings = get_current_settings()
         if not _names_database(settings):
             check_writable(_folder(settings))  # else the server would be waited for in vain
+            _check_database(_database(settings))
         server = OwnServer()
         try:  # here and not in a thread that ends before the flow does: the kernel watches that thread
             server.start()
@@ -127,8 +132,64 @@ def _folder(settings: Settings) -> Path:
     return settings.server.memo_store_path.parent
 
 
+def _database(settings: Settings) -> Path:
+    return _folder(settings) / "temporary-server.db"
+
+
+def _check_database(file: Path) -> None:
+    """Refuse a damaged database, on which the server would end with pages of text that do not name it.
+
+    Raises:
+        OSError: with the file, what SQLite says of it, and the remedy.
+    """
+    if not file.is_file():
+        return
+    try:
+        with contextlib.closing(sqlite3.connect(file)) as database:
+            (said,) = database.execute("PRAGMA quick_check(1)").fetchone()
+    except sqlite3.OperationalError:  # another process holds it at this moment
+        return
+    except sqlite3.DatabaseError as error:
+        said = str(error)
+    if said != "ok":
+        raise OSError(
+            f"the database of Prefect's temporary server, {file}, is damaged ({said}): remove it; it lists earlier "
+            "flow runs, and finished work is kept elsewhere"
+        )
+
+
 class OwnServer(SubprocessASGIServer):
     """Prefect's temporary server, which the kernel kills when this process is killed. Prefect finds it as its own."""
+
+    def start(self, timeout: int | None = None) -> None:
+        """Start it, unless it runs, and wait until it answers: unlike Prefect's own start, for no process that ended.
+
+        Raises:
+            RuntimeError: when it ends, or stays silent.
+        """
+        if self.running:
+            return
+        self._begin()
+        atexit.register(self.stop)
+        limit = timeout or PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS.value()
+        deadline = time.monotonic() + limit
+        while time.monotonic() < deadline:
+            assert self.server_process is not None, "it was begun"
+            assert self.port is not None, "it was chosen"
+            if (code := self.server_process.poll()) is not None:
+                if self.is_port_available(self.port):
+                    raise RuntimeError(f"it ended with exit code {code}")
+                self._begin()  # another program was quicker to take the port
+            with contextlib.suppress(httpx.TransportError):
+                if httpx.get(f"{self.api_url}/health", trust_env=False).status_code == 200:
+                    self.running = True
+                    return
+            time.sleep(0.1)
+        raise RuntimeError(f"Timed out after {limit} s")
+
+    def _begin(self) -> None:
+        self.port = self.find_available_port()
+        self.server_process = self._run_uvicorn_command()
 
     def _run_uvicorn_command(self) -> "subprocess.Popen[Any]":
         ours = {
@@ -143,8 +204,7 @@ class OwnServer(SubprocessASGIServer):
         settings = current.to_environment_variables(exclude_unset=True)
         if not _names_database(current):
             # Not in the home folder, which a container's user may not write to and another Prefect may have used.
-            file = _folder(current) / "temporary-server.db"
-            ours[_DATABASE[0]] = f"sqlite+aiosqlite:///{file}"
+            ours[_DATABASE[0]] = f"sqlite+aiosqlite:///{_database(current)}"
         return subprocess.Popen(
             [sys.executable, "-P", "-m", "flows.prefect_server", "temporary", str(self.port)],
             env={**os.environ, **ours, **settings},

@@ -118,6 +118,28 @@ def test_a_temporary_server_that_does_not_start_is_one_last_line_with_a_remedy(t
     assert last.startswith("error: Prefect's temporary server did not start (Timed out")
 
 
+def test_a_damaged_database_of_the_temporary_server_is_named_before_it_starts(tmp_path):
+    """The server was waited for, two minutes long, after it had ended, and the error named no file."""
+    file = tmp_path / "runs" / "prefect-results" / "temporary-server.db"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(os.urandom(5000))
+    process = compress(tmp_path, write_dense(tmp_path / "dense"))
+    assert process.wait() == 2
+    (line,) = (tmp_path / "log").read_text().splitlines()
+    assert line.startswith(f"error: the database of Prefect's temporary server, {file}, is damaged (file is not a data")
+    assert "remove it" in line
+
+
+def test_a_temporary_server_that_ends_is_waited_for_no_longer(tmp_path):
+    """The time limit of this test is shorter than the server's."""
+    broken = {"PREFECT_SERVER_DATABASE_CONNECTION_URL": f"sqlite+aiosqlite:///{tmp_path}/not/there.db"}
+    broken["PREFECT_SERVER_EPHEMERAL_STARTUP_TIMEOUT_SECONDS"] = "10000"
+    process = compress(tmp_path, write_dense(tmp_path / "dense"), **broken)
+    assert process.wait() == 2
+    last = (tmp_path / "log").read_text().splitlines()[-1]
+    assert last.startswith("error: Prefect's temporary server did not start (it ended with exit code")
+
+
 def test_a_server_that_is_not_there_is_one_line_before_any_work(tmp_path):
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
