@@ -46,6 +46,7 @@ def reached() -> Iterator[None]:
     Raises:
         ConnectionError: one line with the remedy: the server that is configured does not answer within seconds, or
             stops answering while the flow runs; the temporary one does not start.
+        PermissionError: the server wants a login.
         OSError: the folder of its database cannot be written to, or the database is damaged.
     """
     url = PREFECT_API_URL.value() or ""
@@ -102,15 +103,28 @@ def _check_proxy() -> None:
 
 
 def check(url: str) -> None:
-    """Check that the server that is configured answers.
+    """Check that the server that is configured answers, and not only that it is there.
 
     Raises:
         ConnectionError: one line with the remedy.
+        PermissionError: when it wants a login; the message names the variables for it.
     """
     # Prefect's own patience is a minute and more, which suits a flow that runs.
     with temporary_settings({PREFECT_CLIENT_MAX_RETRIES: 0}):
         client = get_client(httpx_settings={"timeout": ANSWER_WITHIN_S}, sync_client=True)
         problem = client.api_healthcheck()
+        if problem is None:  # which asks for no login
+            try:
+                client.api_version()
+            except httpx.HTTPStatusError as error:
+                if error.response.status_code in (401, 403):
+                    raise PermissionError(
+                        f"Prefect at {without_password(url)} refuses to answer ({error.response.status_code}): set "
+                        "PREFECT_API_AUTH_STRING to the user:password that it expects, or PREFECT_API_KEY for "
+                        "Prefect Cloud"
+                    ) from None
+            except httpx.TransportError as error:
+                problem = error
     if problem is not None:
         if not httpx.URL(url).path.rstrip("/").endswith("/api"):
             raise ConnectionError(

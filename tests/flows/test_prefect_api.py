@@ -6,7 +6,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from urllib.error import URLError
@@ -161,6 +163,29 @@ def test_a_server_that_listens_and_says_nothing_is_given_up():
             reached(),
         ):
             pytest.fail("the flow has begun")
+
+
+class _HealthAlone(BaseHTTPRequestHandler):
+    """As Prefect's server with PREFECT_SERVER_API_AUTH_STRING: its health is everyone's."""
+
+    def do_GET(self):
+        self.send_response(200 if self.path == "/api/health" else 401)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+
+
+def test_a_server_that_wants_a_login_names_the_variables_for_it():
+    """Its health needs none, so the flow began and ended in a traceback."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), _HealthAlone) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        expected = r"refuses to answer \(401\): set PREFECT_API_AUTH_STRING .* or PREFECT_API_KEY"
+        with (
+            temporary_settings({PREFECT_API_URL: f"http://127.0.0.1:{server.server_port}/api"}),
+            pytest.raises(PermissionError, match=expected),
+            reached(),
+        ):
+            pytest.fail("the flow has begun")
+        server.shutdown()
 
 
 class PrefectServer:
