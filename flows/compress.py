@@ -98,15 +98,16 @@ def compress(
         dry_run: Check everything, say what each stage would take, and stop.
     """
     workspace = prepare(runs)
-    ready = check_request(name or default_name(model), evaluation, workspace, skip)
+    ready = check_request(name or default_name(model), evaluation, workspace, skip, registry.experiment)
     dense = resolve(model, revision, workspace)
     name = name or default_name(dense.label)  # behind an id in the registry may be a version with a name
     ready = check_measurable(dense.folder, evaluation, bench, ready)
     check_recovery(recover)
     check_quantization(quantize)
     teacher = resolve(recover.teacher, "", workspace).folder if recover.teacher and recover.tokens else None
-    stages = timed(stages_of(prune, recover, teacher, first_ratios, rounds), dense, bench, measure=not dry_run)
-    chain = plan_chain(dense, [*stages, *([QuantizeStage(quantize)] if quantize.scheme else [])])
+    stages = stages_of(prune, recover, teacher, first_ratios, rounds)
+    stages += [QuantizeStage(quantize)] if quantize.scheme else []
+    chain = plan_chain(dense, timed(stages, dense, bench, measure=not dry_run))
     folder = workspace.run(name, chain.facts())
     check_disk([(chain, folder)], registry, workspace, keep)
     if dry_run:

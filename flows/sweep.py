@@ -96,7 +96,7 @@ def sweep(
     if not models:
         raise ValueError("models is empty; name at least one")
     workspace = prepare(runs)
-    ready = check_request(name or default_name(models[0]), evaluation, workspace)
+    ready = check_request(name or default_name(models[0]), evaluation, workspace, experiment=registry.experiment)
     if not grid.measure_speed:
         ready = replace(ready, serving_obstacle="it was not requested; set measure_speed")
     resolved = [resolve(named, "", workspace) for named in models]

@@ -14,7 +14,7 @@ from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness_tasks import DataUsed, choose_tasks, load_tasks
 from slimgpt.files import scratch
 from tasks.environment import Workspace
-from tasks.registry.client import open_client
+from tasks.registry.client import check_experiment, open_client
 from tasks.registry.names import check_name
 
 Skippable = Literal["evaluate", "benchmark"]
@@ -38,9 +38,9 @@ class Preflight:
 
 @task(name="check the request", cache_policy=NO_CACHE, persist_result=False)
 def check_request(
-    name: str, evaluation: EvalConfig, workspace: Workspace, skip: tuple[Skippable, ...] = ()
+    name: str, evaluation: EvalConfig, workspace: Workspace, skip: tuple[Skippable, ...] = (), experiment: str = ""
 ) -> Preflight:
-    """Refuse what cannot work: names, data, folders, a registry that does not answer.
+    """Refuse what cannot work: names, data, folders, a registry that does not answer, an experiment that was deleted.
 
     Nothing is checked for a stage that is left out (``skip``).
 
@@ -50,7 +50,9 @@ def check_request(
     check_name(name)
     check_writable(workspace.root)
     data = () if "evaluate" in skip else _data(evaluation)
-    open_client(workspace)
+    client = open_client(workspace)
+    if experiment:
+        check_experiment(client, experiment)
     if "benchmark" in skip:
         return Preflight(LEFT_OUT, data, skip)
     obstacle = vllm_obstacle()

@@ -150,28 +150,35 @@ def _explanation(doing: str, stays: str, workspace: Workspace, error: Exception)
     return ConnectionError(f"MLflow failed {why}; {stays}: run this again when MLflow is back")
 
 
-def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
-    """The id of the experiment; made where there is none of the name.
+def check_experiment(client: MlflowClient, name: str) -> str | None:
+    """The id of the experiment; None where there is none of the name yet.
 
     Raises:
         ValueError: when it was deleted: MLflow keeps the name and takes no runs.
     """
     existing = client.get_experiment_by_name(name)
-    if existing is not None:
-        if existing.lifecycle_stage == LifecycleStage.DELETED:
-            raise ValueError(
-                f"the MLflow experiment {name!r} was deleted and takes no runs: restore it (mlflow experiments restore "
-                f"--experiment-id {existing.experiment_id}), or name another (registry.experiment)"
-            )
-        return str(existing.experiment_id)
+    if existing is None:
+        return None
+    if existing.lifecycle_stage == LifecycleStage.DELETED:
+        raise ValueError(
+            f"the MLflow experiment {name!r} was deleted and takes no runs: restore it (mlflow experiments restore "
+            f"--experiment-id {existing.experiment_id}), or name another (registry.experiment)"
+        )
+    return str(existing.experiment_id)
+
+
+def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
+    """The id of the experiment, as ``check_experiment`` finds it; made where there is none of the name."""
+    if (existing := check_experiment(client, name)) is not None:
+        return existing
     # A server knows where artifacts go; without one MLflow would put them into the current folder.
     local = not workspace.tracking_uri.startswith(("http:", "https:"))
     try:
         return str(client.create_experiment(name, workspace.mlflow_artifacts.as_uri() if local else None))
     except MlflowException:
-        if (existing := client.get_experiment_by_name(name)) is None:
+        if (existing := check_experiment(client, name)) is None:
             raise
-        return str(existing.experiment_id)  # another process was quicker
+        return existing  # another process was quicker
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:

@@ -13,6 +13,7 @@ from slimgpt.method.latency import LatencyTable
 from tasks.preflight.chain import Stage, plan_chain
 from tasks.preflight.models import ResolvedModel
 from tasks.steps.pruning import PruneStage
+from tasks.steps.quantization import QuantizeStage
 
 
 def timed(stages: Sequence[Stage], dense: ResolvedModel, bench: BenchConfig, *, measure: bool = True) -> list[Stage]:
@@ -31,13 +32,18 @@ def timed(stages: Sequence[Stage], dense: ResolvedModel, bench: BenchConfig, *, 
     asked = [stage for stage in stages if isinstance(stage, PruneStage) and stage.config.target_speedup]
     if not asked:
         return list(stages)
-    plan_chain(dense, [_without_target(stage) if stage in asked else stage for stage in stages])
+    plan_chain(dense, [_whatever_the_widths(stage) for stage in stages])
     table = _measure(dense.folder, bench) if measure else known_latency(dense.folder, bench)
     return [replace(stage, latency=table) if stage in asked else stage for stage in stages]
 
 
-def _without_target(stage: PruneStage) -> PruneStage:
-    return replace(stage, config=replace(stage.config, target_speedup=0.0))
+def _whatever_the_widths(stage: Stage) -> Stage:
+    """The stage without what can only be judged when the milliseconds, and with them the widths, are known."""
+    if isinstance(stage, PruneStage):
+        return replace(stage, config=replace(stage.config, target_speedup=0.0))
+    if isinstance(stage, QuantizeStage):
+        return replace(stage, config=replace(stage.config, group_size=0))
+    return stage
 
 
 @task(name="measure milliseconds", tags=["gpu"], cache_policy=NO_CACHE, persist_result=False)

@@ -8,9 +8,11 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
+from slimgpt.config import EvalConfig
 from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
 from tasks.preflight.models import resolve
+from tasks.preflight.request import check_request
 from tasks.registry.client import artifact_folder, experiment, make_database, open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
@@ -169,11 +171,14 @@ def test_no_path_of_this_machine_is_among_the_parameters():
 def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):
     client = open_client(workspace)
     client.delete_experiment(experiment(client, "slimgpt", workspace))
+    words = "'slimgpt' was deleted and takes no runs: restore it .*--experiment-id 1"
     with (
-        pytest.raises(ValueError, match="'slimgpt' was deleted and takes no runs: restore it .*--experiment-id 1"),
+        pytest.raises(ValueError, match=words),
         open_run("tiny-slim", {}, RegistryConfig(), workspace, workspace.run("tiny-slim", {})),
     ):
         pytest.fail("the work has begun")
+    with pytest.raises(ValueError, match=words):  # sooner, before engines are measured for a target in speed
+        check_request.fn("tiny-slim", EvalConfig(), workspace, ("evaluate", "benchmark"), "slimgpt")
 
 
 def test_a_database_of_another_version_is_said_with_mlflows_remedy(tmp_path, monkeypatch):

@@ -12,7 +12,7 @@ from deploy.engines.availability import vllm_obstacle
 from slimgpt.checkpoints.families import layer_shapes
 from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import read_config
-from slimgpt.config import PruneConfig, RecoverConfig
+from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
 from slimgpt.files import json_bytes
 from slimgpt.method.latency import LatencyTable
 from tasks.environment import Workspace
@@ -20,6 +20,7 @@ from tasks.preflight.chain import plan_chain
 from tasks.preflight.models import resolve
 from tasks.steps.chain import run_chain
 from tasks.steps.milliseconds import timed
+from tasks.steps.quantization import QuantizeStage
 from tasks.steps.recovery import stages_of
 from tests.tiny_models import write_dense
 
@@ -29,10 +30,14 @@ needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or
 
 
 @flow(persist_result=False)
-def as_fast(model: str, root: str, prune: PruneConfig, recover: RecoverConfig, rounds: int = 1) -> Checkpoint:
+def as_fast(
+    model: str, root: str, prune: PruneConfig, recover: RecoverConfig, rounds: int = 1, scheme: str = ""
+) -> Checkpoint:
     workspace = Workspace(Path(root))
     dense = resolve(model, "", workspace)
-    stages = timed(stages_of(prune, recover, rounds=rounds), dense, BenchConfig())
+    stages = stages_of(prune, recover, rounds=rounds)
+    stages += [QuantizeStage(QuantizeConfig(scheme=scheme))] if scheme else []
+    stages = timed(stages, dense, BenchConfig())
     chain = plan_chain(dense, stages)
     return run_chain(chain, workspace.run("tiny-slim", chain.facts()))
 
@@ -65,17 +70,19 @@ def test_a_pruning_spends_the_kept_table_and_another_table_is_another_model(pref
 
 
 @pytest.mark.parametrize(
-    ("prune", "recover", "rounds", "message"),
+    ("prune", "recover", "rounds", "scheme", "message"),
     [
-        ({"calibration": "none.txt"}, NONE, 1, "none.txt"),
-        ({}, RecoverConfig(tokens="8192", seq_len=4096, text="python"), 1, "stage 2 of 2: seq_len is 4096"),
-        ({}, NONE, 2, "rounds is 2 and target_speedup is given; rounds lead to a ratio"),
+        ({"calibration": "none.txt"}, NONE, 1, "", "none.txt"),
+        ({}, RecoverConfig(tokens="8192", seq_len=4096, text="python"), 1, "", "stage 2 of 2: seq_len is 4096"),
+        ({}, NONE, 2, "", "rounds is 2 and target_speedup is given; rounds lead to a ratio"),
+        ({}, NONE, 1, "w4a16", "stage 2 of 2: llm-compressor is not installed"),
     ],
 )
 def test_what_is_wrong_elsewhere_is_said_before_anything_is_measured(
-    prefect_server, dense, tmp_path, prune, recover, rounds, message
+    prefect_server, dense, tmp_path, monkeypatch, prune, recover, rounds, scheme, message
 ):
     """No table is kept: engines would start, which take longer than this test may."""
+    monkeypatch.setenv("SLIMGPT_QUANTIZE_PACKAGES", str(tmp_path / "none"))
     with pytest.raises((ValueError, OSError), match=message):
-        as_fast(str(dense), str(tmp_path / "runs"), replace(PRUNE, **prune), recover, rounds)
+        as_fast(str(dense), str(tmp_path / "runs"), replace(PRUNE, **prune), recover, rounds, scheme)
     assert not (tmp_path / "cache/latency").exists()
