@@ -7,10 +7,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from slimgpt.checkpoints.building import building
-from slimgpt.checkpoints.families import attention_kernel
+from slimgpt.checkpoints.families import attention_kernel, family_of
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.shards import Shards
+from slimgpt.checkpoints.whole import check_known
 
 QUANTIZED_BY = "compressed-tensors"
 
@@ -28,7 +29,7 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
         model_config: where it was read, under its family's name.
 
     Raises:
-        ValueError: for a model type that is not known; a tensor that is missing.
+        ValueError: for a model type that is not known; a tensor that is missing, or that its config does not describe.
         ModuleNotFoundError: a quantised model, and compressed-tensors is not installed.
     """
     folder = Path(folder)
@@ -53,6 +54,8 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
         raise ValueError(
             f"{folder} has no tensor {absent[0]}, which its config.json describes; download or make the model again"
         )
+    if not quantized:  # there scales lie beside the weights
+        check_known((name for name in found["unexpected_keys"] if ".layers." in name), (), folder)
     return model.eval().requires_grad_(False)
 
 
@@ -63,6 +66,7 @@ def _under_its_familys_names(shards: Shards, dtype: torch.dtype, model_config: A
             model_config, dtype=dtype, attn_implementation=attention_kernel(model_config)
         )
     own = model.state_dict()
+    check_known(shards.names(f"{family_of(model_config).layers}."), own, shards.folder)
     with torch.no_grad():
         for name in sorted(own.keys() - set(model.all_tied_weights_keys)):  # one at a time: the model is held once
             own[name].copy_(shards.load([name])[name])

@@ -191,21 +191,9 @@ class Frame:
         self.model.embed_tokens.weight = nn.Parameter(weight.to("meta"), requires_grad=False)
 
     def layer(self, index: int, tensors: dict[str, Tensor]) -> LayerPass:
-        """Layer ``index`` with these weights (names relative to the layer), cast to the forward dtype.
-
-        Raises:
-            ValueError: naming the first weight that is missing, unknown or of another shape than the config says.
-        """
+        """Layer ``index`` with these weights (names relative to the layer), cast to the forward dtype."""
         layer = self._layers[index]
         state = {name: t.to(self.device, non_blocking=True).to(self.dtype) for name, t in tensors.items()}
-        expected = {name: tuple(tensor.shape) for name, tensor in layer.state_dict().items()}
-        for name in sorted(expected.keys() | state.keys()):
-            given = tuple(state[name].shape) if name in state else None
-            if given != expected.get(name):
-                raise ValueError(
-                    f"layer {index}: {name} has shape {given} in the weight files; "
-                    f"the config requires {expected.get(name)}"
-                )
         layer.load_state_dict(state, strict=True, assign=True)
         return LayerPass(layer, self.family, self._kwargs[index])
 

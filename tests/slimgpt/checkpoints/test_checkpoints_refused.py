@@ -69,6 +69,37 @@ def test_a_config_that_describes_other_weights_is_refused(copy, tiny_config):
     refusal(copy, tiny_config, r"model.embed_tokens.weight is \[512, 64\] and not \[500, 64\]")
 
 
+@pytest.mark.parametrize(
+    ("changes", "extra"),
+    [
+        ({"num_hidden_layers": 3}, None),
+        ({}, "model.layers.0.self_attn.q_proj.bias"),
+        ({}, "model.layers.1.norm.weight"),
+    ],
+)
+def test_a_layer_that_the_config_does_not_describe_is_not_left_out_in_silence(copy, tiny_config, changes, extra):
+    edit(copy, changes)
+    if extra:
+        store(copy, {**tensors_of(copy), extra: torch.zeros(64)})
+    name = extra or "model.layers.3.input_layernorm.weight"
+    message = rf"holds {name} \({1 if extra else 9} such\), which its config.json does not describe"
+    refusal(copy, tiny_config, message)
+    for load in (lambda: load_causal_lm(copy, torch.float32), lambda: RecoveryJob(copy, RecoverConfig(tokens="2k"))):
+        with pytest.raises(ValueError, match=message):
+            load()
+
+
+def test_what_lies_beside_the_model_is_no_part_of_it(copy, tiny_config):
+    """A value head of reinforcement learning, frequencies that old versions stored."""
+    besides = {
+        "v_head.summary.weight": torch.zeros(1, 64),
+        "model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8),
+    }
+    store(copy, {**tensors_of(copy), **besides})
+    plan(copy, tiny_config())
+    load_causal_lm(copy, torch.float32)
+
+
 def test_a_git_lfs_pointer_is_recognised(copy, tiny_config):
     pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:4d7a\nsize 9876543210\n"
     (copy / "model.safetensors").write_text(pointer)
