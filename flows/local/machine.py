@@ -80,6 +80,9 @@ class Local:
             environment = self.environment()
             *servers, worker = self.services
             names = [service.name for service in servers]
+            for service in self.services:
+                if not service.pid():
+                    service.stop()  # what a killed one left, or one whose record was lost
             for service in servers:
                 service.check()
             starting = [service.name for service in servers if not service.pid()]
@@ -95,7 +98,6 @@ class Local:
             environment = stores.environment_of(worker.name, names, environment)
             os.environ.update(environment)  # before Prefect, which reads its settings when it is imported
             if not worker.pid():
-                worker.stop()  # what a killed one left
                 deployments.forget_lost_runs(only_worker="prefect" in names and not stores.on_server("prefect"))
             deployments.register(environment, PROJECT / "prefect.yaml", worker.folder / "deploy.log", START_TIMEOUT_S)
             worker.start(environment)

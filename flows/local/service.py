@@ -14,23 +14,26 @@ import subprocess
 import time
 import urllib.error
 import urllib.request
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import psutil
 
-from deploy.serving.server import check_port, log_tail, session_members
+from deploy.serving.server import check_port, log_tail
+from slimgpt.files import json_bytes, write_atomically
 
 START_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 20.0
-MARK = "SLIMGPT_SERVICE"  # in the environment of a service and of all that it starts
+MARK = "SLIMGPT_SERVICE"  # in the environment of a service and of all that it starts: which it is, and of which folder
 _direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy for this machine's own servers
 
 
 @dataclass(frozen=True)
 class Service:
-    """A process in a session of its own, remembered by pid and start time: pids are used again.
+    """A process in a session of its own, remembered by pid and start time, since pids are used again.
+
+    What it started is known by its environment alone, whatever became of the record.
 
     Args:
         name: also of its log and record.
@@ -56,15 +59,27 @@ class Service:
     def _record(self) -> Path:
         return self.folder / f"{self.name}.json"
 
+    @property
+    def _mark(self) -> str:
+        return f"{self.name} of {self.folder.resolve()}"
+
+    def _remembered(self) -> dict[str, Any]:
+        """The record; empty where there is none, or none that can be read."""
+        try:
+            record = json.loads(self._record.read_bytes())
+        except (OSError, ValueError):
+            return {}
+        return record if isinstance(record, dict) else {}
+
     def pid(self) -> int:
         """Of the running process; 0 where it does not run."""
-        try:
-            record = json.loads(self._record.read_text())
-            process = psutil.Process(record["pid"])
-            same = abs(process.create_time() - record["started"]) < 1 and process.status() != psutil.STATUS_ZOMBIE
-        except (OSError, ValueError, psutil.Error):
-            return 0
-        return int(record["pid"]) if same else 0
+        match self._remembered():
+            case {"pid": int(pid), "started": int() | float() as started}:
+                with contextlib.suppress(psutil.Error, ValueError, OverflowError):
+                    process = psutil.Process(pid)
+                    if abs(process.create_time() - started) < 1 and process.status() != psutil.STATUS_ZOMBIE:
+                        return pid
+        return 0
 
     def check(self) -> None:
         """Whether it can be started, or runs as it should.
@@ -74,7 +89,7 @@ class Service:
                 another state than the environment asks for now.
         """
         if self.pid():
-            kept = json.loads(self._record.read_text()).get("state", self.state)
+            kept = self._remembered().get("state", self.state)
             if kept != self.state:
                 raise ValueError(f"{self.name} runs with its state in {kept}; `make down` before it uses {self.state}")
         elif self.port:
@@ -88,20 +103,18 @@ class Service:
         """Start it, unless it runs."""
         if self.pid():
             return
-        mark = uuid.uuid4().hex
         with self.log.open("ab") as output:
             process = subprocess.Popen(
                 self.command,
                 stdin=subprocess.DEVNULL,
                 stdout=output,
                 stderr=subprocess.STDOUT,
-                env={**environment, MARK: mark},
+                env={**environment, MARK: self._mark},
                 cwd=self.folder,
                 start_new_session=True,
             )
         started = psutil.Process(process.pid).create_time()
-        record = {"pid": process.pid, "started": started, "state": self.state, "mark": mark}
-        self._record.write_text(json.dumps(record))
+        write_atomically(self._record, json_bytes({"pid": process.pid, "started": started, "state": self.state}))
 
     def wait(self) -> None:
         """Until it answers.
@@ -120,8 +133,6 @@ class Service:
 
     def stop(self) -> bool:
         """End it and all that it started: politely, then by force. Returns whether there was anything to end."""
-        if not self._record.is_file():
-            return False
         pid, seen = self.pid(), set(self._members())  # a worker that was killed leaves its flow runs behind
         found = bool(seen)
         if pid:
@@ -137,15 +148,12 @@ class Service:
                 os.kill(member, signal.SIGKILL)
         while self._members() or any(map(_is_alive, seen)):  # one that is dying carries its mark no more
             time.sleep(0.05)
-        self._record.unlink()
+        self._record.unlink(missing_ok=True)
         return found
 
     def _members(self) -> list[int]:
-        """The processes of its session that carry its mark: after a reboot the same numbers belong to others."""
-        record = json.loads(self._record.read_text())
-        if "mark" not in record:  # of an earlier version: known by the leader's start time alone
-            return session_members(record["pid"]) if self.pid() else []
-        return [pid for pid in session_members(record["pid"]) if _mark_of(pid) == record["mark"]]
+        """Itself, and the processes that carry its mark."""
+        return [pid for pid in psutil.pids() if _mark_of(pid) == self._mark] or [pid for pid in (self.pid(),) if pid]
 
 
 def _is_alive(pid: int) -> bool:

@@ -46,6 +46,21 @@ def test_what_it_started_ends_with_it(service, killed, monkeypatch):
     assert not service.stop()
 
 
+@pytest.mark.parametrize(
+    "record", [None, "", '{"pid": ', "[]", '{"pid": "seven"}', '{"pid": -1, "started": 0}', "\udcff"]
+)
+def test_a_lost_or_damaged_record_hides_nothing_that_runs(service, tmp_path, record):
+    service.start(dict(os.environ))
+    child, file = child_of(service), tmp_path / "parent.json"
+    if record is None:
+        file.unlink()
+    else:
+        file.write_bytes(record.encode(errors="surrogateescape"))
+    assert service.pid() == 0
+    assert service.stop()
+    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+
+
 @pytest.mark.parametrize("alive", [True, False])
 def test_a_process_that_got_the_same_numbers_is_left_alone(service, tmp_path, alive):
     """As after a reboot: another program leads the session of that number, or led it and left a child."""
@@ -56,7 +71,7 @@ def test_a_process_that_got_the_same_numbers_is_left_alone(service, tmp_path, al
         if not alive:
             foreign.kill()
             foreign.wait()
-        record = {"pid": foreign.pid, "started": time.time() - 86_400, "state": "", "mark": "of the day before"}
+        record = {"pid": foreign.pid, "started": time.time() - 86_400, "state": ""}
         (tmp_path / "parent.json").write_text(json.dumps(record))
         assert service.pid() == 0
         assert not service.stop()
