@@ -90,7 +90,7 @@ class Local:
             if "mlflow" in starting and not self.workspace.mlflow_database.exists():
                 from tasks.registry.client import make_database  # takes seconds to import
 
-                make_database(environment["MLFLOW_BACKEND_STORE_URI"])
+                make_database(environment["MLFLOW_BACKEND_STORE_URI"], "mlflow-artifacts:/")  # the server stores them
             for service in servers:
                 service.start(stores.environment_of(service.name, names, environment))
             for service in servers:

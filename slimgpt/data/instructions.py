@@ -7,6 +7,7 @@ from pathlib import Path
 from slimgpt.data.documents import Documents
 from slimgpt.data.text import ALPACA, Origin, fetched
 from slimgpt.data.text_files import SUFFIXES, read_answered
+from slimgpt.files import exists, expanded
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ def read_instructions(source: str) -> Instructions:
     if source == "alpaca":
         path, origin = fetched(ALPACA)
         return Instructions("alpaca", origin, _texts(path))
-    path = Path(source).expanduser()
+    path = expanded(source)
     known = tuple(suffix for suffix in SUFFIXES if suffix not in (".txt", ".raw"))
     if not path.name.endswith(known):
         raise ValueError(f"instructions are {source!r}; they must be a {', '.join(known)} file, or alpaca")
-    if not path.is_file():
+    if not exists(path) or not path.is_file():
         raise FileNotFoundError(f"instructions {source!r} do not exist; name a file that does, or alpaca")
     return Instructions(path.name, "file", _texts(path))
 

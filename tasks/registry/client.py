@@ -46,7 +46,7 @@ def open_client(workspace: Workspace) -> MlflowClient:
     for chatty in ("mlflow.store.db.utils", "alembic", "mlflow.pyfunc", "mlflow.utils.uv_utils"):
         logging.getLogger(chatty).setLevel(logging.WARNING)
     uri = workspace.tracking_uri
-    make_database(uri)
+    make_database(uri, workspace.mlflow_artifacts.as_uri())
     try:
         with impatient():
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
@@ -65,25 +65,26 @@ def open_client(workspace: Workspace) -> MlflowClient:
     return client
 
 
-def make_database(uri: str) -> None:
+def make_database(uri: str, artifacts: str) -> None:
     """Make MLflow's tables, all or none: MLflow takes a hundred steps, and cannot go on where it was killed in them.
 
     Args:
         uri: nothing is done unless it names an SQLite file that does not exist.
+        artifacts: URI under which the experiment Default, which MLflow makes with the tables, stores its artifacts; by
+            itself MLflow takes the current folder.
 
     Raises:
         OSError: when there can be no such file.
     """
     if not uri.startswith("sqlite:") or not (database := make_url(uri).database) or (file := Path(database)).exists():
         return
-    from mlflow.store.tracking import DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=file.parent, prefix=f".{file.name}-") as temporary:
             made = Path(temporary) / file.name
-            SqlAlchemyStore(f"sqlite:///{made}", DEFAULT_LOCAL_FILE_AND_ARTIFACT_PATH).engine.dispose()
+            SqlAlchemyStore(f"sqlite:///{made}", artifacts).engine.dispose()
             try:
                 os.link(made, file)
             except OSError:

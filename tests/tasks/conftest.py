@@ -59,7 +59,7 @@ def mlflow_server(tmp_path_factory):
 def empty_registry(tmp_path_factory):
     """MLflow's database as it begins; to make it takes MLflow a second."""
     file = tmp_path_factory.mktemp("registry") / "mlflow.db"
-    make_database(f"sqlite:///{file}")
+    make_database(f"sqlite:///{file}", (file.parent / "mlflow-artifacts").as_uri())
     return file
 
 

@@ -181,10 +181,21 @@ def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):
         check_request.fn("tiny-slim", EvalConfig(), workspace, ("evaluate", "benchmark"), "slimgpt")
 
 
+def test_the_experiment_default_stores_its_artifacts_where_the_others_do(tmp_path, monkeypatch):
+    """MLflow makes it with the tables, by itself for the folder it was started in."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    workspace = Workspace.at(tmp_path / "größe 1")
+    client = open_client(workspace)
+    default, own = (
+        client.get_experiment(experiment(client, name, workspace)).artifact_location for name in ("Default", "slimgpt")
+    )
+    assert default == f"{own}/0" == f"{workspace.mlflow_artifacts.as_uri()}/0"
+
+
 def test_a_database_of_another_version_is_said_with_mlflows_remedy(tmp_path, monkeypatch):
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     workspace = Workspace.at(tmp_path)
-    make_database(workspace.tracking_uri)
+    make_database(workspace.tracking_uri, workspace.mlflow_artifacts.as_uri())
     with contextlib.closing(sqlite3.connect(workspace.mlflow_database)) as database, database:
         database.execute("update alembic_version set version_num = '0123456789ab'")
     with pytest.raises(ConnectionError) as refused:
