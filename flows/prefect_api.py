@@ -32,6 +32,7 @@ from prefect.settings import (
 )
 
 from deploy.engines import vllm_entry
+from slimgpt.files import locked
 from tasks.messages import reason, without_password
 from tasks.preflight.request import check_writable
 
@@ -55,12 +56,16 @@ def reached() -> Iterator[None]:
         check(url)
     elif PREFECT_SERVER_ALLOW_EPHEMERAL_MODE.value():
         settings = get_current_settings()
+        alone: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         if not _names_database(settings):
             check_writable(_folder(settings))  # else the server would be waited for in vain
+            _folder(settings).mkdir(parents=True, exist_ok=True)
             _check_database(_database(settings))
+            alone = locked(_folder(settings), wait=True)  # two servers would make the same tables
         server = OwnServer()
         try:  # here and not in a thread that ends before the flow does: the kernel watches that thread
-            server.start()
+            with alone:
+                server.start()
         except RuntimeError as error:
             server.stop()  # a slow one would write on, below the last line
             raise ConnectionError(

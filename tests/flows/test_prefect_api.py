@@ -120,6 +120,30 @@ def test_a_temporary_server_that_does_not_start_is_one_last_line_with_a_remedy(t
     assert last.startswith("error: Prefect's temporary server did not start (Timed out")
 
 
+ALONE = """
+from flows import prefect_api as api
+from slimgpt.files import locked
+folder, begin = api._folder(api.get_current_settings()), api.OwnServer._begin
+def begins(server):
+    try:
+        with locked(folder):
+            print("another may begin", flush=True)
+    except BlockingIOError:
+        print("no other begins", flush=True)
+    begin(server)
+api.OwnServer._begin = begins
+with api.reached(), locked(folder):
+    print("others may begin", flush=True)
+"""
+
+
+def test_a_command_makes_its_servers_database_alone(tmp_path):
+    """Of two first commands that begin together one ended: both servers made the same tables."""
+    command = [sys.executable, "-P", "-c", ALONE]
+    done = subprocess.run(command, env=environment(tmp_path), capture_output=True, text=True, timeout=300)
+    assert done.stdout.splitlines() == ["no other begins", "others may begin"], done.stderr
+
+
 def test_a_damaged_database_of_the_temporary_server_is_named_before_it_starts(tmp_path):
     """The server was waited for, two minutes long, after it had ended, and the error named no file."""
     file = tmp_path / "runs" / "prefect-results" / "temporary-server.db"
