@@ -11,6 +11,7 @@ OUT/README.md         model card; also in model/, which can go to the hub as it 
 OUT/MANIFEST.json     sha256 and bytes of every file; written last
 """
 
+import glob
 import hashlib
 import json
 import os
@@ -256,6 +257,7 @@ def _move_into_place(partial: Path, out: Path) -> None:
     """Rename ``partial`` to ``out``; an older bundle there leaves only when the new one has taken its place."""
     if not out.exists() or not any(out.iterdir()):
         partial.replace(out)  # POSIX renames onto an empty folder
+        _remove_old(out)
         return
     old = Path(tempfile.mkdtemp(dir=out.parent, prefix=f".{out.name}.old-"))
     try:
@@ -268,4 +270,10 @@ def _move_into_place(partial: Path, out: Path) -> None:
     except OSError:
         old.replace(out)
         raise
-    shutil.rmtree(old)
+    _remove_old(out)
+
+
+def _remove_old(out: Path) -> None:
+    """Remove the bundle that ``out`` was before; also one that a process killed in the middle of this left."""
+    for old in out.parent.glob(f"{glob.escape(f'.{out.name}.old-')}*"):
+        shutil.rmtree(old)

@@ -27,6 +27,13 @@ def test_an_older_bundle_is_replaced_completely(bundle: Path, model: Path):
     assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "slim"]
 
 
+def test_what_a_killed_replacement_moved_aside_goes_with_the_next_one(bundle: Path, model: Path):
+    bundle.replace(bundle.with_name(".bundle.old-killed"))
+    write_bundle(model, bundle, name="tiny")
+    assert verify_bundle(bundle) == []
+    assert sorted(path.name for path in bundle.parent.iterdir()) == ["bundle", "slim"]
+
+
 @pytest.mark.parametrize("older", [False, True])
 def test_a_link_to_a_folder_stays_and_its_folder_is_the_bundle(model: Path, tmp_path: Path, older: bool):
     target, link = tmp_path / "volume" / "bundles", tmp_path / "link"
