@@ -3,8 +3,9 @@
     dKL = 1/2 tr(G dW H dW^T)       G = mean over tokens of g g^T, H = mean over tokens of x x^T
 
 with x the input of the map and g the gradient of ``-log p(y)`` by its output, y drawn from the model's own distribution
-(the true Fisher information, Kronecker-factored as in K-FAC). Unlike ``||dW X||^2`` it compares between maps. With
-``R^T R = G`` it is half the squared error of R W, so the elimination of obs.py works on R W as on any weight.
+(the true Fisher information, Kronecker-factored as in K-FAC), and bounded by curvature.py. Unlike ``||dW X||^2`` it
+compares between maps. With ``R^T R = G`` it is half the squared error of R W, so the elimination of obs.py works on
+R W as on any weight.
 
 Letters as in obs.py.
 """
