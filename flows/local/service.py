@@ -153,7 +153,8 @@ class Service:
 
     def _members(self) -> list[int]:
         """Itself, and the processes that carry its mark."""
-        return [pid for pid in psutil.pids() if _mark_of(pid) == self._mark] or [pid for pid in (self.pid(),) if pid]
+        leader = self.pid()
+        return [pid for pid in psutil.pids() if pid == leader or _mark_of(pid) == self._mark]
 
 
 def _is_alive(pid: int) -> bool:

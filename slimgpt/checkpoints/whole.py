@@ -1,6 +1,7 @@
 """Whether a checkpoint holds the tensors that its config.json describes, and no others in its layers: from headers."""
 
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,20 +37,20 @@ def check_tensors(shards: Shards, model_config: Any) -> None:
     check_known(shards.names(f"{family_of(model_config).layers}."), own, shards.folder)
 
 
-def check_known(names: Iterable[str], own: Iterable[str], where: object) -> None:
+def check_known(names: Iterable[str], own: Iterable[str], folder: Path) -> None:
     """Refuse tensors of decoder layers that the config does not describe.
 
     Args:
         names: of such tensors.
         own: of all tensors of the model.
-        where: for the message.
+        folder: of the checkpoint.
 
     Raises:
         ValueError: naming the first one and the remedy.
     """
     if unknown := sorted(set(names) - set(own)):
         raise ValueError(
-            f"{where} holds {unknown[0]} ({len(unknown)} such), which its config.json does not describe: "
+            f"{folder} holds {unknown[0]} ({len(unknown)} such), which its config.json does not describe: "
             "it would be left out; correct config.json (num_hidden_layers, attention_bias, mlp_bias)"
         )
 

@@ -38,12 +38,12 @@ class MapMoments:
 
 
 def bounded(g_TD: Tensor) -> Tensor:
-    """Gradients of which none has more than MOST_ENERGY times the median energy; those above are scaled down to that.
+    """Scale down the gradients ``[..., D]`` whose energy ``|g|^2`` is above MOST_ENERGY times the median of all tokens.
 
     H and G are averages of their own, so a price takes inputs and gradients to be independent. They are not where a
-    norm lies behind the map (Gemma): it multiplies the gradient of a token whose output is next to nothing. At BOS,
-    whose inputs of the FFN are nothing, it had 60,000 times the median, which was 97 % of G, and that layer's price was
-    34 times what its removal cost.
+    norm lies behind the map (Gemma): it multiplies the gradient of a token whose output is next to nothing. BOS, where
+    the FFN gives nothing, had 60,000 medians: three of it and two more among 1,536 tokens made 97 % of a layer's G,
+    and its price 34 times what the removal cost (benchmarks/RESULTS.md).
     """
     energy_T1 = g_TD.float().square().sum(dim=-1, keepdim=True)
     limit = MOST_ENERGY * energy_T1.median()

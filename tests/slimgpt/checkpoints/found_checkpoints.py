@@ -1,10 +1,14 @@
-"""Rewrites the tiny model in the configs and file layouts that users have."""
+"""Rewrites the tiny model in the configs and file layouts that users have, and checks that one is refused."""
 
 import json
 
+import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
+
+from slimgpt.engine.plan import plan
+from slimgpt.engine.pruner import prune
 
 IDS = torch.arange(2, 98).reshape(2, 48)
 SMALL = {"num_hidden_layers": 2, "head_dim": 8}  # hidden 64, 8 heads: head_dim may also be left out
@@ -55,3 +59,15 @@ def store(folder, tensors, parts=1):
         weight_map |= dict.fromkeys(shard, name)
     index = {"metadata": {"total_size": 1}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def refusal(folder, tiny_config, message):
+    """Check that prune and the dry run refuse it with this one-line message before long work, and write nothing."""
+    out = folder.parent / "refused"
+    with pytest.raises(ValueError, match=message) as error:
+        prune(folder, out, tiny_config())
+    assert "\n" not in str(error.value)
+    assert not out.exists()
+    with pytest.raises(ValueError, match=message):
+        plan(folder, tiny_config())
+    return str(error.value)
