@@ -85,6 +85,12 @@ def forget_lost_runs(*, only_worker: bool) -> None:
 
 
 def gpu_slots() -> int:
-    """Steps tagged ``gpu`` that may run together: SLIMGPT_GPU_SLOTS, else one for each NVIDIA GPU, else one."""
+    """Steps tagged ``gpu`` that may run together: SLIMGPT_GPU_SLOTS, else one for each NVIDIA GPU, else one.
+
+    Raises:
+        ValueError: when the variable holds no whole number of at least 1: with none, every such step waits for ever.
+    """
     slots = os.environ.get("SLIMGPT_GPU_SLOTS", "")
+    if slots and not (slots.isdecimal() and int(slots)):
+        raise ValueError(f"SLIMGPT_GPU_SLOTS is {slots!r}; it must be a whole number of at least 1")
     return int(slots) if slots else max(1, sum(1 for _ in Path("/proc/driver/nvidia/gpus").glob("*")))

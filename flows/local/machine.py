@@ -74,6 +74,7 @@ class Local:
 
     def up(self) -> None:
         """Start what does not run, wait until it answers, register the deployments, start the worker."""
+        deployments.gpu_slots()  # a wrong number is refused before anything starts
         folder = self.services[0].folder
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait=True):

@@ -9,6 +9,8 @@ from prefect.cache_policies import NO_CACHE
 
 from deploy.bench.config import BenchConfig
 from deploy.bench.latency import known_latency, measure_latency
+from slimgpt.checkpoints.families import layer_shapes
+from slimgpt.checkpoints.origins import read_config
 from slimgpt.method.latency import LatencyTable
 from tasks.preflight.chain import Stage, plan_chain
 from tasks.preflight.models import ResolvedModel
@@ -32,16 +34,17 @@ def timed(stages: Sequence[Stage], dense: ResolvedModel, bench: BenchConfig, *, 
     asked = [stage for stage in stages if isinstance(stage, PruneStage) and stage.config.target_speedup]
     if not asked:
         return list(stages)
-    plan_chain(dense, [_whatever_the_widths(stage) for stage in stages])
+    hidden_size = layer_shapes(read_config(dense.folder))[0].hidden_size
+    plan_chain(dense, [_whatever_the_widths(stage, hidden_size) for stage in stages])
     table = _measure(dense.folder, bench) if measure else known_latency(dense.folder, bench)
     return [replace(stage, latency=table) if stage in asked else stage for stage in stages]
 
 
-def _whatever_the_widths(stage: Stage) -> Stage:
+def _whatever_the_widths(stage: Stage, hidden_size: int) -> Stage:
     """The stage without what can only be judged when the milliseconds, and with them the widths, are known."""
     if isinstance(stage, PruneStage):
         return replace(stage, config=replace(stage.config, target_speedup=0.0))
-    if isinstance(stage, QuantizeStage):
+    if isinstance(stage, QuantizeStage) and hidden_size % max(1, stage.config.group_size) == 0:
         return replace(stage, config=replace(stage.config, group_size=0))
     return stage
 

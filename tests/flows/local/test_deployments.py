@@ -8,6 +8,8 @@ import pytest
 import yaml
 from prefect.flows import load_flow_from_entrypoint
 
+from flows.local.machine import Local
+
 ROOT = Path(__file__).parents[3]
 FILES = [ROOT / "prefect.yaml", *sorted((ROOT / "deploy" / "pools").glob("*.yaml"))]
 
@@ -33,3 +35,12 @@ def test_the_kubernetes_job_uses_each_variable_and_knows_those_that_the_deployme
     deployments = yaml.safe_load((ROOT / "deploy" / "pools" / "kubernetes.yaml").read_text())["deployments"]
     for deployment in deployments:
         assert set(deployment["work_pool"]["job_variables"]) <= declared
+
+
+@pytest.mark.parametrize("slots", ["0", "two", "-1", "1.5"])
+def test_slots_that_would_hold_every_step_for_ever_are_refused_before_anything_starts(monkeypatch, tmp_path, slots):
+    monkeypatch.setenv("SLIMGPT_RUNS", str(tmp_path))
+    monkeypatch.setenv("SLIMGPT_GPU_SLOTS", slots)
+    with pytest.raises(ValueError, match=f"SLIMGPT_GPU_SLOTS is '{slots}'; it must be a whole number of at least 1"):
+        Local.here().up()
+    assert not list(tmp_path.rglob("*.json"))

@@ -15,6 +15,7 @@ from slimgpt.checkpoints.origins import read_config
 from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
 from slimgpt.files import json_bytes
 from slimgpt.method.latency import LatencyTable
+from slimgpt.quantization.packages import missing_packages
 from tasks.environment import Workspace
 from tasks.preflight.chain import plan_chain
 from tasks.preflight.models import resolve
@@ -31,12 +32,18 @@ needs_vllm = pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or
 
 @flow(persist_result=False)
 def as_fast(
-    model: str, root: str, prune: PruneConfig, recover: RecoverConfig, rounds: int = 1, scheme: str = ""
+    model: str,
+    root: str,
+    prune: PruneConfig,
+    recover: RecoverConfig,
+    rounds: int = 1,
+    scheme: str = "",
+    group_size: int = 0,
 ) -> Checkpoint:
     workspace = Workspace(Path(root))
     dense = resolve(model, "", workspace)
     stages = stages_of(prune, recover, rounds=rounds)
-    stages += [QuantizeStage(QuantizeConfig(scheme=scheme))] if scheme else []
+    stages += [QuantizeStage(QuantizeConfig(scheme=scheme, group_size=group_size))] if scheme else []
     stages = timed(stages, dense, BenchConfig())
     chain = plan_chain(dense, stages)
     return run_chain(chain, workspace.run("tiny-slim", chain.facts()))
@@ -85,4 +92,11 @@ def test_what_is_wrong_elsewhere_is_said_before_anything_is_measured(
     monkeypatch.setenv("SLIMGPT_QUANTIZE_PACKAGES", str(tmp_path / "none"))
     with pytest.raises((ValueError, OSError), match=message):
         as_fast(str(dense), str(tmp_path / "runs"), replace(PRUNE, **prune), recover, rounds, scheme)
+    assert not (tmp_path / "cache/latency").exists()
+
+
+@pytest.mark.skipif(bool(missing_packages()), reason=missing_packages() or "llm-compressor is here")
+def test_a_group_that_fits_no_widths_is_refused_before_anything_is_measured(prefect_server, dense, tmp_path):
+    with pytest.raises(ValueError, match="group_size is 96, which does not divide layer 0's hidden_size of 64"):
+        as_fast(str(dense), str(tmp_path / "runs"), PRUNE, NONE, scheme="w4a16", group_size=96)
     assert not (tmp_path / "cache/latency").exists()
