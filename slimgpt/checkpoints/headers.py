@@ -10,6 +10,7 @@ from slimgpt.files import exists
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
+DOWNLOAD = "download or copy it again"
 
 
 def raw_config(folder: Path) -> dict[str, Any]:
@@ -63,8 +64,12 @@ def header(path: Path) -> dict[str, tuple[list[int], str, int]]:
     return {name: (e["shape"], e["dtype"], start + e["data_offsets"][0]) for name, e in entries.items()}
 
 
-def read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path, remedy: str = DOWNLOAD) -> dict[str, Any]:
     """Read one of a checkpoint's small files, which hold a JSON object each.
+
+    Args:
+        path: the file.
+        remedy: for one that is damaged.
 
     Raises:
         ValueError: when it is not one; the message names the file, the place and the remedy.
@@ -72,9 +77,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         data = json.loads(path.read_bytes())
     except ValueError as error:  # not UTF-8 or not JSON
-        raise damaged(path, str(error)) from None
+        raise damaged(path, str(error), remedy) from None
     if not isinstance(data, dict):
-        raise damaged(path, f"it holds a JSON {type(data).__name__}, not an object")
+        raise damaged(path, f"it holds a JSON {type(data).__name__}, not an object", remedy)
     return data
 
 
@@ -102,15 +107,15 @@ def refuse_adapter(folder: Path) -> None:
         )
 
 
-def damaged(path: Path, reason: str) -> ValueError:
+def damaged(path: Path, reason: str, remedy: str = DOWNLOAD) -> ValueError:
     """What to raise for one of a checkpoint's files: its name, the reason and the remedy in one line."""
-    return ValueError(f"{path} is damaged: {_remedy(path, reason)}")
+    return ValueError(f"{path} is damaged: {_remedy(path, reason, remedy)}")
 
 
-def _remedy(path: Path, reason: str) -> str:
+def _remedy(path: Path, reason: str, remedy: str = DOWNLOAD) -> str:
     if _is_pointer(path):
         return "it is a pointer of git-lfs; run git lfs pull"
-    return f"{reason}; download or copy it again"
+    return f"{reason}; {remedy}"
 
 
 def _is_pointer(path: Path) -> bool:

@@ -22,7 +22,7 @@ def check_out(out: Path, run_file: str, header: dict[str, Any], what: str, comma
         ValueError: when its file about the run is damaged.
     """
     if (out / run_file).is_file():
-        before = read_json(out / run_file).get("run", {})
+        before = read_json(out / run_file, "name another OUT").get("run", {})
         if not isinstance(before, dict):
             raise ValueError(f"{out / run_file} is damaged: its run is {before!r}, not an object; name another OUT")
         if before != header:

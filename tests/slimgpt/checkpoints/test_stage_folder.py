@@ -14,6 +14,13 @@ def test_a_damaged_file_about_the_run_is_named(tmp_path, run):
         check_out(tmp_path, "recovery.json", RUN, "training", "slimgpt recover")
 
 
+@pytest.mark.parametrize("text", ["", '{"run": {', "[]"])
+def test_what_is_no_object_is_ours_and_cannot_be_downloaded_again(tmp_path, text):
+    (tmp_path / "recovery.json").write_text(text)
+    with pytest.raises(ValueError, match=r"recovery.json is damaged: .*; name another OUT$"):
+        check_out(tmp_path, "recovery.json", RUN, "training", "slimgpt recover")
+
+
 @pytest.mark.parametrize("text", ["{}", '{"run": {"model": "1234"}}'])
 def test_a_run_of_which_less_was_recorded_is_another_one(tmp_path, text):
     (tmp_path / "recovery.json").write_text(text)
