@@ -78,8 +78,13 @@ def misfit(shapes: list[LayerShape], group: int) -> str:
 
 
 def stored_bytes(shape: LayerShape, bits: int, group: int, scale: int) -> int:
-    """Bytes of a layer's quantised projections with their scales of ``scale`` bytes each, without biases."""
-    return sum(
-        rows * columns * bits // 8 + scale * rows * (columns // group if group else 1) + (_SHAPE if bits == 4 else 0)
-        for rows, columns in matrices(shape)
-    )
+    """Bytes of a layer's quantised projections with their scales of ``scale`` bytes each, without biases.
+
+    With 4 bits there are also their zero points, as many bits, eight rows' in an integer.
+    """
+    total = 0
+    for rows, columns in matrices(shape):
+        groups = columns // group if group else 1
+        total += rows * columns * bits // 8 + scale * rows * groups
+        total += 4 * groups * -(-rows // PER_INT32) + _SHAPE if bits == 4 else 0
+    return total

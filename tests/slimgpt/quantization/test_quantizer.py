@@ -88,10 +88,15 @@ def test_weights_stand_on_the_grid_of_their_scale_and_near_what_they_were(pruned
         weight, before = module.weight, dense[f"{name}.weight"].float()
         scales = made[f"{name}.weight_scale"].float()
         scale = scales.repeat_interleave(weight.shape[1] // scales.shape[1], dim=1)
-        on_grid = weight / scale
+        on_grid, lowest, highest = weight / scale, -most - 1, most
+        assert (f"{name}.weight_zero_point" in made) == (scheme == "w4a16"), name
+        if scheme == "w4a16":  # a group's own zero lies anywhere on its grid of 16
+            lowest, highest = -15, 15
+            groups = on_grid.unflatten(1, (scales.shape[1], -1))
+            assert (groups.amax(dim=2) - groups.amin(dim=2)).max() <= 15 + 1e-3, name
         if scheme != "fp8":
             assert (on_grid - on_grid.round()).abs().max() < 1e-3, name
-        assert -most - 1 - 1e-3 <= on_grid.min() and on_grid.max() <= most + 1e-3, name
+        assert lowest - 1e-3 <= on_grid.min() and on_grid.max() <= highest + 1e-3, name
         assert (weight - before).norm() / before.norm() < error, name
     assert sum(f"{name}.weight_scale" in made for name, _ in model.named_modules()) == 7 * 3
 

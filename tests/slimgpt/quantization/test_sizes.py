@@ -44,8 +44,9 @@ def test_the_seven_projections_hold_the_layers_parameters():
         assert sum(rows * columns for rows, columns in matrices(shape)) == shape.parameters
 
 
-def test_four_bits_with_scales_of_sixteen_take_a_quarter_and_a_sixty_fourth():
+def test_four_bits_with_scales_of_sixteen_and_zero_points_of_four_take_a_quarter_and_a_little():
     (shape, _) = shapes()
-    assert stored_bytes(shape, 4, 64, 2) == shape.parameters // 2 + shape.parameters * 2 // 64 + 7 * 16
+    groups = shape.parameters // 64
+    assert stored_bytes(shape, 4, 64, 2) == shape.parameters // 2 + 2 * groups + groups // 2 + 7 * 16
     rows = sum(rows for rows, _ in matrices(shape))
     assert stored_bytes(shape, 8, 0, 2) == shape.parameters + 2 * rows
