@@ -1,6 +1,7 @@
 """A model and how it is quantised: the checks before any work, and what the work takes."""
 
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ class QuantizationJob:
             raise ValueError(f"scheme is empty; it must be one of {', '.join(BITS)}")
         self.config, self.model = config, model
         self.model_config = read_config(model)
-        family = family_of(self.model_config)
+        self.family = family_of(self.model_config)
         stored = raw_config(model).get("model_type")
         if shapes is None and stored != self.model_config.model_type:  # what is pruned before is written as its family
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
@@ -54,7 +55,9 @@ class QuantizationJob:
         self.shards = open_shards(model)
         check_tensors(self.shards, self.model_config)
         self.shapes = shapes or layer_shapes(self.model_config)
-        self.dtype = self.shards.shape(self.shards.names(f"{family.layers}.")[0])[1]
+        self.dtype = self.shards.shape(f"{self.family.layers}.0.{self.family.down}.weight")[
+            1
+        ]  # the worker's, for all tensors
         self.group = 0
         if config.scheme == "w4a16":
             check_packing(self.shapes)
@@ -98,8 +101,13 @@ class QuantizationJob:
         """Expected size of the weight files, of a model whose files have ``size`` bytes."""
         bits = BITS[self.config.scheme]
         item = self.dtype.itemsize
-        return size + sum(
-            stored_bytes(shape, bits, self.group, item) - shape.parameters * item for shape in self.shapes
+        projections = tuple(f"{name}.weight" for name in (*self.family.rows, self.family.output, self.family.down))
+        others = [name for name in self.shards.names() if not name.endswith(projections)]
+        converted = sum(prod(self.shards.shape(name)[0]) for name in others) * item - self.shards.size(others)
+        return (
+            size
+            + converted
+            + sum(stored_bytes(shape, bits, self.group, item) - shape.parameters * item for shape in self.shapes)
         )
 
     def disk_bytes(self, size: int) -> int:

@@ -25,6 +25,7 @@ from slimgpt.quantization.job import QuantizationJob
 from slimgpt.quantization.plan import plan
 from slimgpt.quantization.quantizer import quantize
 from slimgpt.recovery.recoverer import recover
+from tests.slimgpt.checkpoints.found_checkpoints import store
 from tests.tiny_families import write_baichuan, write_multimodal_gemma3
 from tests.tiny_models import write_dense
 
@@ -212,6 +213,17 @@ def test_without_its_packages_the_command_that_installs_them_is_named_first(prun
         quantize(pruned, tmp_path / "out", config)
     assert not (tmp_path / "out").exists()
     assert [line for line in plan(pruned, config).missing if "llm-compressor is not installed" in line]
+
+
+def test_norms_of_another_dtype_do_not_widen_all_else(config, tmp_path):
+    mixed = write_dense(tmp_path / "mixed", intermediate_size=256, dtype=torch.bfloat16)
+    store(mixed, {name: t.float() if "norm" in name else t for name, t in stored(mixed).items()})
+    planned = plan(mixed, replace(config, scheme="fp8"))
+    quantize(mixed, tmp_path / "small", replace(config, scheme="fp8"))
+    made = stored(tmp_path / "small")
+    assert {t.dtype for t in made.values()} == {torch.bfloat16, torch.float8_e4m3fn}
+    size = sum(file.stat().st_size for file in (tmp_path / "small").glob("*.safetensors"))
+    assert abs(planned.bytes_after - size) < 8192 + 0.01 * size
 
 
 def test_a_quantised_model_is_neither_quantised_pruned_nor_trained(quantized, config, tmp_path, text):
