@@ -29,7 +29,28 @@ def check_out(out: Path, run_file: str, header: dict[str, Any], what: str, comma
             raise FileExistsError(
                 f"{out} holds another {what}: {differences(before, header)}; {remedy(before, header)}"
             )
-    elif out.is_dir() and (strangers := sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))):
+    else:
+        refuse_strangers(out, run_file, command)
+
+
+def refuse_other_folder(out: Path, run_file: str, command: str) -> None:
+    """Refuse a folder in which no run of this kind was begun: known before the model is hashed or a text read.
+
+    Raises:
+        FileExistsError: naming what it holds.
+    """
+    if not (out / run_file).is_file():
+        refuse_strangers(out, run_file, command)
+
+
+def refuse_strangers(out: Path, run_file: str, command: str) -> None:
+    """Refuse a folder that holds something else than its file about the run, or what is half-written.
+
+    Raises:
+        FileExistsError: naming what it holds.
+    """
+    names = sorted(path.name for path in out.iterdir() if not path.name.endswith(".tmp")) if out.is_dir() else []
+    if names and names != [run_file]:
         raise FileExistsError(
-            f"{out} is not empty and not an output of {command} (it holds {strangers[0]}); name another OUT"
+            f"{out} is not empty and not an output of {command} (it holds {names[0]}); name another OUT"
         )

@@ -14,10 +14,11 @@ from slimgpt.checkpoints.companions import companions, copy_companions
 from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.checkpoints.lineage import LINEAGE, Checkpoint, Step
 from slimgpt.checkpoints.shards import write_shard
+from slimgpt.checkpoints.stage_folder import refuse_strangers
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import dtype_name
 from slimgpt.engine.job import Job
-from slimgpt.engine.journal import Journal
+from slimgpt.engine.journal import JOURNAL, Journal
 from slimgpt.equal_bits import conditions
 from slimgpt.files import digest_of, file_sha256, link, writing
 from slimgpt.report import LayerReport, PruneReport, load_report
@@ -28,6 +29,7 @@ logger = logging.getLogger(__name__)
 FORMAT = 3  # of the journal; a change makes older journals unusable
 KEPT = "finished layers are kept"
 PLAN = "plan"
+COMMAND = "slimgpt prune"
 
 
 @dataclass(frozen=True)
@@ -51,11 +53,7 @@ class OutputFolder:
         header = self._header(calibration)
         entries = self.journal.read()
         if not entries:
-            strangers = sorted(p.name for p in out.iterdir() if not p.name.endswith(".tmp"))
-            if strangers and strangers != [self.journal.path.name]:
-                raise FileExistsError(
-                    f"{out} is not empty and not an output of slimgpt prune (it holds {strangers[0]}); name another OUT"
-                )
+            refuse_strangers(out, JOURNAL, COMMAND)
         elif entries[0] != header:
             raise FileExistsError(
                 f"{out} holds another pruning: {differences(entries[0], header)}; {remedy(entries[0], header)}"

@@ -15,12 +15,14 @@ import transformers
 
 from slimgpt.checkpoints.lineage import Checkpoint, prune_step
 from slimgpt.checkpoints.pruned_form import pruned_config
+from slimgpt.checkpoints.stage_folder import refuse_other_folder
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import device_name, dtype_name
 from slimgpt.engine.chosen import Chosen
 from slimgpt.engine.job import Job
-from slimgpt.engine.output_folder import OutputFolder
+from slimgpt.engine.journal import JOURNAL
+from slimgpt.engine.output_folder import COMMAND, OutputFolder
 from slimgpt.engine.prices import priced
 from slimgpt.engine.ranks import Ranks
 from slimgpt.engine.walk import Walk
@@ -76,6 +78,7 @@ def prune(
 
         def begin() -> tuple[Calibration, PruneReport | None]:
             nonlocal folder
+            refuse_other_folder(out, JOURNAL, COMMAND)
             job.check_space(out)
             source = Checkpoint.open(job.model)
             tokens = calibration or job.calibration()

@@ -16,7 +16,7 @@ class QuantizePlan:
 
     Attributes:
         model: its name.
-        format: what is stored, in words; ``remark``: why its groups are no larger.
+        format: what is stored, in words; ``remark``: why its groups are no larger, or where it is slow.
         layers: how many.
         bytes_before, bytes_after: of the weight files.
         memory_bytes, disk_bytes, seconds: estimated.

@@ -21,7 +21,7 @@ from slimgpt.checkpoints.companions import copy_companions
 from slimgpt.checkpoints.headers import CONFIG, INDEX, raw_config, read_json
 from slimgpt.checkpoints.lineage import LINEAGE, Checkpoint, Step
 from slimgpt.checkpoints.pruned_form import config_sha256
-from slimgpt.checkpoints.stage_folder import check_out
+from slimgpt.checkpoints.stage_folder import check_out, refuse_other_folder
 from slimgpt.checkpoints.weight_files import weight_files
 from slimgpt.config import QuantizeConfig
 from slimgpt.data.calibration import Calibration
@@ -32,6 +32,7 @@ from slimgpt.quantization.packages import locked_versions, missing_packages, pac
 from slimgpt.report import REPORT
 
 RUN = "quantization.json"
+COMMAND = "slimgpt quantize"
 MADE = "quantizing"  # folder in OUT, gone when it is a model
 LOG = "quantize.log"  # in OUT, where it failed
 OnLayer = Callable[[int, int], None]
@@ -66,6 +67,7 @@ def quantize(
         OSError: when the disk is too small.
     """
     out = Path(out).absolute()
+    refuse_other_folder(out, RUN, COMMAND)
     job = QuantizationJob(Path(model), config)
     tokens = (tokens or job.calibration()) if config.reads_text else None
     header = check_quantized_out(out, job, tokens)
@@ -94,7 +96,7 @@ def check_quantized_out(out: Path, job: QuantizationJob, tokens: Calibration | N
         What the run depends on, bit for bit.
     """
     header = {"model": job.source.digest, **job.facts(tokens)}
-    check_out(out, RUN, header, "quantisation", "slimgpt quantize")
+    check_out(out, RUN, header, "quantisation", COMMAND)
     return header
 
 

@@ -16,6 +16,7 @@ from slimgpt.recovery.student import Change
 from slimgpt.report import REPORT
 
 RUN = "recovery.json"
+COMMAND = "slimgpt recover"
 STATES = "training"
 KEPT = "the training's states are kept"
 
@@ -97,7 +98,7 @@ class RecoveryFolder:
 
 def check_recovery_out(out: Path, header: dict[str, Any]) -> None:
     """Refuse a folder that holds something else than this training: a FileExistsError, as ``check_out`` raises."""
-    check_out(out, RUN, header, "training", "slimgpt recover")
+    check_out(out, RUN, header, "training", COMMAND)
 
 
 def _same(stored: Any) -> Any:

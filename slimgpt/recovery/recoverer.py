@@ -18,6 +18,7 @@ from slimgpt.checkpoints.lineage import Checkpoint, Step
 from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.output_head import OutputHead
+from slimgpt.checkpoints.stage_folder import refuse_other_folder
 from slimgpt.config import RecoverConfig
 from slimgpt.device import device_name, dtype_name
 from slimgpt.engine.ranks import Ranks
@@ -25,7 +26,7 @@ from slimgpt.equal_bits import conditions, settle_vector_functions
 from slimgpt.files import locked, writing
 from slimgpt.recovery.answers import PROMPTS, answer
 from slimgpt.recovery.job import RecoveryJob
-from slimgpt.recovery.output import KEPT, STATES, RecoveryFolder
+from slimgpt.recovery.output import COMMAND, KEPT, RUN, STATES, RecoveryFolder
 from slimgpt.recovery.student import Change, changes, load_student
 from slimgpt.recovery.text import RecoveryText, draw
 from slimgpt.recovery.training import (
@@ -79,6 +80,7 @@ def recover(
         OSError: when the disk is too small.
     """
     ranks, out = Ranks(), Path(out).resolve()  # a state names the best one by its path
+    ranks.from_first(lambda: refuse_other_folder(out, RUN, COMMAND))
     with ranks.together():
         job = RecoveryJob(Path(model), config, Path(teacher) if teacher else None, processes=ranks.count)
         text = text or draw(job.student.folder, job.config)

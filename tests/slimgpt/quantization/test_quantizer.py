@@ -217,6 +217,11 @@ def test_without_its_packages_the_command_that_installs_them_is_named_first(prun
     assert [line for line in plan(pruned, config).missing if "llm-compressor is not installed" in line]
 
 
+def test_where_a_format_is_slow_is_said_before(pruned, config):
+    remarks = {scheme: plan(pruned, replace(config, scheme=scheme)).remark for scheme in ("fp8", "w8a8")}
+    assert remarks["fp8"].startswith("for GPUs: on a CPU vLLM takes more than ten times") and not remarks["w8a8"]
+
+
 def test_norms_of_another_dtype_do_not_widen_all_else(config, tmp_path):
     mixed = write_dense(tmp_path / "mixed", intermediate_size=256, dtype=torch.bfloat16)
     store(mixed, {name: t.float() if "norm" in name else t for name, t in stored(mixed).items()})
