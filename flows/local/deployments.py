@@ -20,16 +20,18 @@ def register(environment: dict[str, str], file: Path, log: Path, timeout_s: floa
     """Make or update the pool, the limit and all deployments of ``file``; schedules stay as users switched them.
 
     Raises:
+        ValueError: as ``gpu_slots`` raises, before anything is made.
         OSError: when Prefect refuses one; the message ends with the last lines of ``log``.
     """
     from prefect.client.orchestration import get_client
     from prefect.client.schemas.actions import WorkPoolCreate
     from prefect.workers.process import ProcessWorker
 
+    slots = gpu_slots()
     with get_client(sync_client=True) as client:
         template = ProcessWorker.get_default_base_job_template()
         client.create_work_pool(WorkPoolCreate(name=POOL, type="process", base_job_template=template), overwrite=True)
-        client.create_concurrency_limit(GPU_TAG, gpu_slots())
+        client.create_concurrency_limit(GPU_TAG, slots)
         switched = {place: active for place, (_, active) in _schedules(client).items()}
         command = [sys.executable, "-m", "prefect", "--no-prompt", "deploy", "--all", "--prefect-file", str(file)]
         with log.open("wb") as output:

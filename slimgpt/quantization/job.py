@@ -55,9 +55,8 @@ class QuantizationJob:
         self.shards = open_shards(model)
         check_tensors(self.shards, self.model_config)
         self.shapes = shapes or layer_shapes(self.model_config)
-        self.dtype = self.shards.shape(f"{self.family.layers}.0.{self.family.down}.weight")[
-            1
-        ]  # the worker's, for all tensors
+        # Of all that is written: the projections', not that of norms, which may be wider.
+        _, self.dtype = self.shards.shape(f"{self.family.layers}.0.{self.family.down}.weight")
         self.group = 0
         if config.scheme == "w4a16":
             check_packing(self.shapes)
@@ -106,11 +105,8 @@ class QuantizationJob:
         projections = tuple(f"{name}.weight" for name in (*self.family.rows, self.family.output, self.family.down))
         others = [name for name in self.shards.names() if not name.endswith(projections)]
         converted = sum(prod(self.shards.shape(name)[0]) for name in others) * item - self.shards.size(others)
-        return (
-            size
-            + converted
-            + sum(stored_bytes(shape, bits, self.group, item) - shape.parameters * item for shape in self.shapes)
-        )
+        saved = sum(shape.parameters * item - stored_bytes(shape, bits, self.group, item) for shape in self.shapes)
+        return size + converted - saved
 
     def disk_bytes(self, size: int) -> int:
         """That the run needs: the new model, once."""
