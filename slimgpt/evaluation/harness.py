@@ -205,12 +205,13 @@ def _run_tasks(
     say: Callable[[str], None],
 ) -> dict[str, Any]:
     import lm_eval  # seconds to import, and optional
-    from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import handle_non_serializable, hash_string
 
+    from slimgpt.evaluation.answer_logits import AnswerLogits
+
     say(f"tasks: {', '.join(tasks)}")
-    lm = HFLM(
+    lm = AnswerLogits(
         pretrained=model,
         tokenizer=tokenizer,
         batch_size=config.batch_size,
