@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, GenerationConfig
 
 from slimgpt.checkpoints.building import building
 from slimgpt.checkpoints.families import attention_kernel, family_of
@@ -57,6 +57,17 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
     if not quantized:  # there scales lie beside the weights
         check_known((name for name in found["unexpected_keys"] if ".layers." in name), (), folder)
     return model.eval().requires_grad_(False)
+
+
+def load_to_compute(folder: str | Path, dtype: torch.dtype, model_config: Any = None) -> Any:
+    """Load as ``load_causal_lm`` does, but without the model's own settings for generating text.
+
+    transformers refuses to save a model whose settings contradict each other, such as LLaMA-2's temperature without
+    sampling, and mixes them into what ``generate`` is told. The file that holds them goes along by itself.
+    """
+    model = load_causal_lm(folder, dtype, model_config)
+    model.generation_config = GenerationConfig()
+    return model
 
 
 def _under_its_familys_names(shards: Shards, dtype: torch.dtype, model_config: Any) -> Any:

@@ -21,7 +21,7 @@ from llmcompressor.modifiers.quantization import QuantizationModifier
 from pydantic import PrivateAttr
 from safetensors.torch import load_file
 
-from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.checkpoints.loading import load_to_compute
 from slimgpt.equal_bits import settle_vector_functions
 from slimgpt.usage import peak_memory
 
@@ -73,7 +73,7 @@ def recipe(scheme: str, group: int) -> Any:
 def quantize(request: dict[str, Any]) -> dict[str, Any]:
     """Write the quantised model to ``request["out"]``. Returns its peak memory in bytes, and torch's version."""
     settle_vector_functions()
-    model = load_causal_lm(request["model"], getattr(torch, request["dtype"]))
+    model = load_to_compute(request["model"], getattr(torch, request["dtype"]))
     given: dict[str, Any] = {}
     if request["ids"]:
         ids_NT = load_file(request["ids"])[IDS]

@@ -15,7 +15,7 @@ from typing import Any
 from transformers import Trainer
 
 from slimgpt.checkpoints.lineage import Checkpoint, Step
-from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.checkpoints.loading import load_to_compute
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.output_head import OutputHead
 from slimgpt.checkpoints.stage_folder import refuse_other_folder
@@ -161,7 +161,7 @@ def _trainer(job: RecoveryJob, text: RecoveryText, states: Path) -> Trainer:
     given = {"model": student, "args": arguments, "train_dataset": text.train, "eval_dataset": text.held_out}
     if job.teacher is None:
         return Trainer(data_collator=padded, **given)
-    teacher = load_causal_lm(job.teacher.folder, job.dtype, read_config(job.teacher.folder))
+    teacher = load_to_compute(job.teacher.folder, job.dtype, read_config(job.teacher.folder))
     heads = [
         OutputHead(model.config, model.get_output_embeddings().weight.detach().to(arguments.device, job.dtype))
         for model in (student, teacher)

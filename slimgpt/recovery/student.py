@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from slimgpt.checkpoints.families import Family
-from slimgpt.checkpoints.loading import load_causal_lm
+from slimgpt.checkpoints.loading import load_to_compute
 from slimgpt.config import RecoverConfig
 
 LORA_SCALE = {"distill": 1, "lora": 2}  # the paper's: rank 8, alpha 16, dropout 0.05
@@ -28,7 +28,7 @@ def load_student(folder: Path, model_config: Any, family: Family, config: Recove
         dtype: of the products.
     """
     if config.trainable == "all":
-        model = load_causal_lm(folder, torch.float32, model_config)
+        model = load_to_compute(folder, torch.float32, model_config)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(name.startswith(f"{family.layers}."))
         return model
@@ -43,7 +43,7 @@ def load_student(folder: Path, model_config: Any, family: Family, config: Recove
         target_modules=projections,
         task_type="CAUSAL_LM",
     )
-    model = get_peft_model(load_causal_lm(folder, dtype, model_config), lora)
+    model = get_peft_model(load_to_compute(folder, dtype, model_config), lora)
     generator = torch.Generator().manual_seed(config.seed)  # peft's is the process's own, which other threads use too
     for name, parameter in model.named_parameters():
         if "lora_A" in name:

@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shutil
 import subprocess
 import sys
 import time
@@ -231,6 +232,15 @@ def test_norms_of_another_dtype_do_not_widen_all_else(config, tmp_path):
     assert {t.dtype for t in made.values()} == {torch.bfloat16, torch.float8_e4m3fn}
     size = sum(file.stat().st_size for file in (tmp_path / "small").glob("*.safetensors"))
     assert abs(planned.bytes_after - size) < 8192 + 0.01 * size
+
+
+def test_settings_for_generating_text_that_contradict_each_other_do_no_harm(pruned, config, tmp_path):
+    """As LLaMA-2's: transformers refuses to save a model with them."""
+    model, told = tmp_path / "model", '{"temperature": 0.9, "top_p": 0.6}'
+    shutil.copytree(pruned, model)
+    (model / "generation_config.json").write_text(told)
+    quantize(model, tmp_path / "small", replace(config, scheme="fp8"))
+    assert (tmp_path / "small/generation_config.json").read_text() == told
 
 
 def test_a_quantised_model_is_neither_quantised_pruned_nor_trained(quantized, config, tmp_path, text):

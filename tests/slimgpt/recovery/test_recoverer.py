@@ -98,6 +98,22 @@ def test_all_weights_of_the_layers_can_be_trained_and_nothing_else_changes(prune
             assert torch.equal(tensor, after[name]) != name.startswith("model.layers."), name
 
 
+@pytest.mark.parametrize("trainable", ["lora", "all"])
+def test_settings_for_generating_text_that_contradict_each_other_do_no_harm(trainable, pruned, dense, config, tmp_path):
+    """LLaMA-2 has a temperature without sampling: transformers refuses to save such a model."""
+    model = tmp_path / "model"
+    shutil.copytree(pruned, model)
+    told = '{"temperature": 0.9, "top_p": 0.6, "repetition_penalty": 9.0, "stop_strings": ["a"]}'
+    (model / "generation_config.json").write_text(told)
+    few = replace(config, tokens="1.2k", trainable=trainable, learning_rate=0.0)
+    steps = [
+        recover(m, out, few, teacher=dense).lineage.steps[-1]
+        for m, out in ((pruned, tmp_path / "plain"), (model, tmp_path / "out"))
+    ]
+    assert steps[0].answers == steps[1].answers
+    assert (tmp_path / "out" / "generation_config.json").read_text() == told
+
+
 def test_blocks_that_pass_one_by_one_give_the_step_of_all_together(pruned, dense, config, tmp_path, recovered):
     """The mean over a step's sequences, however many pass at once."""
     recover(pruned, tmp_path / "out", replace(config, block_tokens=32), teacher=dense)
