@@ -150,6 +150,12 @@ def layer_shapes(config: PretrainedConfig) -> list[LayerShape]:
 
 
 def positions(config: PretrainedConfig) -> int:
-    """Tokens the model reads at once; the config of a stretched rotary embedding may name the length before that."""
-    rope = getattr(config, "rope_parameters", None) or {}
-    return int(config.max_position_embeddings * max(1.0, rope.get("factor", 1.0)))
+    """Tokens the model reads at once.
+
+    Where its rotary embedding is stretched, ``max_position_embeddings`` is the length after that (LLaMA 3.1) or before
+    it (Qwen2.5 with YaRN, Vicuna 16k): the length that the factor begins from tells which.
+    """
+    longest, rope = int(config.max_position_embeddings), getattr(config, "rope_parameters", None) or {}
+    if rope.get("rope_type", "default") == "default" or not rope.get("factor"):
+        return longest
+    return max(longest, int(float(rope["factor"]) * (rope.get("original_max_position_embeddings") or longest)))

@@ -6,9 +6,9 @@ import pytest
 import torch
 import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, LlamaConfig, Phi3Config, Qwen2Config
 
-from slimgpt.checkpoints.families import FAMILIES, family_of
+from slimgpt.checkpoints.families import FAMILIES, family_of, positions
 from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.config import EvalConfig
 from slimgpt.data.calibration import calibrate
@@ -198,6 +198,44 @@ def test_unsupported_models_are_refused_with_the_supported_ones(config, message,
 
 def test_every_family_has_a_case():
     assert {family.model_type for family in FAMILIES} == {model_type for model_type, _ in CASES.values()}
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        (LlamaConfig(max_position_embeddings=2048), 2048),
+        (LlamaConfig(max_position_embeddings=512, rope_scaling={"rope_type": "default", "factor": None}), 512),
+        (LlamaConfig(max_position_embeddings=4096, rope_scaling={"type": "linear", "factor": 4.0}), 16384),
+        (
+            LlamaConfig(
+                max_position_embeddings=131072,
+                rope_scaling={
+                    **{"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192},
+                    **{"low_freq_factor": 1.0, "high_freq_factor": 4.0},
+                },
+            ),
+            131072,
+        ),
+        (
+            Qwen2Config(
+                max_position_embeddings=32768,
+                rope_scaling={"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768},
+            ),
+            131072,
+        ),
+        (
+            Phi3Config(
+                max_position_embeddings=131072,
+                original_max_position_embeddings=4096,
+                rope_scaling={"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0] * 48},
+            ),
+            131072,
+        ),
+    ],
+    ids=["plain", "default", "vicuna 16k", "llama 3.1", "qwen 2.5 with yarn", "phi 3"],
+)
+def test_a_model_reads_as_many_tokens_as_its_makers_say(config, expected):
+    assert positions(config) == expected
 
 
 def test_the_soft_cap_is_used_in_the_evaluation(tmp_path, text_file):
