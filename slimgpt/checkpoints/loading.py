@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM, GenerationConfig
 
-from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.building import building_model_of
 from slimgpt.checkpoints.families import attention_kernel, family_of
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.origins import open_shards, read_config
@@ -37,18 +37,16 @@ def load_causal_lm(folder: str | Path, dtype: torch.dtype, model_config: Any = N
     if raw_config(folder).get("model_type") != model_config.model_type:
         return _under_its_familys_names(open_shards(folder), dtype, model_config)
     quantized: dict[str, Any] = getattr(model_config, "quantization_config", None) or {}
-    given = {}
     if quantized.get("quant_method") == QUANTIZED_BY:
         model_config.quantization_config = {**quantized, "dequantize": True}
-        given = {"config": model_config}
-    with building:
+    with building_model_of(folder):
         model, found = AutoModelForCausalLM.from_pretrained(
             folder,
+            config=model_config,
             dtype=dtype,
             trust_remote_code=False,
             attn_implementation=attention_kernel(model_config),
             output_loading_info=True,
-            **given,
         )
     if absent := sorted(found["missing_keys"]):  # transformers made them up
         raise ValueError(
@@ -72,7 +70,7 @@ def load_to_compute(folder: str | Path, dtype: torch.dtype, model_config: Any = 
 
 def _under_its_familys_names(shards: Shards, dtype: torch.dtype, model_config: Any) -> Any:
     """A model that transformers would read with code of its own, or with a vision tower, as its family's class."""
-    with building:
+    with building_model_of(shards.folder):
         model = AutoModelForCausalLM.from_config(
             model_config, dtype=dtype, attn_implementation=attention_kernel(model_config)
         )

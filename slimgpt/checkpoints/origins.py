@@ -14,6 +14,7 @@ from torch import Tensor
 from transformers import AutoConfig, LlamaConfig, PretrainedConfig
 
 import slimgpt.modeling  # noqa: F401  makes transformers know pruned checkpoints
+from slimgpt.checkpoints.families import attention_kernel
 from slimgpt.checkpoints.headers import CONFIG, damaged, raw_config
 from slimgpt.checkpoints.shards import Shards
 
@@ -86,7 +87,11 @@ def read_config(model: Path) -> PretrainedConfig:
             if raw.get(key) is not None:
                 setattr(text, key, raw[key])
         text.dtype = config.dtype or text.dtype
-        return text
+        config = text
+    # Some config.json also say how their author ran the model: with a kernel that may not be here, and what its calls
+    # return.
+    config._attn_implementation = attention_kernel(config)
+    config.return_dict = True
     return config
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from slimgpt.checkpoints.building import building
+from slimgpt.checkpoints.building import building_model_of
 from slimgpt.checkpoints.families import family_of
 from slimgpt.checkpoints.shards import Shards
 
@@ -23,9 +23,9 @@ def check_tensors(shards: Shards, model_config: Any) -> None:
         model_config: of the same folder.
 
     Raises:
-        ValueError: naming the tensor, both shapes and the remedy.
+        ValueError: naming the tensor, both shapes and the remedy; or what of the config transformers does not take.
     """
-    with building, torch.device("meta"):
+    with building_model_of(shards.folder), torch.device("meta"):
         model = AutoModelForCausalLM.from_config(model_config)
     own, stored = model.state_dict(), set(shards.names())
     for name in sorted(own.keys() - set(model.all_tied_weights_keys)):

@@ -11,10 +11,11 @@ from pathlib import Path
 import pytest
 import torch
 
+from slimgpt.checkpoints.loading import load_causal_lm
 from slimgpt.checkpoints.shards import Shards
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import prune
-from tests.slimgpt.checkpoints.found_checkpoints import SMALL, as_transformers_4, edit, logits, store, tensors_of
+from tests.slimgpt.checkpoints.found_checkpoints import IDS, SMALL, as_transformers_4, edit, logits, store, tensors_of
 from tests.tiny_models import write_dense
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -103,6 +104,24 @@ def test_norms_keep_a_dtype_that_differs_from_the_projections(twin, tmp_path, ti
     assert {t.dtype for n, t in tensors_of(tmp_path / "out").items() if "norm" in n} == {torch.float32}
     assert {t.dtype for n, t in tensors_of(tmp_path / "out").items() if "norm" not in n} == {torch.bfloat16}
     assert torch.equal(logits(tmp_path / "out"), twin(torch.bfloat16, True)[2])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_attn_implementation": "flash_attention_2"},
+        {"attn_implementation": "flash_attention_2"},
+        {"return_dict": False},
+    ],
+    ids=["kernel", "kernel of old", "tuples"],
+)
+def test_how_its_author_ran_the_model_changes_nothing(twin, tmp_path, tiny_config, changes):
+    plain, plain_logits, pruned_logits = twin(torch.float32, True)
+    told = Path(shutil.copytree(plain, tmp_path / "told"))
+    edit(told, changes)
+    prune(told, tmp_path / "out", tiny_config())
+    assert torch.equal(logits(tmp_path / "out"), pruned_logits)
+    assert torch.equal(load_causal_lm(told, torch.float32)(IDS).logits, plain_logits)
 
 
 def test_a_tied_model_that_stores_its_head_twice_gives_the_same_pruning(twin, tmp_path, tiny_config):

@@ -49,6 +49,25 @@ def test_a_layer_that_the_config_does_not_describe_is_not_left_out_in_silence(co
             load()
 
 
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_act": "swish2"}, "KeyError: 'swish2'"),
+        ({"pad_token_id": 600}, "AssertionError: Padding_idx must be within num_embeddings"),
+        ({"rope_parameters": {"rope_type": "ntk", "rope_theta": 1e4}}, "KeyError: 'ntk'"),
+        ({"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": "2.0"}}, "TypeError: .*'str'"),
+    ],
+)
+def test_a_config_of_which_no_model_can_be_built_is_named(copy, tiny_config, changes, reason):
+    """transformers reads it, and fails later with whatever comes of it."""
+    edit(copy, changes)
+    message = rf"config.json is damaged: transformers cannot build the model .*\({reason}.*\); correct that value"
+    refusal(copy, tiny_config, message)
+    for load in (lambda: load_causal_lm(copy, torch.float32), lambda: RecoveryJob(copy, RecoverConfig(tokens="2k"))):
+        with pytest.raises(ValueError, match=message):
+            load()
+
+
 def test_what_lies_beside_the_model_is_no_part_of_it(copy, tiny_config):
     """A value head of reinforcement learning, frequencies that old versions stored."""
     besides = {
