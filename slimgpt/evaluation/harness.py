@@ -28,7 +28,7 @@ from slimgpt.data.text import TextSource, local_data, perplexity_text
 from slimgpt.device import compute_dtype, dtype_name, resolve_device
 from slimgpt.equal_bits import settle_vector_functions
 from slimgpt.evaluation.harness_tasks import LOCAL_TASKS, DataUsed, choose_tasks, load_tasks
-from slimgpt.evaluation.perplexity import PerplexityResult, check_length, perplexity
+from slimgpt.evaluation.perplexity import PerplexityResult, check_length, perplexity, text_blocks
 from slimgpt.files import scratch
 
 # Facts about the machine and its folders that lm-eval puts beside the figures.
@@ -113,18 +113,26 @@ def evaluate(
     text = None if config.perplexity == "none" else perplexity_text(config.perplexity)
     with scratch("slimgpt-eval-") as place:  # definitions and converted data while tasks run
         tasks, used = load_tasks(names, place, config.num_fewshot) if names else ({}, ())
+        model_config = read_config(folder) if model is None else model.config
         tokenizer = tokenizer or load_tokenizer(folder)
-        if tasks and config.apply_chat_template:
-            check_chat_template(tokenizer, folder)
+        if tasks:
+            check_for_tasks(tokenizer, folder, chat_template=config.apply_chat_template)
+        bos, blocks = resolve_bos(config.bos, tokenizer, model_config.model_type), []
+        if text:
+            check_length(config.seq_len, model_config)
+            blocks = text_blocks(
+                text,
+                tokenizer,
+                model_config.vocab_size,
+                seq_len=config.seq_len,
+                max_blocks=config.max_blocks or None,
+                bos=bos,
+            )
         if model is None:
             say(f"loading {folder.name}")
-            model_config = read_config(folder)
-            if text:
-                check_length(config.seq_len, model_config)
             dtype = compute_dtype(config.dtype, device, model_config.dtype)
             model = load_causal_lm(folder, dtype, model_config).to(device)
-        bos = resolve_bos(config.bos, tokenizer, model.config.model_type)
-        measured = _perplexity(model, tokenizer, text, config, bos, say) if text else None
+        measured = _perplexity(model, tokenizer, text, blocks, config, bos, say) if text else None
         results = _run_tasks(model, tokenizer, tasks, config, bos, folder.name, place, say) if tasks else {}
     metrics = {_name(f"{measured.text}/perplexity"): measured.perplexity} if measured else {}
     if measured and measured.stderr is not None:
@@ -148,9 +156,14 @@ def evaluate(
     )
 
 
-def check_chat_template(tokenizer: Any, folder: Path) -> None:
-    """Raise ValueError where the tokenizer has no chat template."""
-    if not tokenizer.chat_template:
+def check_for_tasks(tokenizer: Any, folder: Path, *, chat_template: bool) -> None:
+    """Raise ValueError where the tokenizer lacks what lm-eval's tasks need: BOS or EOS, and the template if wanted."""
+    if tokenizer.bos_token_id is None and tokenizer.eos_token_id is None:
+        raise ValueError(
+            f"{folder}: its tokenizer has neither BOS nor EOS, with one of which lm-eval begins prompts; name its "
+            "eos_token in tokenizer_config.json, or measure perplexity alone (tasks none)"
+        )
+    if chat_template and not tokenizer.chat_template:
         raise ValueError(f"{folder} has no chat template: leave apply_chat_template out, or add one to its tokenizer")
 
 
@@ -180,7 +193,13 @@ def _name(metric: str) -> str:
 
 
 def _perplexity(
-    model: Any, tokenizer: Any, text: TextSource, config: EvalConfig, bos: Bos, say: Callable[[str], None]
+    model: Any,
+    tokenizer: Any,
+    text: TextSource,
+    blocks: list[list[int]],
+    config: EvalConfig,
+    bos: Bos,
+    say: Callable[[str], None],
 ) -> PerplexityResult:
     return perplexity(
         model,
@@ -190,7 +209,8 @@ def _perplexity(
         max_blocks=config.max_blocks or None,
         batch_size=1,  # a block's logits alone are seq_len * vocabulary floats
         bos=bos,
-        on_progress=lambda done, blocks: say(f"perplexity on {text.name}: block {done} of {blocks}"),
+        blocks=blocks,
+        on_progress=lambda done, count: say(f"perplexity on {text.name}: block {done} of {count}"),
     )
 
 

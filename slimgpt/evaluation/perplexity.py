@@ -75,19 +75,33 @@ def check_length(seq_len: int, config: PretrainedConfig) -> None:
         raise ValueError(f"seq_len is {seq_len}, but the model has {longest} positions; lower seq_len to {longest}")
 
 
-def check_text(text: TextSource, tokenizer: Any, seq_len: int, bos: Bos = "none") -> None:
-    """Refuse a text of less than one block.
+def text_blocks(
+    text: TextSource, tokenizer: Any, vocab_size: int, *, seq_len: int, max_blocks: int | None, bos: Bos = "none"
+) -> list[list[int]]:
+    """Cut a text into the blocks that perplexity is measured on; no model is needed.
+
+    Args:
+        text: as of ``perplexity``.
+        tokenizer: as of ``perplexity``.
+        vocab_size: of the model.
+        seq_len: as of ``perplexity``.
+        max_blocks: as of ``perplexity``.
+        bos: as of ``perplexity``.
 
     Raises:
-        ValueError: with both lengths and the remedy.
+        ValueError: a text of less than one block, or tokens that the model does not have.
     """
-    needed = text_tokens(bos, 1, seq_len)
-    if (tokens := len(first_tokens(tokenizer, "\n\n".join(text.documents), needed))) < needed:
-        raise _too_short(text, tokens, seq_len)
-
-
-def _too_short(text: TextSource, tokens: int, seq_len: int) -> ValueError:
-    return ValueError(f"{text.name} has {tokens} tokens, fewer than seq_len {seq_len}; lower seq_len")
+    needed = text_tokens(bos, max_blocks, seq_len) if max_blocks else None
+    ids = first_tokens(tokenizer, "\n\n".join(text.documents), needed)
+    blocks = blocks_of(ids, bos, tokenizer.bos_token_id, seq_len)[:max_blocks]
+    if not blocks:
+        raise ValueError(f"{text.name} has {len(ids)} tokens, fewer than seq_len {seq_len}; lower seq_len")
+    if (largest := max(map(max, blocks))) >= vocab_size:
+        raise ValueError(
+            f"{tokenizer.name_or_path}: its tokenizer gives the token {largest} for {text.name}, its embeddings end at "
+            f"{vocab_size - 1}; the tokenizer belongs to another model, copy the right one"
+        )
+    return blocks
 
 
 def first_tokens(tokenizer: Any, text: str, count: int | None) -> list[int]:
@@ -130,6 +144,7 @@ def perplexity(
     max_blocks: int | None = 12,
     batch_size: int = 1,
     bos: Bos = "none",
+    blocks: list[list[int]] | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> PerplexityResult:
     """Measure a causal language model's perplexity on a text, on the model's own device and in its own dtype.
@@ -142,10 +157,12 @@ def perplexity(
         max_blocks: use the first so many blocks; None uses all.
         batch_size: blocks that pass the model at once. Logits are made of a part of a block at a time.
         bos: where BOS stands; it counts among the ``seq_len`` tokens.
+        blocks: what ``text_blocks`` made of the text; None: made now.
         on_progress: called with (blocks done, blocks in all).
 
     Raises:
-        ValueError: a limit above is broken, the text is shorter than one block, or the model returns NaN.
+        ValueError: a limit above is broken, the text is shorter than one block or has tokens that the model lacks, or
+            the model returns NaN.
     """
     if seq_len < 2 or batch_size < 1 or (max_blocks is not None and max_blocks < 1):
         raise ValueError(
@@ -153,25 +170,22 @@ def perplexity(
             "they must be at least 2, 1 and 1 (None for all blocks)"
         )
     check_length(seq_len, model.config)
-    needed = text_tokens(bos, max_blocks, seq_len) if max_blocks else None
-    ids = first_tokens(tokenizer, "\n\n".join(text.documents), needed)
-    cut = blocks_of(ids, bos, tokenizer.bos_token_id, seq_len)[:max_blocks]
-    if not cut:
-        raise _too_short(text, len(ids), seq_len)
-    blocks, ids_BT = len(cut), torch.tensor(cut)
+    if blocks is None:
+        blocks = text_blocks(text, tokenizer, model.config.vocab_size, seq_len=seq_len, max_blocks=max_blocks, bos=bos)
+    count, ids_BT = len(blocks), torch.tensor(blocks)
 
     decoder, head = model.get_decoder(), OutputHead(model.config, model.get_output_embeddings().weight)
     was_training = model.training
     model.eval()
     block_nats: list[float] = []  # Python floats: the sum over millions of tokens keeps double precision
     with torch.inference_mode():
-        for start in range(0, blocks, batch_size):
+        for start in range(0, count, batch_size):
             batch_BT = ids_BT[start : start + batch_size].to(model.device)
             x_BTD = decoder(input_ids=batch_BT, use_cache=False).last_hidden_state
             for x_TD, ids_T in zip(x_BTD, batch_BT, strict=True):
                 block_nats.append(_nats(head, x_TD, ids_T) / (seq_len - 1))
             if on_progress:
-                on_progress(min(start + batch_size, blocks), blocks)
+                on_progress(min(start + batch_size, count), count)
     model.train(was_training)
 
     mean = statistics.fmean(block_nats)  # all blocks have the same number of tokens
@@ -179,8 +193,8 @@ def perplexity(
         raise ValueError(f"the model's logits on {text.name} hold NaN; its weights are broken or its dtype overflows")
     return PerplexityResult(
         perplexity=math.exp(mean) if mean < 700 else math.inf,
-        tokens=blocks * (seq_len - 1),
-        blocks=blocks,
+        tokens=count * (seq_len - 1),
+        blocks=count,
         seq_len=seq_len,
         text=text.name,
         origin=text.origin,

@@ -14,23 +14,31 @@ from slimgpt.config import EvalConfig
 from slimgpt.data.bos import resolve_bos
 from slimgpt.data.calibration import load_tokenizer
 from slimgpt.data.text import perplexity_text
-from slimgpt.evaluation.harness import check_chat_template
-from slimgpt.evaluation.perplexity import check_length, check_text
+from slimgpt.evaluation.harness import check_for_tasks
+from slimgpt.evaluation.perplexity import check_length, text_blocks
 from tasks.preflight.request import Preflight
 
 
 def _check_evaluation(model: Path, evaluation: EvalConfig) -> None:
-    tokenizer = load_tokenizer(model)
     config = read_config(model)
+    tokenizer = load_tokenizer(model)
     bos = resolve_bos(evaluation.bos, tokenizer, config.model_type)
-    if evaluation.tasks and evaluation.apply_chat_template:
-        check_chat_template(tokenizer, model)
+    if evaluation.tasks:
+        check_for_tasks(tokenizer, model, chat_template=evaluation.apply_chat_template)
     if evaluation.perplexity != "none":
         try:
             check_length(evaluation.seq_len, config)
-            check_text(perplexity_text(evaluation.perplexity), tokenizer, evaluation.seq_len, bos)
+            text_blocks(
+                perplexity_text(evaluation.perplexity),
+                tokenizer,
+                config.vocab_size,
+                seq_len=evaluation.seq_len,
+                max_blocks=evaluation.max_blocks or None,
+                bos=bos,
+            )
         except ValueError as error:
-            raise ValueError(f"evaluation: {error} (evaluation.seq_len)") from None
+            setting = " (evaluation.seq_len)" if "lower seq_len" in str(error) else ""
+            raise ValueError(f"evaluation: {error}{setting}") from None
 
 
 @task(name="check what is measured", cache_policy=NO_CACHE, persist_result=False)

@@ -15,7 +15,7 @@ import pytest
 import torch
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from slimgpt.data import python_text
 from slimgpt.evaluation import harness, harness_tasks
@@ -291,6 +291,34 @@ def test_a_wrong_name_is_refused_before_the_model_is_loaded(tmp_path: Path, with
     assert "boolq, piqa" in str(caught.value)
     with pytest.raises(ValueError, match="perplexity text is 'wikitxt2'"):
         evaluate(tmp_path, EvalConfig(tasks="continuation", perplexity="wikitxt2"))
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"tasks": "none", "perplexity": "TEXT"}, "fewer than seq_len 64; lower seq_len"),
+        ({"tasks": "none", "perplexity": "python", "bos": "block"}, "bos is 'block', but .* has no BOS token"),
+        ({"tasks": "none", "perplexity": "ADDED"}, "gives the token 512 for added.txt, its embeddings end at 511"),
+        ({"tasks": "continuation", "perplexity": "none"}, "has neither BOS nor EOS, .*or measure perplexity alone"),
+    ],
+)
+def test_what_the_tokenizer_and_the_text_tell_is_refused_before_the_model_is_loaded(
+    fields: dict[str, str],
+    message: str,
+    tiny: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    without_data: None,
+) -> None:
+    monkeypatch.setattr(harness, "load_causal_lm", lambda *_: pytest.fail("the model is loaded"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(tiny / "tokenizer.json"))  # without BOS, EOS and padding
+    tokenizer.add_tokens(["zebra"])
+    (tmp_path / "short.txt").write_text("A word.")
+    (tmp_path / "added.txt").write_text("A zebra. " * 200)
+    files = {"TEXT": str(tmp_path / "short.txt"), "ADDED": str(tmp_path / "added.txt")}
+    request = EvalConfig(seq_len=64, **fields | {"perplexity": files.get(fields["perplexity"], fields["perplexity"])})
+    with pytest.raises(ValueError, match=message):
+        evaluate(tiny, request, tokenizer=tokenizer)
 
 
 def test_a_folder_without_a_model_and_an_unknown_device_are_refused(tmp_path: Path, tiny: Path) -> None:

@@ -1,5 +1,6 @@
 """Perplexity against its definition, implemented again with loops."""
 
+import copy
 import math
 from pathlib import Path
 
@@ -138,6 +139,14 @@ def test_a_training_model_is_measured_in_evaluation_mode_and_left_as_it_was(tiny
 def test_bad_input_is_refused(tiny, arguments: dict[str, int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         perplexity(*tiny, text("short"), **({"seq_len": 2} | arguments))
+
+
+def test_a_token_without_an_embedding_is_refused(tiny) -> None:
+    """Tokens that were added to a tokenizer, and not to the model."""
+    model, tokenizer = tiny[0], copy.deepcopy(tiny[1])
+    tokenizer.add_tokens(["zebra"])
+    with pytest.raises(ValueError, match=r"its tokenizer gives the token 512 for a.txt, its embeddings end at 511"):
+        perplexity(model, tokenizer, text("the zebra went " * 100), seq_len=16)
 
 
 def test_weights_with_nan_raise_an_error(tiny, tmp_path: Path) -> None:
