@@ -99,11 +99,31 @@ def free_bytes(folder: Path) -> int:
     Raises:
         FileExistsError: where a file stands in its way, or a link to nothing.
     """
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the first one above it that is there."""
     there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
     if not there.is_dir():
         what = "a file" if there.exists() else f"a link to {there.readlink()}, which is not there"
         raise FileExistsError(f"{there} is {what}; OUT must be a folder")
-    return shutil.disk_usage(there).free
+    return there
+
+
+def check_writable(folder: Path) -> None:
+    """Refuse a folder that this user cannot write to, or make.
+
+    Raises:
+        FileExistsError: where a file stands in its way, or a link to nothing.
+        PermissionError: naming the folder above it that does not let him, and the remedy.
+    """
+    there = _nearest(folder)
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise PermissionError(
+            f"{folder} cannot be written: {there} is read-only for this user; change its permissions, or name another "
+            "OUT"
+        )
 
 
 def share(folder: Path) -> None:

@@ -1,6 +1,7 @@
 """The files beside the weights: which go along with a pruned model, byte for byte."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -31,6 +32,19 @@ def copy_companions(source: Path, out: Path) -> None:
         if path.name == "tokenizer_config.json" and "auto_map" in (settings := read_json(path)):
             del settings["auto_map"]
             write_atomically(target, json.dumps(settings, indent=2, ensure_ascii=False) + "\n")
+
+
+def check_readable(source: Path) -> None:
+    """Refuse a model of which a file that goes along cannot be read: they are copied last, after the long work.
+
+    Raises:
+        PermissionError: naming the first such file.
+    """
+    for path in _going_along(source):
+        if not os.access(path, os.R_OK):
+            raise PermissionError(
+                f"{path} goes along with the model, and this user cannot read it; change its permissions, or move it"
+            )
 
 
 def companions(source: Path, out: Path) -> list[Path]:

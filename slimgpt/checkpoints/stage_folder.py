@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from slimgpt.checkpoints.headers import read_json
+from slimgpt.files import check_writable
 from slimgpt.resuming import differences, remedy
 
 
@@ -34,13 +35,15 @@ def check_out(out: Path, run_file: str, header: dict[str, Any], what: str, comma
 
 
 def refuse_other_folder(out: Path, run_file: str, command: str) -> None:
-    """Refuse a folder in which no run of this kind was begun: known before the model is hashed or a text read.
+    """Refuse a folder in which no run of this kind was begun, and none can be: before weights or a text are read.
 
     Raises:
         FileExistsError: naming what it holds.
+        PermissionError: where it cannot be written to.
     """
     if not (out / run_file).is_file():
         refuse_strangers(out, run_file, command)
+        check_writable(out)
 
 
 def refuse_strangers(out: Path, run_file: str, command: str) -> None:

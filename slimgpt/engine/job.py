@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from slimgpt.checkpoints.companions import check_readable
 from slimgpt.checkpoints.families import family_of, layer_shapes
 from slimgpt.checkpoints.headers import CONFIG
 from slimgpt.checkpoints.lineage import load_lineage
@@ -48,6 +49,7 @@ class Job:
 
     Raises:
         ValueError: for an unsupported, quantised or incomplete model, or a ratio that these options cannot reach.
+        PermissionError: where one of the model's files cannot be read.
     """
 
     def __init__(
@@ -67,6 +69,7 @@ class Job:
         self.device = resolve_device(config.device)
         stored = self.shards.shape(f"{self.family.layers}.0.{self.family.output}.weight")[1]
         check_tensors(self.shards, self.model_config)
+        check_readable(model)
         self.dtype = compute_dtype(self.config.dtype, self.device, self.model_config.dtype or stored)
         self.base_model = self.lineage.model_name if self.lineage.steps else model_name(model)
         self._check_multiples()

@@ -5,10 +5,13 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from slimgpt.checkpoints.stage_folder import refuse_other_folder
 from slimgpt.config import PruneConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.device import dtype_name
 from slimgpt.engine.job import Job
+from slimgpt.engine.journal import JOURNAL
+from slimgpt.engine.output_folder import COMMAND
 from slimgpt.engine.prices import check_cache
 from slimgpt.engine.pruner import measured_widths
 from slimgpt.engine.rates import measure_rates
@@ -88,7 +91,7 @@ def plan(
     Args:
         model: as of ``prune``.
         config: as of ``prune``.
-        out: where the pruned checkpoint would go; its disk is looked at.
+        out: where the pruned checkpoint would go; its disk and what it holds are looked at.
         calibration: token ids to use instead of those that ``config.calibration`` names.
         shapes: widths that the model will have when it is pruned, after steps that are still to come; None for those
             it has.
@@ -111,6 +114,7 @@ def plan(
         missing.append(str(error))
     if out is not None:
         try:
+            refuse_other_folder(Path(out), JOURNAL, COMMAND)
             job.check_space(Path(out))
             if calibration is not None:
                 check_cache(job, calibration)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from slimgpt.checkpoints.companions import check_readable
 from slimgpt.checkpoints.families import family_of, layer_shapes
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.lineage import Checkpoint
@@ -40,6 +41,7 @@ class QuantizationJob:
 
     Raises:
         ValueError: for an unsupported, quantised or incomplete model, or a group that does not divide its widths.
+        PermissionError: where one of the model's files cannot be read.
     """
 
     def __init__(self, model: Path, config: QuantizeConfig, shapes: list[LayerShape] | None = None):
@@ -54,6 +56,7 @@ class QuantizationJob:
         self.device = resolve_device(config.device)
         self.shards = open_shards(model)
         check_tensors(self.shards, self.model_config)
+        check_readable(model)
         self.shapes = shapes or layer_shapes(self.model_config)
         # Of all that is written: the projections', not that of norms, which may be wider.
         _, self.dtype = self.shards.shape(f"{self.family.layers}.0.{self.family.down}.weight")

@@ -3,11 +3,12 @@
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from slimgpt.checkpoints.stage_folder import refuse_other_folder
 from slimgpt.config import QuantizeConfig
 from slimgpt.data.calibration import Calibration
 from slimgpt.quantization.job import QuantizationJob
 from slimgpt.quantization.packages import missing_packages
-from slimgpt.quantization.quantizer import check_quantized_out
+from slimgpt.quantization.quantizer import COMMAND, RUN, check_quantized_out
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,7 @@ def plan(model: str | Path, config: QuantizeConfig, out: str | Path | None = Non
         missing.append(str(error))
     if out is not None:
         try:
+            refuse_other_folder(Path(out), RUN, COMMAND)
             check_quantized_out(Path(out).absolute(), job, tokens)
             job.check_space(Path(out))
         except OSError as error:

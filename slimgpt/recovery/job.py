@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from slimgpt.checkpoints.companions import check_readable
 from slimgpt.checkpoints.families import family_of, layer_shapes, positions
 from slimgpt.checkpoints.headers import raw_config
 from slimgpt.checkpoints.lineage import Checkpoint
@@ -35,6 +36,7 @@ class RecoveryJob:
     Raises:
         ValueError: where they do not fit each other, or the device is none for training.
         FileNotFoundError: where the teacher is not found.
+        PermissionError: where one of the model's files cannot be read.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class RecoveryJob:
             raise ValueError(f"{model} holds a {stored}, which is read, but not written; prune it first")
         self.shards = open_shards(model)
         check_tensors(self.shards, self.model_config)
+        check_readable(model)
         self.shapes = shapes or layer_shapes(self.model_config)
         self.student = Checkpoint.open(model)
         self._check_length(self.student)

@@ -4,11 +4,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from slimgpt.checkpoints.stage_folder import refuse_other_folder
 from slimgpt.config import RecoverConfig
 from slimgpt.device import dtype_name
 from slimgpt.recovery import cost
 from slimgpt.recovery.job import RecoveryJob
-from slimgpt.recovery.output import check_recovery_out
+from slimgpt.recovery.output import COMMAND, RUN, check_recovery_out
 from slimgpt.recovery.recoverer import header_of
 from slimgpt.recovery.text import draw
 
@@ -70,6 +71,7 @@ def plan(
         missing.append(str(error))
     if out is not None:
         try:
+            refuse_other_folder(Path(out), RUN, COMMAND)
             job.check_space(Path(out))
             if text is not None:
                 check_recovery_out(Path(out).absolute(), header_of(job, text))

@@ -4,7 +4,6 @@ import errno
 import fcntl
 import hashlib
 import os
-import shutil
 import stat
 import subprocess
 import sys
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from slimgpt import files
 from slimgpt.checkpoints.shards import write_shard
 from slimgpt.files import file_sha256, free_bytes, locked, portable, remember_sha256, share
+from tests.no_root import run_bound
 
 
 @pytest.fixture
@@ -173,15 +173,5 @@ def test_a_file_that_may_only_be_read_is_linked_where_one_is_no_root(tmp_path):
     source, path = tmp_path / "source", tmp_path / "path"
     written(source, b"one", age_s=60)
     source.chmod(0o444)
-    command = [
-        sys.executable,
-        "-c",
-        "import sys; from pathlib import Path; from slimgpt.files import link; print(link(*map(Path, sys.argv[1:])))",
-    ]
-    if os.geteuid() == 0:
-        if not (setpriv := shutil.which("setpriv")):
-            pytest.skip("root may write every file, and there is no setpriv to give that up")
-        rights = "-dac_override,-dac_read_search"
-        command = [setpriv, f"--bounding-set={rights}", f"--inh-caps={rights}", *command]
-    done = subprocess.run([*command, source, path], capture_output=True, text=True, check=False)
+    done = run_bound("from slimgpt.files import link; print(link(*map(Path, sys.argv[1:])))", source, path)
     assert (done.stdout.strip(), path.read_bytes()) == ("True", b"one"), done.stderr

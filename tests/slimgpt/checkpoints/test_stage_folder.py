@@ -4,9 +4,11 @@ import pytest
 
 from slimgpt.checkpoints.stage_folder import check_out
 from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
+from slimgpt.engine.plan import plan
 from slimgpt.engine.pruner import prune
 from slimgpt.quantization.quantizer import quantize
 from slimgpt.recovery.recoverer import recover
+from tests.no_root import run_bound
 from tests.tiny_models import write_dense
 
 RUN = {"model": "1234", "threads": 2}
@@ -49,3 +51,52 @@ def test_an_out_of_something_else_is_refused_before_any_text_or_weight_is_read(t
     with pytest.raises(FileExistsError, match=message):
         stage(model, out, config)
     assert [path.name for path in out.iterdir()] == ["thesis.tex"]
+
+
+STAGES = """
+from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
+from slimgpt.engine.plan import plan as prune_plan
+from slimgpt.engine.pruner import prune
+from slimgpt.quantization.plan import plan as quantize_plan
+from slimgpt.quantization.quantizer import quantize
+from slimgpt.recovery.plan import plan as recover_plan
+from slimgpt.recovery.recoverer import recover
+model, out, text = sys.argv[1:]
+for stage, plan, config in (
+    (prune, prune_plan, PruneConfig(ffn_multiple=8, num_samples=4, seq_len=32, calibration=text)),
+    (recover, recover_plan, RecoverConfig(tokens="1k", teacher=model, method="lora", text="none.jsonl")),
+    (quantize, quantize_plan, QuantizeConfig(num_samples=4, seq_len=32, calibration=text)),
+):
+    try:
+        stage(model, out, config)
+    except OSError as error:
+        print(stage.__name__, error)
+    try:
+        print("missing", *plan(model, config, out).missing, sep="; ")
+    except OSError as error:
+        print("missing", error)
+"""
+
+
+def test_an_out_that_cannot_be_written_is_refused_first_and_by_the_dry_run(tmp_path, text_file):
+    model, shelf = write_dense(tmp_path / "model"), tmp_path / "shelf"
+    shelf.mkdir(mode=0o555)
+    done = run_bound(STAGES, model, shelf / "out", text_file)
+    said = f"{shelf / 'out'} cannot be written: {shelf} is read-only for this user; change its permissions"
+    assert done.stdout.count(said) == 6, done
+
+
+def test_a_file_that_goes_along_and_cannot_be_read_is_refused_first(tmp_path, text_file):
+    model = write_dense(tmp_path / "model")
+    (model / "LICENSE").touch(mode=0o000)
+    done = run_bound(STAGES, model, tmp_path / "out", text_file)
+    assert done.stdout.count(f"{model / 'LICENSE'} goes along with the model, and this user cannot read it") == 6, done
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_says_that_out_holds_something_else(tmp_path, tiny_config):
+    model, out = write_dense(tmp_path / "model"), tmp_path / "out"
+    out.mkdir()
+    (out / "thesis.tex").write_text("mine")
+    (line,) = plan(model, tiny_config(), out).missing
+    assert "out is not empty and not an output of slimgpt prune (it holds thesis.tex)" in line
