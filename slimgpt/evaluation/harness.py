@@ -3,6 +3,7 @@
 The figures of dense and pruned models belong together: same config, data, machine and backend (transformers).
 """
 
+import glob
 import json
 import math
 import os
@@ -265,6 +266,7 @@ def _run_tasks(
             definition["dataset_kwargs"].pop("cache_dir")
             definition["metadata"]["config_source"] = f"lm_eval/tasks/{LOCAL_TASKS[task].definition}"
     folders = [str(place), str(Path(lm_eval.__file__).parents[1]), *([str(data)] if (data := local_data()) else [])]
+    folders += [glob.escape(folder) for folder in folders]  # as data files are named
     return _without_folders(json.loads(json.dumps(raw, default=handle_non_serializable)), folders)  # type: ignore[no-any-return]
 
 

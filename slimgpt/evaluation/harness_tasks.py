@@ -5,6 +5,7 @@ Where data is local, a small YAML is written that includes the official one and 
 """
 
 import difflib
+import glob
 import hashlib
 import json
 import random
@@ -164,7 +165,8 @@ def _write_task(name: str, folder: Path) -> DataUsed | None:
     definition |= {
         "dataset_path": "json",
         "dataset_name": None,
-        "dataset_kwargs": {"data_files": {split: str(data)}, "cache_dir": str(folder / "cache")},
+        # datasets takes the file's name for a pattern
+        "dataset_kwargs": {"data_files": {split: glob.escape(str(data))}, "cache_dir": str(folder / "cache")},
         "training_split": None,
         "validation_split": "validation" if split == "validation" else None,
         "test_split": "test" if split == "test" else None,

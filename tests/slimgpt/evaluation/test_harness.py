@@ -154,6 +154,19 @@ def test_all_tasks_run_and_metric_names_are_valid_in_mlflow(local_data: Path, ti
     assert [fact for fact in private if fact in written] == []
 
 
+def test_folders_whose_names_are_patterns_are_read_and_not_named_in_results(
+    local_data: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """datasets would look for a folder ``data 1``; the folder of temporary files holds ``continuation``."""
+    data, temporary = local_data.rename(tmp_path / "data [1]"), tmp_path / "t[m]p"
+    temporary.mkdir()
+    monkeypatch.setenv("SLIMGPT_DATA", str(data))
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    result = evaluate(tiny, EvalConfig(tasks="piqa,continuation", limit=2, perplexity="none"))
+    assert {"piqa/acc", "continuation/acc"} <= result.metrics.keys()
+    assert str(tmp_path) not in json.dumps(result.to_dict())
+
+
 def test_a_loaded_model_and_its_folder_give_equal_figures(tiny: Path, without_data: None) -> None:
     config = EvalConfig(tasks=("continuation",), limit=12, perplexity="python", seq_len=64, max_blocks=3)
     by_path = evaluate(tiny, config)
