@@ -40,6 +40,8 @@ class EvalConfig:
     def __post_init__(self) -> None:
         given: Any = self.tasks  # JSON and YAML bring lists, the command line "a,b"
         items = [given] if isinstance(given, str) else given
+        if not isinstance(items, list | tuple) or not all(isinstance(item, str) for item in items):
+            raise ValueError(f"tasks is {given!r}; it must be a list of names")
         tasks = tuple(name.strip() for item in items for name in item.split(",") if name.strip())
         object.__setattr__(self, "tasks", () if tasks == ("none",) else tasks)
         check_limits(self)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import numbers
 import operator
 import os
 from collections.abc import Mapping
@@ -36,7 +37,8 @@ def limits_text(metadata: Mapping[str, Any]) -> str:
 def check_limits(config: Any) -> None:
     """Check every field of a config dataclass against its declared type and limits.
 
-    A ``Path`` becomes its text, and 8.0 where an integer belongs becomes 8: what a config holds can be written as JSON.
+    A ``Path`` becomes its text, 8.0 where an integer belongs becomes 8, and a number of numpy's Python's own: what a
+    config holds can be written as JSON.
 
     Raises:
         ValueError: naming the field, its value, the limit and what the field means.
@@ -54,15 +56,41 @@ def check_limits(config: Any) -> None:
         if item.type in (int, float):
             if isinstance(value, str) and _is_number(value):
                 raise ValueError(f"{item.name} is the text {value!r}; write the number {float(value):g}")
-            if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            if not _is_real(value) or not math.isfinite(value):
                 raise ValueError(f"{item.name} is {value!r}; it must be a finite number: {meta['description']}")
             if item.type is int and value != int(value):
                 raise ValueError(f"{item.name} is {value!r}; it must be an integer: {meta['description']}")
-            if item.type is int:
-                object.__setattr__(config, item.name, int(value))  # 8.0 is a number of nothing that can be indexed
+            if item.type is int or not isinstance(value, int | float):
+                object.__setattr__(config, item.name, item.type(value))  # 8.0 is a number of nothing to be indexed
             for side, words in LIMITS.items():
                 if side in meta and not getattr(operator, side)(value, meta[side]):
                     raise ValueError(f"{item.name} is {value}; it must be {words} {meta[side]}: {meta['description']}")
+
+
+def numbers_of(name: str, value: Any) -> tuple[float, ...]:
+    """A list of numbers, as JSON, YAML or numpy bring it, as a tuple of Python's own.
+
+    Raises:
+        ValueError: naming the field and its value.
+    """
+    try:
+        given = list(value)
+    except TypeError:
+        given = [None]
+    if isinstance(value, str) or not all(map(_is_real, given)):
+        raise ValueError(f"{name} is {value!r}; it must be a list of numbers")
+    return tuple(number if isinstance(number, int | float) else float(number) for number in given)
+
+
+def whole_as_text(config: Any, *names: str) -> None:
+    """Make a whole number its text in fields that take ``2M`` as well: YAML reads 131072 as a number."""
+    for name in names:
+        if type(value := getattr(config, name)) is int:
+            object.__setattr__(config, name, str(value))
+
+
+def _is_real(value: Any) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
 
 
 def _is_number(text: str) -> bool:

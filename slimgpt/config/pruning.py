@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slimgpt.config.fields import BOS_WORDS, DTYPE_WORDS, check_limits, option
+from slimgpt.config.fields import BOS_WORDS, DTYPE_WORDS, check_limits, numbers_of, option, whole_as_text
 from slimgpt.quantities import BYTES, COUNTS, read_quantity
 
 MAX_RATIO = 0.9
@@ -111,7 +111,7 @@ class PruneConfig:
     )
     num_samples: int = option(128, "Calibration sequences.", ge=1)
     seq_len: int = option(2048, "Tokens per calibration sequence.", ge=2)
-    seed: int = option(0, "Which passages are drawn.", ge=0)
+    seed: int = option(0, "Which passages are drawn.", ge=0, le=2**63 - 1)
     bos: Literal["auto", "none", "stream", "block"] = option("auto", BOS_WORDS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
@@ -131,7 +131,8 @@ class PruneConfig:
     )
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "layer_ratios", tuple(self.layer_ratios))  # JSON and YAML bring lists
+        object.__setattr__(self, "layer_ratios", numbers_of("layer_ratios", self.layer_ratios))
+        whole_as_text(self, *_TARGETS)
         check_limits(self)
         if self.group_size_min > self.group_size_max:
             raise ValueError(

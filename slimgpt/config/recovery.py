@@ -4,7 +4,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from slimgpt.config.fields import BOS_WORDS, check_limits, option
+from slimgpt.config.fields import BOS_WORDS, check_limits, option, whole_as_text
 from slimgpt.quantities import COUNTS, read_quantity
 
 ENTIRE = "all"
@@ -73,7 +73,12 @@ class RecoverConfig:
     )
     block_tokens: int = option(4096, "Tokens that pass the model at once; lower it to save memory.", ge=1)
     held_out: int = option(0, "Sequences that are held out; 0: those of 8,192 tokens for distill, 128 for lora.", ge=0)
-    seed: int = option(1, "Which passages are drawn; by default others than for calibration.", ge=0)
+    seed: int = option(
+        1,
+        "Which passages are drawn; by default others than for calibration.",
+        ge=0,
+        le=2**32 - 1,  # numpy's, which Trainer seeds
+    )
     bos: Literal["auto", "none", "stream", "block"] = option("auto", BOS_WORDS)
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto takes a GPU where there is one.")
     dtype: Literal["auto", "float32", "bfloat16"] = option(
@@ -81,6 +86,7 @@ class RecoverConfig:
     )
 
     def __post_init__(self) -> None:
+        whole_as_text(self, "tokens")
         check_limits(self)
         if self.tokens == ENTIRE and self.method != "lora":
             raise ValueError(f"tokens is {ENTIRE!r} and method {self.method!r}; say how many tokens, such as 2M")

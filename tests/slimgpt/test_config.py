@@ -4,10 +4,11 @@ import dataclasses
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
-from slimgpt.config import EvalConfig, PruneConfig
+from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
 
 
 @pytest.mark.parametrize(
@@ -31,6 +32,11 @@ from slimgpt.config import EvalConfig, PruneConfig
         ({"first_ratio_share": 0.5}, "first_ratio_share 0.5; it belongs to the schedules log and linear and the decr"),
         ({"head_budget": "ratio"}, "head_budget 'ratio'; with prices it is 'price'"),
         ({"schedule": "explicit", "layer_ratios": (0.5, 0.95)}, r"layer_ratios\[1\] is 0.95"),
+        ({"layer_ratios": 0.25}, "layer_ratios is 0.25; it must be a list of numbers"),
+        ({"layer_ratios": None}, "layer_ratios is None; it must be a list of numbers"),
+        ({"layer_ratios": "0.2,0.3"}, "layer_ratios is '0.2,0.3'; it must be a list of numbers"),
+        ({"layer_ratios": ["0.2"]}, r"layer_ratios is \['0.2'\]; it must be a list of numbers"),
+        ({"seed": 2**64}, "seed is 18446744073709551616; it must be at most"),
         ({"group_size_min": 64, "group_size_max": 8}, "group_size_min .64. is larger than group_size_max .8."),
         ({"percdamp": -1}, "percdamp is -1; it must be at least 0"),
         ({"percdamp": "1e-2"}, "percdamp is the text '1e-2'; write the number 0.01"),  # what YAML makes of 1e-2
@@ -49,6 +55,35 @@ def test_what_json_cannot_hold_is_made_a_value_that_it_can():
     assert (config.calibration, config.num_samples) == (str(Path("folder/text.txt")), 8)
     assert isinstance(config.num_samples, int)
     json.dumps(config.to_dict())
+
+
+def test_numbers_of_numpy_become_pythons_own():
+    """They reach a config from a computation, and json takes few of them: known only when the model was pruned."""
+    ratios = np.full(2, 0.25, dtype=np.float32)
+    config = PruneConfig(
+        schedule="explicit", layer_ratios=ratios, ratio=np.float32(0.25), num_samples=np.int64(8), percdamp=np.int32(0)
+    )
+    assert config == PruneConfig(schedule="explicit", layer_ratios=(0.25, 0.25), num_samples=8, percdamp=0)
+    json.dumps(config.to_dict())
+
+
+def test_a_whole_number_is_a_quantity_also_without_quotes():
+    """YAML reads ``tokens: 131072`` as a number."""
+    assert RecoverConfig(tokens=131072) == RecoverConfig(tokens="131072")
+    assert PruneConfig(target_parameters=200_000).target == ("target_parameters", 200_000)
+    with pytest.raises(ValueError, match="target_size is '200000000'; it must be a number and kB, MB, GB or TB"):
+        PruneConfig(target_size=200_000_000).target  # noqa: B018
+
+
+def test_a_seed_that_training_cannot_take_is_refused_at_once():
+    with pytest.raises(ValueError, match="seed is 20261129181023; it must be at most 4294967295"):
+        RecoverConfig(seed=20261129181023)
+
+
+@pytest.mark.parametrize("tasks", [None, 5, ["piqa", 5], [None]])
+def test_tasks_that_are_no_names_are_refused(tasks):
+    with pytest.raises(ValueError, match="tasks is .*; it must be a list of names"):
+        EvalConfig(tasks=tasks)
 
 
 @pytest.mark.parametrize(("given", "limit"), [(0.1, 0.1), (3.0, 3), (0, 0), (1, 1)])
