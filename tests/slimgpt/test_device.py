@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from slimgpt.config import EvalConfig
-from slimgpt.device import compute_dtype, dtype_name, has_fast_bfloat16
+from slimgpt.device import compute_dtype, dtype_name, has_fast_bfloat16, resolve_device
 from slimgpt.engine.job import Job
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import evaluate
@@ -34,6 +34,13 @@ def test_auto(device, units, stored, expected, monkeypatch):
     assert compute_dtype("auto", torch.device(device), stored) == expected
     for name in ("float32", "bfloat16", "float16"):
         assert compute_dtype(name, torch.device(device), stored) == getattr(torch, name)
+
+
+@pytest.mark.parametrize("name", ["meta", "mps", "xpu"])
+def test_a_device_that_nothing_here_computes_on_is_refused_in_one_short_line(name):
+    """torch makes a tensor on some of them, or refuses with the list of all that it knows."""
+    with pytest.raises(ValueError, match=f"device '{name}' is not usable here .*CPUs and.*; use cpu, cuda or auto$"):
+        resolve_device(name)
 
 
 @pytest.mark.parametrize("stored", [torch.bfloat16, torch.float32])
