@@ -198,7 +198,10 @@ def calibrate(
             tokenizer is missing, damaged, another model's, or without the BOS that ``bos`` requests.
         FileNotFoundError: when the source does not exist.
     """
-    config, tokenizer = read_config(model), load_tokenizer(model)
+    config = read_config(model)
+    if seq_len > (limit := positions(config)):
+        raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
+    tokenizer = load_tokenizer(model)
     resolved = resolve_bos(bos, tokenizer, config.model_type)
     texts = [(calibration_text(name), count) for name, count in parts_of(source, num_samples)]
     drawn = [
@@ -206,8 +209,6 @@ def calibrate(
         for text, count in texts
     ]
     blocks = together(drawn)
-    if seq_len > (limit := positions(config)):
-        raise ValueError(f"seq_len is {seq_len}; {model} reads at most {limit} tokens at once: lower seq_len")
     largest = int(blocks.ids_NT.max())
     if largest >= config.vocab_size:
         raise ValueError(

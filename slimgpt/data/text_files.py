@@ -83,10 +83,12 @@ def read_rows(path: Path) -> Iterator[dict[str, Any]]:
 
 
 def _object(line: bytes, place: str) -> dict[str, Any]:
+    text = _decoded(line, place)
     try:
-        row = json.loads(_decoded(line, place))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{place} is not JSON ({error.msg}); such a file holds one object per line") from None
+        row = json.loads(text)
+    except (ValueError, RecursionError) as error:  # also numbers of thousands of digits, and brackets within brackets
+        reason = str(getattr(error, "msg", error))
+        raise ValueError(f"{place} is not JSON ({reason}); such a file holds one object per line") from None
     if not isinstance(row, dict):
         raise ValueError(f"{place} is a {type(row).__name__}; such a file holds one object per line")
     return row

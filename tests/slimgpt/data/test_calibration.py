@@ -201,3 +201,4 @@ def test_sequences_longer_than_the_models_context_are_refused(dense, tmp_path, t
     stretched = write_dense(tmp_path / "m", num_hidden_layers=1, rope_parameters=rope)
     assert attempt(stretched, text_file, seq_len=1024).ids_NT.shape == (2, 1024)
     refused(stretched, text_file, "at most 1024", seq_len=1025)
+    refused(dense, tmp_path / "none.txt", "seq_len is 513", seq_len=513)  # before any text is read
