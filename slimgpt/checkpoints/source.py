@@ -18,9 +18,19 @@ _ELSEWHERE = [f"*/{pattern}" for pattern in _COMPANIONS if pattern != "*.jinja"]
 
 
 def cache_folder() -> Path:
-    """Where fetched and converted models are kept: ``SLIMGPT_CACHE``, or ``slimgpt`` in the user's cache folder."""
-    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("SLIMGPT_CACHE") or Path(base) / "slimgpt")
+    """Where fetched and converted models are kept: ``SLIMGPT_CACHE``, or ``slimgpt`` in the user's cache folder.
+
+    Raises:
+        ValueError: where neither is named and the user has no home.
+    """
+    if own := os.environ.get("SLIMGPT_CACHE"):
+        return expanded(own)
+    folder = expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "slimgpt"
+    if folder.parts[0].startswith("~"):
+        raise ValueError(
+            f"the cache would be {folder}, and this user has no home folder; set SLIMGPT_CACHE to a folder"
+        )
+    return folder
 
 
 def built_in_folder() -> Path:

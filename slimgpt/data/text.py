@@ -181,10 +181,11 @@ def local_data() -> Path | None:
     Raises:
         FileNotFoundError: it names something that is not a folder.
     """
-    folder = os.environ.get(DATA_VARIABLE, "")
-    if folder and not (exists(folder) and Path(folder).is_dir()):
-        raise FileNotFoundError(f"{DATA_VARIABLE} is {folder!r}, which is not a folder; correct it or unset it")
-    return Path(folder) if folder else None
+    name = os.environ.get(DATA_VARIABLE, "")
+    folder = expanded(name)
+    if name and not (exists(folder) and folder.is_dir()):
+        raise FileNotFoundError(f"{DATA_VARIABLE} is {name!r}, which is not a folder; correct it or unset it")
+    return folder if name else None
 
 
 def _local(path: str) -> Path | None:
@@ -243,7 +244,9 @@ def _named(source: str, what: str, names: str) -> TextSource:
     path = expanded(source)
     there = exists(path)
     if there and path.is_dir():
-        files = sorted(p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith("."))
+        files = sorted(
+            p for p in path.iterdir() if p.name.endswith(SUFFIXES) and not p.name.startswith(".") and p.is_file()
+        )
         if not files:
             raise ValueError(f"{what} {source!r} is a folder without a {', '.join(SUFFIXES)} file")
         return _source(path.resolve().name, (text for file in files for text in read_documents(file)), "file")

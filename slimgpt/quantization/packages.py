@@ -8,13 +8,15 @@ import sys
 from importlib.metadata import distributions
 from pathlib import Path
 
+from slimgpt.files import expanded
+
 LOCK = Path(__file__).with_name("llmcompressor.txt")
 VARIABLE = "SLIMGPT_QUANTIZE_PACKAGES"
 
 
 def packages_folder() -> Path:
     """Where they are: ``SLIMGPT_QUANTIZE_PACKAGES``, or a folder of this Python environment."""
-    return Path(os.environ.get(VARIABLE) or Path(sys.prefix) / "slimgpt-quantize")
+    return expanded(os.environ.get(VARIABLE) or Path(sys.prefix) / "slimgpt-quantize")
 
 
 def locked_versions() -> dict[str, str]:

@@ -1,10 +1,12 @@
 """Where a model comes from, and the errors where there is none."""
 
+import os
+
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from slimgpt.checkpoints.source import resolve_model
+from slimgpt.checkpoints.source import cache_folder, resolve_model
 
 
 def test_a_folder_resolves_to_itself(dense):
@@ -63,3 +65,24 @@ def test_an_unreachable_hub_is_reported_at_once(monkeypatch, tmp_path):
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(FileNotFoundError, match=r"no folder some-org/some-model, and the hub cannot be reached"):
         resolve_model("some-org/some-model")
+
+
+def test_the_cache_is_below_home_also_where_no_shell_wrote_it_out(monkeypatch, tmp_path):
+    """A file of variables, for docker or systemd, holds ``~`` as it stands."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SLIMGPT_CACHE", "~/models")
+    assert cache_folder() == tmp_path / "models"
+    monkeypatch.delenv("SLIMGPT_CACHE")
+    monkeypatch.setenv("XDG_CACHE_HOME", "~/kept")
+    assert cache_folder() == tmp_path / "kept/slimgpt"
+
+
+def test_a_user_without_a_home_needs_a_cache_that_is_named(monkeypatch, tmp_path):
+    """A container's, whose number is in no list of users."""
+    monkeypatch.setattr(os, "getuid", lambda: 54_321)
+    for name in ("HOME", "SLIMGPT_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="this user has no home folder; set SLIMGPT_CACHE to a folder"):
+        cache_folder()
+    monkeypatch.setenv("SLIMGPT_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path

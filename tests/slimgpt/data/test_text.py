@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 from pyarrow import parquet
 
+from slimgpt.data import text as sources
 from slimgpt.data.text import calibration_text, join_wikitext_rows, perplexity_text
 
 ROWS = ["One document about nothing.", "Another, with an umlaut: ü."]
@@ -88,6 +89,7 @@ def test_a_folder_gives_its_text_files_in_order_of_name(tmp_path: Path) -> None:
     parquet.write_table(pa.table({"text": ["third"]}), folder / "c.parquet")
     write_jsonl(folder / "a.jsonl", ["first", "second"])
     write_jsonl(folder / "nested/d.jsonl", ["not looked at"])
+    (folder / "folder.txt").mkdir()
     (folder / ".hidden.txt").write_text("no")
     (folder / "README.md").write_text("no")
     source = calibration_text(str(folder))
@@ -192,6 +194,8 @@ def test_the_local_wikitext_equals_the_published_file() -> None:
         ("i.jsonl", b'{"text": "a"}\n{"text": "\\ud83d"}\n', "line 2 holds half of a surrogate pair"),
         ("j.jsonl", b'[{"text": "a"}]', r"line 1 is a list; such a file holds one object per line"),
         ("k.jsonl", b'{"text": NULL}', "line 1 is not JSON"),
+        ("u.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "line 1 is not JSON .Exceeds the limit"),
+        ("v.jsonl", b"[" * 100_000, "line 1 is not JSON .maximum recursion depth"),
         ("l.jsonl", b'{"text": null, "lang": "en"}', r"line 1 has no field 'text' that is a string"),
         (
             "m.jsonl",
@@ -272,6 +276,13 @@ def test_unknown_names_are_refused_with_the_known_ones() -> None:
         perplexity_text("ptb")
 
 
+def test_the_data_folder_may_begin_with_the_users_own(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("SLIMGPT_DATA", "~/data")
+    assert sources.local_data() == tmp_path / "data"
+
+
 def test_a_missing_data_folder_is_an_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("SLIMGPT_DATA", str(tmp_path / "nowhere"))
     with pytest.raises(FileNotFoundError, match="SLIMGPT_DATA"):
@@ -299,6 +310,7 @@ def run_alone(code: str, *arguments: str, **environment: str) -> str:
 
 
 WITHOUT_DATA = """
+from slimgpt.data import text as sources
 from slimgpt.data.text import calibration_text, perplexity_text
 for read in (calibration_text, perplexity_text):
     source = read("auto")
