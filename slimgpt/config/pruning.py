@@ -144,6 +144,12 @@ class PruneConfig:
                 f"schedule is {self.schedule!r} and layer_ratios has {len(self.layer_ratios)} entries; "
                 "layer_ratios belongs to schedule='explicit' and is needed there"
             )
+        for name in ("skip_first", "skip_last"):
+            if self.layer_ratios and (value := getattr(self, name)):
+                raise ValueError(
+                    f"{name} is {value} and schedule 'explicit', whose layer_ratios say what each layer loses: leave "
+                    f"{name} out, and give 0 for layers that are to stay"
+                )
         for name, wanted in (("head_error", "exact"), ("head_budget", "price")):
             if self.schedule == "nats" and (value := getattr(self, name)) != wanted:
                 raise ValueError(

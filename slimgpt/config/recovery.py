@@ -94,6 +94,11 @@ class RecoverConfig:
             read_quantity(self.tokens, COUNTS, "tokens")
         if self.seq_len == 1:
             raise ValueError("seq_len is 1; it must be at least 2: the first token of a sequence predicts the second")
+        if self.method == "lora" and self.teacher:
+            raise ValueError(
+                f"method is 'lora' and teacher {self.teacher}; it learns from answers and not from a teacher: leave "
+                "teacher out, or take the method distill"
+            )
         if self.method == "lora" and self.trainable != "lora":
             raise ValueError(f"method is 'lora' and trainable {self.trainable!r}; the paper's method trains adapters")
 

@@ -32,6 +32,14 @@ from slimgpt.config import EvalConfig, PruneConfig, RecoverConfig
         ({"first_ratio_share": 0.5}, "first_ratio_share 0.5; it belongs to the schedules log and linear and the decr"),
         ({"head_budget": "ratio"}, "head_budget 'ratio'; with prices it is 'price'"),
         ({"schedule": "explicit", "layer_ratios": (0.5, 0.95)}, r"layer_ratios\[1\] is 0.95"),
+        (
+            {"schedule": "explicit", "layer_ratios": (0.2, 0.3), "skip_first": 1},
+            "skip_first is 1 and schedule 'explicit', whose layer_ratios say .*: leave skip_first out, and give 0",
+        ),
+        (
+            {"schedule": "explicit", "layer_ratios": (0.2, 0.3), "skip_last": 1},
+            "skip_last is 1 and schedule 'explicit'",
+        ),
         ({"layer_ratios": 0.25}, "layer_ratios is 0.25; it must be a list of numbers"),
         ({"layer_ratios": None}, "layer_ratios is None; it must be a list of numbers"),
         ({"layer_ratios": "0.2,0.3"}, "layer_ratios is '0.2,0.3'; it must be a list of numbers"),
@@ -78,6 +86,11 @@ def test_a_whole_number_is_a_quantity_also_without_quotes():
 def test_a_seed_that_training_cannot_take_is_refused_at_once():
     with pytest.raises(ValueError, match="seed is 20261129181023; it must be at most 4294967295"):
         RecoverConfig(seed=20261129181023)
+
+
+def test_a_teacher_of_a_method_that_has_none_is_refused():
+    with pytest.raises(ValueError, match="method is 'lora' and teacher big; it learns from answers and not from a tea"):
+        RecoverConfig(method="lora", teacher="big")
 
 
 @pytest.mark.parametrize("tasks", [None, 5, ["piqa", 5], [None]])

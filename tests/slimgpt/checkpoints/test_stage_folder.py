@@ -64,7 +64,7 @@ from slimgpt.recovery.recoverer import recover
 model, out, text = sys.argv[1:]
 for stage, plan, config in (
     (prune, prune_plan, PruneConfig(ffn_multiple=8, num_samples=4, seq_len=32, calibration=text)),
-    (recover, recover_plan, RecoverConfig(tokens="1k", teacher=model, method="lora", text="none.jsonl")),
+    (recover, recover_plan, RecoverConfig(tokens="1k", method="lora", text="none.jsonl")),
     (quantize, quantize_plan, QuantizeConfig(num_samples=4, seq_len=32, calibration=text)),
 ):
     try:
