@@ -22,7 +22,7 @@ from slimgpt.checkpoints.lineage import checkpoint_digest
 from slimgpt.checkpoints.origins import open_shards, read_config
 from slimgpt.checkpoints.shards import Shards
 from slimgpt.data.calibration import load_tokenizer
-from slimgpt.files import commit, free_bytes, locked, write_atomically, writing
+from slimgpt.files import check_writable, commit, free_bytes, locked, write_atomically, writing
 
 MODELFILE = ".Modelfile"
 _WEIGHTS_PER_SECOND = {"f16": 15e6, "q8_0": 20e6, "q4_k_m": 20e6}  # measured on SmolLM2
@@ -149,6 +149,7 @@ def check_target(plan: ExportPlan, out: Path) -> None:
         OSError: naming the folder, and what it lacks.
     """
     check_name(out)
+    check_writable(out.absolute().parent)
     needs, free = plan.bytes + _VOCABULARY_BYTES, free_bytes(out.absolute().parent)
     if free < needs:
         raise OSError(

@@ -79,6 +79,7 @@ def check_new_file(out: Path | None) -> None:
 
     Raises:
         FileNotFoundError: its folder does not exist.
+        PermissionError: this user cannot write to it.
         ValueError: it is a folder.
     """
     if out is None:
@@ -87,17 +88,25 @@ def check_new_file(out: Path | None) -> None:
         raise FileNotFoundError(f"the folder of {out} does not exist; make it first")
     if out.is_dir():
         raise ValueError(f"{out} is a folder; give the name of a file in it")
+    from slimgpt.files import check_writable
+
+    check_writable(out.absolute().parent)
 
 
 def check_new_folder(out: Path | None) -> None:
     """Refuse, before long work, a name that cannot be a folder's; None where nothing is written.
 
     Raises:
+        PermissionError: this user cannot write to it.
         ValueError: a file stands in its way.
     """
     for place in (out, *out.absolute().parents) if out else ():
         if place.exists() and not place.is_dir():
             raise ValueError(f"{place} is a file; give the name of a folder")
+    if out:
+        from slimgpt.files import check_writable
+
+        check_writable(out)
 
 
 def find(model: str, revision: str, runs: str = "") -> Path:

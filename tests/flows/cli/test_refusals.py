@@ -9,6 +9,7 @@ from transformers import LlamaConfig
 
 from deploy.engines.availability import vllm_obstacle
 from tests.flows.cli.lines import one_line
+from tests.no_root import run_bound
 from tests.tiny_models import write_dense
 
 SMALL = ["--num-samples", "4", "--seq-len", "64", "--calibration", "python", "--ffn-multiple", "8"]
@@ -111,6 +112,24 @@ def test_a_folder_that_holds_something_else_is_refused_and_untouched(slimgpt, de
     assert (tmp_path / "thesis.txt").read_text() == "mine"
     assert not list(tmp_path.glob("*.safetensors"))
     assert not (tmp_path / "config.json").exists()
+
+
+def test_a_place_for_results_that_cannot_be_written_is_refused_before_they_are_made(tmp_path):
+    """They were lost: eval wrote its file when all was measured, bench its folder, export its file."""
+    shelf = tmp_path / "shelf"
+    shelf.mkdir(mode=0o555)
+    code = """
+from deploy.llamacpp.export import check_target
+from flows.cli.finding import check_new_file, check_new_folder
+shelf = Path(sys.argv[1])
+for check in (check_new_file, check_new_folder, lambda out: check_target(None, out)):
+    try:
+        check(shelf / "out.gguf")
+    except PermissionError as error:
+        print(error)
+"""
+    done = run_bound(code, shelf)
+    assert done.stdout.count(f"{shelf} is read-only for this user; change its permissions") == 3, done
 
 
 def test_a_server_that_does_not_answer_and_a_name_that_is_none(slimgpt, monkeypatch, tmp_path):
