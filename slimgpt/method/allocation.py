@@ -201,8 +201,8 @@ def planned_shapes(config: PruneConfig, dense: Sequence[LayerShape]) -> list[Lay
         most = 1 - sum(narrowest.parameters for narrowest, _ in width_bounds(config, dense)) / total
         if config.ratio > most:
             raise ValueError(
-                f"ratio {config.ratio} cannot be met: one unit of heads and an FFN of {config.ffn_multiple} channels "
-                f"in every layer give {most:.3f}; lower ffn_multiple or head_multiple, or choose a lower ratio"
+                f"ratio {config.ratio} cannot be met: the fewest heads and an FFN of {config.ffn_multiple} channels "
+                f"in each layer give {most:.3f}; lower ffn_multiple, head_multiple or ratio, or raise max_head_shapes"
             )
         return shapes
     reached = 1 - sum(shape.parameters for shape in shapes) / total
@@ -222,10 +222,12 @@ def width_bounds(config: PruneConfig, dense: Sequence[LayerShape]) -> list[tuple
     """
     priced = config.head_budget == "price" and config.targets == "all"
     low = high = 0.0  # what may be carried to a layer
-    bounds = []
+    bounds, skipped = [], {s.heads for s in (*dense[: config.skip_first], *dense[len(dense) - config.skip_last :])}
+    # Where skipped layers have all the layouts that may be in use, the others cannot bring in another one.
+    only = skipped if len(skipped) >= max(config.max_head_shapes, len({s.heads for s in dense})) else set()
     for shape, ratio in zip(dense, layer_ratios(config, [shape.parameters for shape in dense]), strict=True):
         if ratio == 0 or config.schedule == "nats":
-            bounds.append((shape if ratio == 0 else _narrowest(config, shape), shape))
+            bounds.append((shape if ratio == 0 else _narrowest(config, shape, only), shape))
             continue
         options = _reachable(config, shape.heads, _head_limit(config, shape, ratio, high))
         gone = {left: shape.heads.parameters - left.parameters for left in options}
@@ -263,11 +265,12 @@ def ffn_widths(full: int, multiple: int) -> list[int]:
     return [full, *range((full - 1) // step * step, 0, -step)]
 
 
-def _narrowest(config: PruneConfig, shape: LayerShape) -> LayerShape:
-    """What is left when all goes that may."""
+def _narrowest(config: PruneConfig, shape: LayerShape, only: set[HeadLayout]) -> LayerShape:
+    """What is left when all goes that may; ``only`` these layouts of heads, or any."""
     heads, width = shape.heads, shape.intermediate_size
     if config.targets != "ffn":
-        heads = min(_reachable(config, heads, inf), key=lambda left: left.parameters)
+        layouts = [left for left in _reachable(config, heads, inf) if not only or left in only]
+        heads = min(layouts, key=lambda left: left.parameters)
     if config.targets != "attention":
         width = ffn_widths(width, config.ffn_multiple)[-1]
     return _with(shape, heads.num_heads, heads.num_kv_heads, width)

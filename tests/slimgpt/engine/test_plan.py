@@ -98,5 +98,5 @@ def test_a_plan_by_prices_bounds_every_layer_and_refuses_what_the_narrowest_miss
     assert last["least"] == last["most"] == last["dense"]
     assert first["least"] == {"num_attention_heads": 1, "num_key_value_heads": 1, "intermediate_size": 4}
     assert first["most"] == first["dense"]
-    with pytest.raises(ValueError, match=r"ratio 0.9 cannot be met: .* 64 channels in every layer give"):
+    with pytest.raises(ValueError, match=r"ratio 0.9 cannot be met: .* 64 channels in each layer give"):
         plan(dense, tiny_config(schedule="nats", ratio=0.9, ffn_multiple=64))

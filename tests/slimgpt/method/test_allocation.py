@@ -249,3 +249,15 @@ def test_with_only_one_kind_of_unit_the_bounds_equal_the_plan(unit, targets):
 def test_an_unreachable_ratio_is_refused_with_the_reachable_one():
     with pytest.raises(ValueError, match=r"ratio 0\.1 cannot be met: .* multiples of 1024 give 0\.0"):
         planned_shapes(PruneConfig(ratio=0.1, ffn_multiple=1024, targets="ffn", schedule="uniform"), [SMOL])
+
+
+def test_skipped_layers_take_up_the_layouts_that_may_differ_and_it_is_said_before_prices_are_made():
+    shapes = [LayerShape(hidden_size=64, num_heads=8, num_kv_heads=4, head_dim=16, intermediate_size=256)] * 3
+    few = PruneConfig(ratio=0.6, skip_first=1, max_head_shapes=1, ffn_multiple=8)
+    with pytest.raises(
+        ValueError, match=r"ratio 0.6 cannot be met: the fewest heads .* give 0.431; .*raise max_head_shapes$"
+    ):
+        planned_shapes(few, shapes)
+    assert [least.num_heads for least, _ in width_bounds(replace(few, ratio=0.4), shapes)] == [8, 8, 8]
+    planned_shapes(replace(few, max_head_shapes=2), shapes)
+    planned_shapes(replace(few, skip_first=0), shapes)
