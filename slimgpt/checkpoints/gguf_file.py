@@ -62,7 +62,10 @@ def read_gguf(file: Path) -> tuple[Any, Any]:
             model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.float32)
         tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
     except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{file} cannot be read by transformers: {str(error).splitlines()[0]}") from None
+        raise ValueError(
+            f"{file} cannot be read by transformers: {str(error).splitlines()[0]}; if it should be one that it reads, "
+            "copy or download it again, else name the model's folder of safetensors"
+        ) from None
     del model.config.quantization_config  # the weights are de-quantised: say so, or nothing loads them
     model.hf_quantizer = None
     return model.to(torch.bfloat16), tokenizer

@@ -92,6 +92,8 @@ def read_config(model: Path) -> PretrainedConfig:
     # return.
     config._attn_implementation = attention_kernel(config)
     config.return_dict = True
+    if getattr(config, "quantization_config", None) == {}:
+        del config.quantization_config  # it says nothing, and transformers asks it for a method
     return config
 
 

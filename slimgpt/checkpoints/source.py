@@ -56,7 +56,7 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
         refuse_revision(str(model), revision)
     if there and folder.is_dir():
         return _with_config(folder)
-    if there and folder.suffix == ".gguf" and folder.is_file():
+    if there and folder.suffix.lower() == ".gguf" and folder.is_file():
         from slimgpt.checkpoints.gguf_file import convert_gguf  # with transformers, which takes seconds
 
         return convert_gguf(folder, cache_folder() / "gguf")

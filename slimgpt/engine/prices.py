@@ -75,7 +75,8 @@ class Prices:
         """Whether all files are there as they were written."""
         try:
             roots = json.loads((self.folder / TABLES).read_text())["roots"]
-            return all(file_sha256(self.folder / name) == sha256 for name, sha256 in roots.items())
+            priced = len(self.layers) == len(roots) and all(layer.heads and layer.widths for layer in self.layers)
+            return priced and all(file_sha256(self.folder / name) == sha256 for name, sha256 in roots.items())
         except (OSError, ValueError, TypeError, KeyError):
             return False
 

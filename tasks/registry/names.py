@@ -64,5 +64,6 @@ def default_name(model: str) -> str:
     A GGUF file's ending is no part of it: what is registered is no such file.
     """
     last = label_of(model).partition("@")[0]
-    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).removesuffix(".gguf").strip("-._").removesuffix("-slim")
+    last = re.sub(r"\.gguf$", "", last, flags=re.IGNORECASE)
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._").removesuffix("-slim")
     return f"{name or 'model'}-slim"

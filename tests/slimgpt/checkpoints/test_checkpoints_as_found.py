@@ -112,8 +112,9 @@ def test_norms_keep_a_dtype_that_differs_from_the_projections(twin, tmp_path, ti
         {"_attn_implementation": "flash_attention_2"},
         {"attn_implementation": "flash_attention_2"},
         {"return_dict": False},
+        {"quantization_config": {}},
     ],
-    ids=["kernel", "kernel of old", "tuples"],
+    ids=["kernel", "kernel of old", "tuples", "not quantised"],
 )
 def test_how_its_author_ran_the_model_changes_nothing(twin, tmp_path, tiny_config, changes):
     plain, plain_logits, pruned_logits = twin(torch.float32, True)

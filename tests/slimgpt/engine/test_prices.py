@@ -99,14 +99,21 @@ def test_the_same_weights_under_another_config_have_prices_of_their_own(copy, ti
     assert len(list((cache_folder() / "prices").iterdir())) == 2
 
 
-@pytest.mark.parametrize("damage", ["table", "roots", "a file less"])
+@pytest.mark.parametrize("damage", ["table", "no layers", "another's layers", "roots", "a file less"])
 def test_damaged_prices_are_made_again(dense, tiny_config, damage):
     config = tiny_config(schedule="nats")
     _, before = chosen(dense, config)
     [folder] = (cache_folder() / "prices").iterdir()
     digest = before.prices.digest()
-    path = folder / ("prices.json" if damage == "table" else "layer-00001.safetensors")
-    path.unlink() if damage == "a file less" else path.write_bytes(path.read_bytes()[:100])
+    table, shard = folder / "prices.json", folder / "layer-00001.safetensors"
+    if damage == "a file less":
+        shard.unlink()
+    elif "layers" in damage:
+        layers = [] if damage == "no layers" else [{"heads": 1}]
+        table.write_text(json.dumps({**json.loads(table.read_text()), "layers": layers}))
+    else:
+        path = table if damage == "table" else shard
+        path.write_bytes(path.read_bytes()[:100])
     _, after = chosen(dense, config)
     assert (after.prices.digest(), after.planned) == (digest, before.planned)
 
