@@ -1,5 +1,6 @@
 """What a version must measure up to before an alias moves to it: gates, and how they are judged. Needs no MLflow."""
 
+import math
 import statistics
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -96,12 +97,14 @@ class Gate:
 
 
 def judge(candidate: Figures, champion: Figures | None, config: GateConfig) -> list[Gate]:
-    """Judge every gate that has a limit. A figure that is missing or not comparable does not pass."""
+    """Judge every gate that has a limit. A figure that is missing, not a number or not comparable does not pass."""
     gates = []
     for name, value in _measured(candidate, champion):
         limit = getattr(config, name)
         if limit == 0:
             continue
+        if not isinstance(value, str) and math.isnan(value):  # neither above nor below any limit
+            value = "what was measured is not a number (nan)"
         if isinstance(value, str):
             gates.append(Gate(name, limit, None, f"{value}; measure it, or set {name} to 0"))
         elif name.endswith("max_perplexity_ratio"):

@@ -1,6 +1,7 @@
 """Gates: what passes, what does not and by how much, and what cannot be compared."""
 
 import dataclasses
+import math
 
 import pytest
 
@@ -59,6 +60,14 @@ def test_what_is_required_and_was_not_measured_does_not_pass():
     assert "min_accuracy_retention: no accuracy was measured" in problems
     assert "min_speedup: no throughput was measured" in problems
     assert judge(Figures("tiny"), None, GateConfig(**OFF)) == []
+
+
+def test_a_figure_that_is_not_a_number_does_not_pass():
+    """As of a model whose outputs overflow: no comparison with a limit holds, in neither direction."""
+    broken = {"w/perplexity": math.nan, "piqa/acc_norm": math.nan, "boolq/acc": 0.3}
+    judged = judge(changed(pruned=broken, speedup=math.nan), MEASURED, GateConfig())
+    assert [gate.name for gate in judged if gate.problem] == [field.name for field in dataclasses.fields(GateConfig)]
+    assert "max_perplexity_ratio: what was measured is not a number (nan); measure it, or set" in refusals(judged)
 
 
 @pytest.mark.parametrize(
