@@ -28,6 +28,7 @@ _REMEDY_OF_HOST = (
     "it takes requests under certain names alone: name it in MLFLOW_TRACKING_URI as it expects, "
     "or start it with --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS) that include this name"
 )
+_REFUSED = re.compile(r"error code (401|403)\b")  # of the server, by HTTP
 _REMEDY_OF_USER = "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 _impatience = threading.Lock()
 _impatient_blocks: list[dict[str, str | None]] = []  # of all threads, each with the values before the first
@@ -55,7 +56,7 @@ def open_client(workspace: Workspace) -> MlflowClient:
         why = f"({reason(error, uri)})"
         if uri.startswith("sqlite:"):
             raise ConnectionError(f"MLflow's database {uri} cannot be used {why}") from None
-        if re.search(r"error code (401|403)\b", str(error)):
+        if _REFUSED.search(str(error)):
             remedy = _REMEDY_OF_HOST if "Invalid Host" in str(error) else _REMEDY_OF_USER
             raise PermissionError(f"MLflow at {without_password(uri)} refuses to answer {why}; {remedy}") from None
         raise ConnectionError(
@@ -127,6 +128,7 @@ def explained(doing: str, stays: str, workspace: Workspace) -> Iterator[None]:
 
     Raises:
         ConnectionError: when the server stops answering.
+        PermissionError: when it answers that this user may not do that.
         OSError: when the disk is full; the message says of what.
     """
     try:
@@ -147,6 +149,10 @@ def _explanation(doing: str, stays: str, workspace: Workspace, error: Exception)
         return OSError(
             f"the disk of {workspace.root} became full {why}; {stays}: make room there, or leave the weights where "
             "they are (registry.weights reference), and run this again"
+        )
+    if _REFUSED.search(str(error)):
+        return PermissionError(
+            f"MLflow refused {why}; {stays}: ask for the right, or {_REMEDY_OF_USER} of a user with it"
         )
     return ConnectionError(f"MLflow failed {why}; {stays}: run this again when MLflow is back")
 

@@ -130,7 +130,7 @@ def _measured(new: Figures, old: Figures | None) -> Iterator[tuple[str, float | 
         return
     data = _difference(new, old, "evaluation.", "data.")
     tasks = "" if sorted(new.accuracies) == sorted(old.accuracies) else "other tasks were measured of it"
-    same = "" if new.perplexity == old.perplexity else "another perplexity was measured of it"
+    same = "" if old.perplexity in (new.perplexity, "") else "another perplexity was measured of it"
     yield (
         "champion_max_perplexity_ratio",
         data or same or _ratio(new.pruned, old.pruned, [new.perplexity], "perplexity"),

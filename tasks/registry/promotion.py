@@ -6,6 +6,7 @@ and the alias right after it. One writer at a time is the deployment's business 
 
 import getpass
 import json
+import logging
 import re
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -17,7 +18,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from tasks.environment import Workspace
-from tasks.registry.client import open_client
+from tasks.registry.client import explained, open_client
 from tasks.registry.gates import Figures, Gate, GateConfig, judge, refusals, to_dict
 from tasks.registry.names import check_name
 from tasks.registry.run_content import SETTING
@@ -71,10 +72,16 @@ def promote(name: str, version: int, alias: str, config: GateConfig, workspace: 
         FileNotFoundError: when there is no such version, or it is incomplete.
         ValueError: for an alias that cannot be moved.
         ConnectionError: when the server does not answer.
+        PermissionError: when it does not let this user do that.
     """
     check_name(name)
     check_alias(alias)
     client = open_client(workspace)
+    with explained(f"{name} version {version} was promoted", _stays(alias), workspace):
+        return _promote(client, name, version, alias, config, by)
+
+
+def _promote(client: MlflowClient, name: str, version: int, alias: str, config: GateConfig, by: str) -> Moved:
     candidate, present = _version(client, name, version), _holder(client, name, alias)
     if present is not None and present.version == candidate.version:
         return Moved(name, alias, str(version), str(version))
@@ -95,10 +102,21 @@ def rollback(name: str, workspace: Workspace, *, alias: str = CHAMPION, by: str 
         FileNotFoundError: when there is no version to go back to.
         ValueError: for an alias that cannot be moved.
         ConnectionError: when the server does not answer.
+        PermissionError: when it does not let this user do that.
     """
     check_name(name)
     check_alias(alias)
     client = open_client(workspace)
+    with explained(f"{name} was rolled back", _stays(alias), workspace):
+        return _rollback(client, name, alias, by)
+
+
+def _stays(alias: str) -> str:
+    """What holds wherever a move is cut short: an alias moves in one call."""
+    return f"{alias} is where it was, or where it should be"
+
+
+def _rollback(client: MlflowClient, name: str, alias: str, by: str) -> Moved:
     before, present = _holder(client, name, previous(alias)), _holder(client, name, alias)
     if before is None or (present is not None and before.version == present.version):
         raise FileNotFoundError(
@@ -209,11 +227,19 @@ def _older_dtype(version: ModelVersion, settings: dict[str, str]) -> str:
 
 
 def _figures(client: MlflowClient, version: ModelVersion) -> Figures:
-    """What the run of a version measured. A version that no run stands behind has measured nothing."""
+    """What the run of a version measured. A version that no run stands behind, or no longer, has measured nothing."""
     base = version.tags.get("dense_model") or version.tags.get("base_model", "")  # older versions have the second alone
     if not version.run_id:
         return Figures(base)
-    run: Run = client.get_run(version.run_id)
+    try:
+        run: Run = client.get_run(version.run_id)
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        logging.getLogger(__name__).warning(
+            "the run behind %s version %s was removed, and its figures with it", version.name, version.version
+        )
+        return Figures(base)
     sides: dict[str, dict[str, float]] = {"dense": {}, "pruned": {}}
     for name, value in run.data.metrics.items():
         side, _, rest = name.partition("/")

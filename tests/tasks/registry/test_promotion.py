@@ -2,9 +2,11 @@
 
 import getpass
 import json
+from dataclasses import replace
 
 import pytest
 from mlflow.entities import Metric
+from mlflow.exceptions import MlflowException
 
 from flows.cli.app import app
 from tasks.environment import Workspace
@@ -169,6 +171,40 @@ def test_the_flow_moves_the_alias_and_shows_the_gates(prefect_server, workspace)
         tables = [json.loads(item.data) for item in server.read_artifacts() if item.key == "promote-gates"]
     assert {"gate": "max_perplexity_ratio", "measured": 1.5, "limit": 2.5} in tables[-1]
     assert all(key.startswith(AUDIT) for key in client.get_model_version("tiny-slim", "1").tags if key != "base_model")
+
+
+@pytest.mark.parametrize("removed", ["1", "2"])
+def test_a_run_that_was_removed_for_good_has_measured_nothing(workspace, removed, caplog):
+    """``mlflow gc`` removes a deleted run with its figures; the version stays."""
+    client = registered(workspace, 15.0, 15.0)
+    promote("tiny-slim", 1, "champion", OPEN, workspace)
+    run_id = client.get_model_version("tiny-slim", removed).run_id
+    client.delete_run(run_id)
+    client._tracking_client.store._hard_delete_run(run_id)
+    with pytest.raises(PromotionRefusedError, match="no perplexity was measured; measure it, or set .* to 0"):
+        promote("tiny-slim", 2, "champion", OPEN, workspace)
+    assert f"the run behind tiny-slim version {removed} was removed" in caplog.text
+    without = dict.fromkeys(("max_perplexity_ratio", "champion_max_perplexity_ratio"), 0)
+    assert promote("tiny-slim", 2, "champion", replace(OPEN, **without), workspace).version == "2"
+
+
+def test_a_user_who_may_not_write_is_told_so(workspace, monkeypatch):
+    """As MLflow's server with basic-auth answers a reader."""
+    client = registered(workspace, 15.0, 15.0)
+    for version in (1, 2):
+        promote("tiny-slim", version, "champion", OPEN, workspace)
+
+    def refuse(*_):
+        raise MlflowException("API request to endpoint /x failed with error code 403 != 200. Response body: 'No'")
+
+    monkeypatch.setattr(type(client), "set_model_version_tag", refuse)
+    for move in (
+        lambda: promote("tiny-slim", 1, "champion", OPEN, workspace),
+        lambda: rollback("tiny-slim", workspace),
+    ):
+        with pytest.raises(PermissionError, match=r"MLflow refused while .*403.*ask for the right, or set MLFLOW_TRA"):
+            move()
+    assert aliases(client) == {"champion": 2, "previous": 1}
 
 
 @pytest.mark.parametrize(
