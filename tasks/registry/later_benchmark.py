@@ -3,14 +3,14 @@
 from pathlib import Path
 
 from mlflow import MlflowClient
-from mlflow.entities import RunTag
+from mlflow.entities import LifecycleStage, RunTag
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from deploy.bench.results import BenchReport
 from slimgpt.checkpoints.lineage import checkpoint_digest, load_lineage
 from tasks.environment import Workspace
-from tasks.registry.client import explained, open_client
+from tasks.registry.client import check_experiment, explained, open_client
 from tasks.registry.fetching import named_version
 from tasks.registry.live_run import PARENT
 from tasks.registry.names import MODEL_URI
@@ -27,8 +27,9 @@ def find_version(uri: str, dense: Path, pruned: Path, workspace: Workspace) -> M
         workspace: of the registry.
 
     Raises:
-        ValueError: when ``uri`` names no version, or the version was compared with another model.
-        FileNotFoundError: when there is no such version.
+        ValueError: when ``uri`` names no version, or the version was compared with another model; when its run or the
+            experiment was deleted.
+        FileNotFoundError: when there is no such version, no longer a run behind it, or no place for the run's files.
         ConnectionError: when the server does not answer.
     """
     named = MODEL_URI.fullmatch(uri)
@@ -41,8 +42,23 @@ def find_version(uri: str, dense: Path, pruned: Path, workspace: Workspace) -> M
         raise ValueError(f"the benchmark of {uri} cannot be recorded: name a version, such as models:/NAME/3")
     if not version.run_id:
         raise ValueError(f"the benchmark of {uri} cannot be recorded: no run stands behind that version")
+    _check_run(client, uri, version.run_id)
     _check_compared_with(version, dense, pruned)
     return version
+
+
+def _check_run(client: MlflowClient, uri: str, run_id: str) -> None:
+    """Refuse a run that takes no figures."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as error:
+        raise FileNotFoundError(f"{uri}: {str(error).splitlines()[0]}; nothing can be recorded of it") from None
+    check_experiment(client, client.get_experiment(run.info.experiment_id).name)
+    if run.info.lifecycle_stage == LifecycleStage.DELETED:
+        raise ValueError(
+            f"the run {run_id} behind {uri} was deleted and takes no figures: restore it (mlflow runs restore "
+            f"--run-id {run_id}), or leave out --record"
+        )
 
 
 def _check_compared_with(version: ModelVersion, dense: Path, pruned: Path) -> None:

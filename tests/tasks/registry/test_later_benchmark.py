@@ -75,6 +75,25 @@ def test_another_dense_model_is_refused(run, workspace, tmp_path):
         find_version("models:/tiny-slim/1", other, run / "model", workspace)
 
 
+def test_a_run_that_takes_no_figures_is_said_before_anything_is_measured(run, workspace):
+    client, version = open_client(workspace), registered(run, workspace)
+    place = ("models:/tiny-slim/1", run.parent / "tiny", run / "model", workspace)
+    experiment = client.get_run(version.run_id).info.experiment_id
+    client.delete_experiment(experiment)
+    with pytest.raises(ValueError, match="experiment 'slimgpt' was deleted"):
+        find_version(*place)
+    client.restore_experiment(experiment)
+    client.delete_run(version.run_id)
+    with pytest.raises(ValueError, match=rf"deleted and takes no figures: restore it .*--run-id {version.run_id}"):
+        find_version(*place)
+    client.restore_run(version.run_id)
+    assert int(find_version(*place).version) == 1
+    client.delete_run(version.run_id)
+    client._tracking_client.store._hard_delete_run(version.run_id)  # as `mlflow gc` does
+    with pytest.raises(FileNotFoundError, match=r"not found; nothing can be recorded of it"):
+        find_version(*place)
+
+
 @pytest.mark.parametrize("uri", ["models:/tiny-slim", "models:/m-1", "runs:/1", "folder", "org/model"])
 def test_a_model_that_is_no_version_is_refused(run, workspace, uri):
     with pytest.raises(ValueError, match=f"the benchmark of {uri} cannot be recorded: name a version, such as"):
