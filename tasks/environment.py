@@ -15,6 +15,7 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 from slimgpt.files import expanded
 
 RUNS_VARIABLE = "SLIMGPT_RUNS"
+ARTIFACTS = "mlflow-artifacts"  # in the workspace
 _chosen: set[tuple[str, str]] = set()  # what earlier calls of prepare() set, which a later one may change
 
 
@@ -37,7 +38,7 @@ class Workspace:
     @property
     def mlflow_artifacts(self) -> Path:
         """Where MLflow keeps files when no server does."""
-        return self.root / "mlflow-artifacts"
+        return self.root / ARTIFACTS
 
     @property
     def fetched(self) -> Path:

@@ -3,6 +3,8 @@
 import re
 from urllib.parse import urlsplit, urlunsplit
 
+_STATUS = r"\b[45]\d\d (?:Client|Server) Error: [\w ]+(?= for url)"  # of a download; its URL follows
+
 
 def without_password(uri: str) -> str:
     """``uri`` as it may be shown."""
@@ -18,7 +20,7 @@ def reason(error: Exception, uri: str) -> str:
     It lies at the end of what requests and SQLAlchemy say, and at the start of what MLflow says.
     """
     text, parts = str(error) or type(error).__name__, urlsplit(uri)
-    if match := re.search(r"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known", text):
+    if match := re.search(rf"\[Errno [^\]]+\] [\w ]+|timed out|Name or service not known|{_STATUS}", text):
         return match[0]
     line = text.splitlines()[0]
     text = line[:400] if type(error).__module__.startswith("mlflow") else line[-160:]

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import logging
 import os
+import platform
 import re
 import tempfile
 import threading
@@ -13,17 +14,18 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from mlflow import MlflowClient
-from mlflow.entities import LifecycleStage
+from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
 from requests import RequestException
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.environment import Workspace, prepare
+from tasks.environment import ARTIFACTS, Workspace, prepare
 from tasks.messages import reason, without_password
 
 _FULL, _FULL_DATABASE = os.strerror(errno.ENOSPC), "database or disk is full"  # SQLite's words
 _LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_OWN_HOSTS = ("127.0.0.1", "localhost", "::1", platform.node())
 _REMEDY_OF_HOST = (
     "it takes requests under certain names alone: name it in MLFLOW_TRACKING_URI as it expects, "
     "or start it with --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS) that include this name"
@@ -162,6 +164,7 @@ def check_experiment(client: MlflowClient, name: str) -> str | None:
 
     Raises:
         ValueError: when it was deleted: MLflow keeps the name and takes no runs.
+        FileNotFoundError: when its files lie in a folder that is not on this machine.
     """
     existing = client.get_experiment_by_name(name)
     if existing is None:
@@ -171,7 +174,28 @@ def check_experiment(client: MlflowClient, name: str) -> str | None:
             f"the MLflow experiment {name!r} was deleted and takes no runs: restore it (mlflow experiments restore "
             f"--experiment-id {existing.experiment_id}), or name another (registry.experiment)"
         )
+    _check_store(client, existing)
     return str(existing.experiment_id)
+
+
+def _check_store(client: MlflowClient, existing: Experiment) -> None:
+    """Refuse a folder of another machine or of another time, which MLflow would make anew here and write to."""
+    folder = local_folder(existing.artifact_location)
+    if folder is None or folder.exists() or folder.parent.exists():
+        return
+    place = f"the MLflow experiment {existing.name!r} keeps its files in {folder}, and there is no {folder.parent} here"
+    # MLflow makes its folders with the first file: on the server's own machine there may be none yet.
+    if (host := urlsplit(client.tracking_uri).hostname) and host not in _OWN_HOSTS:
+        raise FileNotFoundError(
+            f"{place}: it is a folder of the server's machine. Start the server with --artifacts-destination in place "
+            "of --default-artifact-root, so that it takes the files itself, and name a new experiment "
+            "(registry.experiment); or mount that folder here"
+        )
+    if not host and folder.name == ARTIFACTS:
+        raise FileNotFoundError(
+            f"{place}: if the folder of the runs was moved, make a link to it there (ln -s), which older versions need "
+            "too; or name another experiment (registry.experiment)"
+        )
 
 
 def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
@@ -181,7 +205,9 @@ def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
     # A server knows where artifacts go; without one MLflow would put them into the current folder.
     local = not workspace.tracking_uri.startswith(("http:", "https:"))
     try:
-        return str(client.create_experiment(name, workspace.mlflow_artifacts.as_uri() if local else None))
+        made = client.create_experiment(name, workspace.mlflow_artifacts.as_uri() if local else None)
+        _check_store(client, client.get_experiment(made))
+        return str(made)
     except MlflowException:
         if (existing := check_experiment(client, name)) is None:
             raise

@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from slimgpt.files import folder_sha256, partial_folder
 from tasks.environment import Workspace
-from tasks.registry.client import local_folder, open_client
+from tasks.registry.client import explained, local_folder, open_client
 from tasks.registry.names import CHECKSUM, LOCATION, MODEL_PATH, MODEL_URI
 
 
@@ -50,10 +50,17 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
             )
     elif (kept := local_folder(model.artifact_location)) is not None:
         folder = kept / MODEL_PATH
+        if not kept.is_dir():
+            raise FileNotFoundError(
+                f"the files of {uri} were stored in {kept}, which is not there on this machine: if the folder of the "
+                "runs was moved, make a link to it in its old place (ln -s); if that is a folder of the MLflow "
+                "server's machine, mount it here"
+            )
     else:
         folder = workspace.fetched / model.model_id
         if not folder.is_dir():
-            _download(client, model, folder)
+            with explained(f"{uri} was fetched", "register it again if its store has lost the files", workspace):
+                _download(client, model, folder)
     if not (folder / "config.json").is_file():
         raise FileNotFoundError(f"{uri} holds no {MODEL_PATH}/config.json: it was not registered by slimgpt compress")
     _verify(uri, folder, model.tags.get(CHECKSUM, ""))

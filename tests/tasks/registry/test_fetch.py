@@ -73,3 +73,8 @@ def test_a_version_is_downloaded_once_and_a_new_one_beside_it(server, tmp_path, 
     assert newer != fetched and contents(newer) == contents(second)
     assert fetch_model("models:/tiny/1", workspace) == fetched
     assert {folder.name for folder in workspace.fetched.iterdir()} == {fetched.name, newer.name}  # nothing half-done
+    register(first)
+    shutil.rmtree(artifacts)
+    with pytest.raises(ConnectionError, match=r"MLflow failed while models:/tiny/3 was fetched \(404 Client Error: "):
+        fetch_model("models:/tiny/3", workspace)
+    assert {folder.name for folder in workspace.fetched.iterdir()} == {fetched.name, newer.name}

@@ -13,7 +13,7 @@ from slimgpt.files import folder_sha256
 from tasks.environment import Workspace
 from tasks.preflight.models import resolve
 from tasks.preflight.request import check_request
-from tasks.registry.client import artifact_folder, experiment, make_database, open_client
+from tasks.registry.client import artifact_folder, check_experiment, experiment, make_database, open_client
 from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
 from tasks.registry.live_run import open_run
@@ -179,6 +179,37 @@ def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):
         pytest.fail("the work has begun")
     with pytest.raises(ValueError, match=words):  # sooner, before engines are measured for a target in speed
         check_request.fn("tiny-slim", EvalConfig(), workspace, ("evaluate", "benchmark"), "slimgpt")
+
+
+def test_a_runs_folder_that_was_moved_is_said_and_not_made_anew(tmp_path, monkeypatch):
+    """MLflow's database knows the old place alone, would make it again, and store the next model there."""
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    old, new = tmp_path / "old", tmp_path / "new"
+    request = finished_run.request(finished_run.make(tmp_path), "tiny-slim")
+    version = finished_run.registered(request, Workspace.at(old))
+    old.rename(new)
+    with pytest.raises(FileNotFoundError, match=rf"{version.uri} were stored in {old}.*was moved, make a link"):
+        fetch_model(version.uri, Workspace.at(new))
+    with pytest.raises(FileNotFoundError, match=rf"'slimgpt' keeps its files in {old}.*was moved, make a link"):
+        check_request.fn("tiny-slim", EvalConfig(), Workspace.at(new), ("evaluate", "benchmark"), "slimgpt")
+    assert not old.exists()
+    old.symlink_to(new)
+    assert new / "mlflow-artifacts" in fetch_model(version.uri, Workspace.at(new)).resolve().parents
+    assert finished_run.registered(request, Workspace.at(new)).version == "2"
+
+
+def test_a_server_whose_files_lie_in_a_folder_of_its_own_machine_is_refused(served_workspace, tmp_path, monkeypatch):
+    """As with --default-artifact-root: clients write there themselves, here to a folder that no server looks into."""
+    client = open_client(served_workspace)
+    client.create_experiment("far", (tmp_path / "elsewhere" / "1").as_uri())
+    assert check_experiment(client, "far")  # the server's machine is this one, and the folder is made with a file
+    monkeypatch.setattr("tasks.registry.client._OWN_HOSTS", ())
+    with (
+        pytest.raises(FileNotFoundError, match=r"there is no .*elsewhere here: .*--artifacts-destination in place of"),
+        open_run("tiny-slim", {}, RegistryConfig(experiment="far"), served_workspace, served_workspace.run("x", {})),
+    ):
+        pytest.fail("the work has begun")
+    assert not (tmp_path / "elsewhere").exists()
 
 
 def test_the_experiment_default_stores_its_artifacts_where_the_others_do(tmp_path, monkeypatch):
