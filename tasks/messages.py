@@ -24,7 +24,8 @@ def reason(error: Exception, uri: str) -> str:
         return match[0]
     line = text.splitlines()[0]
     text = line[:400] if type(error).__module__.startswith("mlflow") else line[-160:]
-    for secret in (parts.password, parts.username):
-        if secret:
-            text = text.replace(secret, "***")
+    if parts.password:
+        text = text.replace(parts.password, "***")
+    if parts.username:  # as a word: a short one is a part of others
+        text = re.sub(rf"(?<!\w){re.escape(parts.username)}(?!\w)", "***", text)
     return text

@@ -16,7 +16,9 @@ from urllib.request import url2pathname
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage
 from mlflow.exceptions import MlflowException
+from mlflow.store.db.db_types import DATABASE_ENGINES
 from requests import RequestException
+from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
@@ -25,6 +27,7 @@ from tasks.messages import reason, without_password
 
 _FULL, _FULL_DATABASE = os.strerror(errno.ENOSPC), "database or disk is full"  # SQLite's words
 _LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
+_CONNECT_LIMIT = dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")  # driver -> option
 _OWN_HOSTS = ("127.0.0.1", "localhost", "::1", platform.node())
 _REMEDY_OF_HOST = (
     "it takes requests under certain names alone: name it in MLFLOW_TRACKING_URI as it expects, "
@@ -52,6 +55,7 @@ def open_client(workspace: Workspace) -> MlflowClient:
     make_database(uri, workspace.mlflow_artifacts.as_uri())
     try:
         with impatient():
+            _reach_database(uri)
             client = MlflowClient(tracking_uri=uri, registry_uri=uri)
             client.search_experiments(max_results=1)
     except Exception as error:  # MLflow, requests, SQLAlchemy: whatever it is, the server cannot be used
@@ -66,6 +70,19 @@ def open_client(workspace: Workspace) -> MlflowClient:
             "start it, correct MLFLOW_TRACKING_URI, or unset it to use a local SQLite file"
         ) from None
     return client
+
+
+def _reach_database(uri: str) -> None:
+    """Connect once where ``uri`` names a database server: MLflow itself tries for 51 s, and once more as long."""
+    scheme = uri.partition(":")[0]
+    if scheme.partition("+")[0] not in DATABASE_ENGINES or scheme.startswith("sqlite"):
+        return
+    url = make_url(uri)
+    if url.get_dialect().is_async:
+        raise ValueError(f"{scheme}:// is for programs such as Prefect; MLflow takes {url.get_backend_name()}://")
+    limit = _CONNECT_LIMIT.get(url.get_driver_name())
+    with create_engine(url, poolclass=NullPool, connect_args={limit: 10} if limit else {}).connect():
+        pass
 
 
 def make_database(uri: str, artifacts: str) -> None:

@@ -1,6 +1,7 @@
 """Names, URIs and folders of the registry, and what a registry that cannot be used says."""
 
 import contextlib
+import re
 import socket
 import sqlite3
 import threading
@@ -95,6 +96,18 @@ def test_a_server_that_refuses_is_one_line_without_the_password(monkeypatch, tmp
     assert "s3cret" not in text
     assert "someone" not in text
     assert "\n" not in text
+
+
+@pytest.mark.parametrize("driver", ["", "+asyncpg"])
+def test_a_database_that_is_down_is_asked_once(driver, monkeypatch, tmp_path):
+    """MLflow tries ten times, with longer and longer pauses, and once more as often for the registry."""
+    pytest.importorskip("psycopg2")
+    monkeypatch.setattr("mlflow.store.db.utils.time.sleep", pytest.fail)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"postgresql{driver}://u:s3cret@127.0.0.1:9/db")
+    why = "MLflow takes postgresql://" if driver else "Connection refused"
+    with pytest.raises(ConnectionError, match=rf"{re.escape(driver)}://127.0.0.1:9/db does not .*{why}") as error:
+        open_client(Workspace.at(tmp_path))
+    assert "s3cret" not in str(error.value)
 
 
 def test_a_server_that_takes_no_requests_under_this_name_says_how_it_would(mlflow_server, monkeypatch, tmp_path):
