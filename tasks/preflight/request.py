@@ -14,7 +14,7 @@ from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness_tasks import DataUsed, choose_tasks, load_tasks
 from slimgpt.files import scratch
 from tasks.environment import Workspace
-from tasks.registry.client import check_experiment, open_client
+from tasks.registry.client import check_experiment, check_registrable, open_client
 from tasks.registry.names import check_name
 
 Skippable = Literal["evaluate", "benchmark"]
@@ -51,6 +51,7 @@ def check_request(
     check_writable(workspace.root)
     data = () if "evaluate" in skip else _data(evaluation)
     client = open_client(workspace)
+    check_registrable(client, name)
     if experiment:
         check_experiment(client, experiment)
     if "benchmark" in skip:

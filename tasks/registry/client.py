@@ -15,6 +15,7 @@ from urllib.request import url2pathname
 
 from mlflow import MlflowClient
 from mlflow.entities import Experiment, LifecycleStage
+from mlflow.entities.model_registry.prompt_version import IS_PROMPT_TAG_KEY
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
 from requests import RequestException
@@ -213,6 +214,16 @@ def _check_store(client: MlflowClient, existing: Experiment) -> None:
             f"{place}: if the folder of the runs was moved, make a link to it there (ln -s), which older versions need "
             "too; or name another experiment (registry.experiment)"
         )
+
+
+def check_registrable(client: MlflowClient, name: str) -> None:
+    """Refuse a name under which MLflow would register no model.
+
+    Raises:
+        ValueError: when a prompt has it: MLflow keeps both in one list.
+    """
+    if client.search_registered_models(f"name = '{name}' and tags.`{IS_PROMPT_TAG_KEY}` = 'true'", max_results=1):
+        raise ValueError(f"{name} is the name of a prompt in MLflow, so no model can have it; choose another --name")
 
 
 def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:

@@ -225,6 +225,13 @@ def test_a_server_whose_files_lie_in_a_folder_of_its_own_machine_is_refused(serv
     assert not (tmp_path / "elsewhere").exists()
 
 
+def test_the_name_of_a_prompt_is_refused_before_any_work(workspace):
+    open_client(workspace).register_prompt("tiny-slim", "Say {{this}}.")
+    with pytest.raises(ValueError, match="tiny-slim is the name of a prompt in MLflow"):
+        check_request.fn("tiny-slim", EvalConfig(), workspace, ("evaluate", "benchmark"), "slimgpt")
+    check_request.fn("tiny-slim-2", EvalConfig(), workspace, ("evaluate", "benchmark"), "slimgpt")
+
+
 def test_the_experiment_default_stores_its_artifacts_where_the_others_do(tmp_path, monkeypatch):
     """MLflow makes it with the tables, by itself for the folder it was started in."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
