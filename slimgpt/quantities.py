@@ -51,3 +51,9 @@ def written(numbers: Sequence[int], units: dict[str, int]) -> list[str]:
         if len(set(texts)) == len(set(numbers)):
             break
     return texts
+
+
+def in_millions(number: float) -> str:
+    """Write bytes as MB or parameters as M, without the unit: with one decimal, or what tells less than 1 from 0."""
+    millions = number / 1e6
+    return f"{millions:,.1f}" if millions >= 1 or not millions else f"{millions:.2g}"

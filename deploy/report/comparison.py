@@ -9,6 +9,7 @@ from deploy.bench.results import SIDES, BenchReport, Footprint, Paired
 from deploy.report.answers import answers_markdown
 from slimgpt.checkpoints.lineage import Lineage
 from slimgpt.evaluation.metrics import percent, quoted_metrics
+from slimgpt.quantities import in_millions
 
 HEADER = ("figure", "dense", "pruned", "change")
 Z95 = 1.96  # standard errors to each side of a 95 % confidence interval
@@ -120,8 +121,8 @@ def _size_rows(comparison: Comparison) -> list[Row]:
         label = "Parameters" if name == "parameters" else "Weight files"
         text = f"{after / before - 1:+.1%}"
         if most := steps.last_pruning(f"requested_{'size' if name == 'bytes' else name}"):
-            text += f" (at most {most / 1e6:.1f} {unit} requested)"
-        return Row(label, f"{before / 1e6:.1f} {unit}", f"{after / 1e6:.1f} {unit}", text, "size")
+            text += f" (at most {in_millions(most)} {unit} requested)"
+        return Row(label, f"{in_millions(before)} {unit}", f"{in_millions(after)} {unit}", text, "size")
 
     requested = f"requested {steps.requested_ratio:.2%}"
     if asked := steps.last_pruning("requested_speedup"):
@@ -194,7 +195,7 @@ def _footprint_rows(bench: BenchReport) -> list[Row]:
     texts: dict[str, Callable[[Footprint], str]] = {
         "Server start": lambda it: f"{it.start_seconds:.0f} s",
         "Loading the weights": lambda it: "" if it.load_seconds is None else f"{it.load_seconds:.2f} s",
-        "Weight files served": lambda it: f"{it.file_bytes / 1e6:.1f} MB",
+        "Weight files served": lambda it: f"{in_millions(it.file_bytes)} MB",
         "Peak memory, KV cache included": lambda it: (
             "" if it.peak_memory_bytes is None else f"{it.peak_memory_bytes / 1e9:.2f} GB"
         ),

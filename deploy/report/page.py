@@ -5,6 +5,7 @@ from typing import Any
 
 from deploy.report.answers import answers_of
 from deploy.report.comparison import HEADER, LAYER_HEADER, REPRODUCE, Comparison, layer_cells, notes, rows
+from slimgpt.quantities import in_millions
 
 GROUPS = {
     "size": "What was pruned",
@@ -63,7 +64,7 @@ def _tiles(comparison: Comparison) -> list[tuple[str, str, str]]:
     """The few figures that most readers came for: label, figure, what it is compared with."""
     steps, bench = comparison.steps, comparison.bench
     before, after = steps.before("parameters"), steps.after("parameters")
-    tiles = [("Parameters", f"{after / before - 1:+.1%}", f"{before / 1e6:.1f} M to {after / 1e6:.1f} M")]
+    tiles = [("Parameters", f"{after / before - 1:+.1%}", f"{in_millions(before)} M to {in_millions(after)} M")]
     if bench is not None:
         ratio = bench.ratios["output_throughput"]
         tiles.append(("Throughput", f"x {ratio.median:.2f}", f"{ratio.low:.2f} to {ratio.high:.2f} over the pairs"))

@@ -5,6 +5,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from deploy.report.plots import COLOURS, Plot, draw_plot, legend_above
+from slimgpt.quantities import in_millions
 
 # figure -> (label, whether more of it is better)
 OBJECTIVES: dict[str, tuple[str, bool]] = {
@@ -87,7 +88,7 @@ def sweep_rows(models: list[SweptModel], chosen: SweptModel | None) -> list[tupl
     return [
         (
             model.title,
-            f"{model.megabytes:.1f}",
+            in_millions(1e6 * model.megabytes),
             _cell(model.perplexity, ".2f"),
             _cell(model.accuracy, ".1f") + (" %" if model.accuracy is not None else ""),
             _cell(model.throughput, ".0f"),

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from flows.cli.finding import find
+from slimgpt.quantities import in_millions
 
 
 def export(
@@ -41,7 +42,7 @@ def export(
     plan = plan_export(find(model, revision, runs), kind)
     check_target(plan, out)
     show.line(
-        f"{out}: architecture {plan.architecture.label}, {len(plan.tensors)} tensors, {plan.bytes / 1e6:,.1f} MB "
+        f"{out}: architecture {plan.architecture.label}, {len(plan.tensors)} tensors, {in_millions(plan.bytes)} MB "
         f"and the vocabulary; {plan.memory_bytes / 1e6:,.0f} MB of memory, about {plan.seconds:,.0f} s on 2 CPU cores"
     )
     if dry_run:

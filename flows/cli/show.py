@@ -9,6 +9,8 @@ from typing import Any, Literal
 from rich.console import Console
 from rich.table import Table
 
+from slimgpt.quantities import in_millions
+
 out = Console(markup=False, emoji=False)  # names are the user's: [v1] is no style, and :cat: no picture
 
 
@@ -50,7 +52,7 @@ def plan(planned: Any) -> None:
         f"ratio         {planned.ratio:.4f} of the projections, {planned.model_ratio:.4f} of the whole model",
         f"parameters    {planned.parameters_before:,} -> {planned.parameters_after:,}"
         + _at_most(planned.requested.get("parameters", 0)),
-        f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB"
+        f"weight files  {in_millions(planned.bytes_before)} MB -> {in_millions(planned.bytes_after)} MB"
         + _at_most(planned.requested.get("size", 0), "MB"),
         *([_speed(planned.predicted_speedup, asked)] if (asked := planned.requested.get("speedup", 0)) else []),
         f"calibration   {facts.get('name')}, {facts.get('tokens'):,} tokens",
@@ -88,7 +90,7 @@ def quantization_plan(planned: Any) -> None:
     for text in (
         f"model         {planned.model}, {planned.layers} layers",
         f"stored        {planned.format}" + (f" ({planned.remark})" if planned.remark else ""),
-        f"weight files  {planned.bytes_before / 1e6:,.1f} MB -> {planned.bytes_after / 1e6:,.1f} MB",
+        f"weight files  {in_millions(planned.bytes_before)} MB -> {in_millions(planned.bytes_after)} MB",
         *([_text(planned.tokens.facts)] if planned.tokens else []),
         f"needs         about {planned.memory_bytes / 1e9:.1f} GB of memory, {planned.disk_bytes / 1e9:.2f} GB of disk",
         f"takes         about {planned.seconds:,.0f} s on 2 CPU cores",
@@ -125,7 +127,7 @@ def _at_most(most: float, unit: Literal["", "MB"] = "") -> str:
     """The budget behind the figure that was reached; empty where there was none."""
     if not most:
         return ""
-    return f" (at most {most / 1e6:,.1f} MB requested)" if unit else f" (at most {most:,.0f} requested)"
+    return f" (at most {in_millions(most)} MB requested)" if unit else f" (at most {most:,.0f} requested)"
 
 
 def inspect(folder: Path) -> None:
@@ -141,7 +143,9 @@ def inspect(folder: Path) -> None:
         parameters = _at_most(lineage.last_pruning("requested_parameters"))
         size = _at_most(lineage.last_pruning("requested_size"), "MB")
         line(f"parameters    {lineage.before('parameters'):,} -> {lineage.after('parameters'):,}{parameters}")
-        line(f"weight files  {lineage.before('bytes') / 1e6:,.1f} MB -> {lineage.after('bytes') / 1e6:,.1f} MB{size}")
+        line(
+            f"weight files  {in_millions(lineage.before('bytes'))} MB -> {in_millions(lineage.after('bytes'))} MB{size}"
+        )
         if asked := lineage.last_pruning("requested_speedup"):
             predicted = lineage.last_pruning("predicted_speedup")
             line(_speed(predicted, asked))
@@ -151,7 +155,7 @@ def inspect(folder: Path) -> None:
     rows = [(str(layer["layer"]), *(str(layer[key]) for key in _WIDTHS)) for layer in facts["layers"]]
     table(f"{folder.name}: {facts['model_type']}, not pruned", ("layer", "heads", "kv heads", "FFN width"), rows)
     line(f"parameters    {facts['parameters']:,}")
-    line(f"weight files  {facts['bytes'] / 1e6:,.1f} MB")
+    line(f"weight files  {in_millions(facts['bytes'])} MB")
 
 
 _WIDTHS = ("num_attention_heads", "num_key_value_heads", "intermediate_size")

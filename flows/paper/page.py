@@ -8,7 +8,7 @@ from typing import Any
 from flows.paper.measured import Measured
 from flows.paper.protocol import Measure, PaperRun, PaperTable, read_table, table_names
 from slimgpt.files import write_atomically
-from slimgpt.quantities import COUNTS, read_quantity
+from slimgpt.quantities import COUNTS, in_millions, read_quantity
 
 HEAD = Path(__file__).with_name("head.md")
 
@@ -68,7 +68,7 @@ def _shown(measure: Measure, value: Any) -> str:
         return ""
     if measure.name == "parameters":
         number = read_quantity(str(value), COUNTS, "parameters") if isinstance(value, str) else value
-        return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{number / 1e6:.1f} M"
+        return f"{number / 1e9:.2f} B" if number >= 1e9 else f"{in_millions(number)} M"
     if measure.name == "seconds":
         return f"{value:,.0f}"
     return f"{value:.2f}" if value < 1000 else f"{value:,.0f}"

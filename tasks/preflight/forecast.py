@@ -6,6 +6,7 @@ from prefect import get_run_logger, task
 from prefect.artifacts import create_table_artifact
 from prefect.cache_policies import NO_CACHE
 
+from slimgpt.quantities import in_millions
 from tasks.environment import RunFolder
 from tasks.preflight.chain import Chain, Keep
 
@@ -32,7 +33,7 @@ class ForecastStage:
         """As a row of a table with HEADER."""
         memory, minutes = f"about {self.memory_bytes / 1e9:.1f} GB", self.seconds / 60
         time = f"about {self.seconds:,.0f} s" if minutes < 10 else f"about {minutes:,.0f} min"
-        return self.name, f"{self.bytes_after / 1e6:,.1f} MB", memory, time
+        return self.name, f"{in_millions(self.bytes_after)} MB", memory, time
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from slimgpt.data.calibration import Calibration
 from slimgpt.engine.plan import PrunePlan, plan
 from slimgpt.method.latency import LatencyTable
 from slimgpt.method.shapes import LayerShape
+from slimgpt.quantities import in_millions
 
 
 @task(name="plan the pruning", cache_policy=NO_CACHE, persist_result=False)
@@ -36,9 +37,9 @@ def plan_pruning(
     if planned.missing:
         raise ValueError("; ".join(planned.missing))
     get_run_logger().info(
-        "%.1f M parameters become %.1f M; calibration: %s; about %.1f GB of memory",
-        planned.parameters_before / 1e6,
-        planned.parameters_after / 1e6,
+        "%s M parameters become %s M; calibration: %s; about %.1f GB of memory",
+        in_millions(planned.parameters_before),
+        in_millions(planned.parameters_after),
         planned.calibration.get("name"),
         planned.memory_bytes / 1e9,
     )

@@ -10,6 +10,7 @@ from mlflow.entities import RunTag
 from deploy.report.files import Report
 from slimgpt.checkpoints.lineage import LINEAGE
 from slimgpt.evaluation.harness import EvalResult
+from slimgpt.quantities import in_millions
 from slimgpt.report import REPORT
 from tasks.environment import RunFolder
 from tasks.registry.config import RegistryConfig
@@ -62,10 +63,9 @@ class RegistrationInput:
     def description(self) -> str:
         """One line for people."""
         lineage = self.report.comparison.lineage
-        before, after = lineage.before("parameters") / 1e6, lineage.after("parameters") / 1e6
+        before, after = (in_millions(count("parameters")) for count in (lineage.before, lineage.after))
         return (
-            f"{lineage.base_model} without {lineage.ratio:.1%} of its projection parameters "
-            f"({before:.1f} M -> {after:.1f} M)."
+            f"{lineage.base_model} without {lineage.ratio:.1%} of its projection parameters ({before} M -> {after} M)."
         )
 
 

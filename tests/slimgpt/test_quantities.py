@@ -2,7 +2,7 @@
 
 import pytest
 
-from slimgpt.quantities import BYTES, COUNTS, read_quantity, written
+from slimgpt.quantities import BYTES, COUNTS, in_millions, read_quantity, written
 
 
 @pytest.mark.parametrize(
@@ -46,3 +46,11 @@ def test_compared_numbers_are_written_apart_and_never_too_small(numbers, units, 
     assert written(numbers, units) == texts
     for text, number in zip(texts, numbers, strict=True):
         assert read_quantity(text.replace(",", ""), units, "x") >= number
+
+
+@pytest.mark.parametrize(
+    ("number", "text"),
+    [(0, "0.0"), (9_402, "0.0094"), (47_312, "0.047"), (137_000, "0.14"), (4_000_000, "4.0"), (16e9, "16,000.0")],
+)
+def test_millions_of_a_tiny_model_are_not_0(number, text):
+    assert in_millions(number) == text

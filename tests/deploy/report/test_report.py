@@ -96,6 +96,15 @@ def test_rows_hold_every_figure_with_its_change(comparison):
     assert "Loading the weights" not in cells  # one of the two is not known
 
 
+def test_sizes_of_a_tiny_model_are_told_apart(comparison):
+    step = comparison.lineage.steps[0]
+    tiny = {"parameters_before": 23_656, "parameters_after": 18_272, "bytes_before": 49_712, "bytes_after": 38_944}
+    step = dataclasses.replace(step, figures={**step.figures, **tiny})
+    cells = {row.figure: row.cells for row in rows(dataclasses.replace(comparison, lineage=Lineage((step,))))}
+    assert cells["Parameters"][1:] == ("0.024 M", "0.018 M", "-22.8%")
+    assert cells["Weight files"][1:] == ("0.05 MB", "0.039 MB", "-21.7%")
+
+
 def test_a_budget_stands_beside_what_was_reached(comparison):
     step = comparison.lineage.steps[0]
     step = dataclasses.replace(step, figures={**step.figures, "requested_size": 165_000_000})
