@@ -50,6 +50,9 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
         ValueError: when the folder or the file is not a model, or the hub's has no safetensors weights; for a revision
             of what has none.
     """
+    known = f"a model folder, a GGUF file, a hub id (org/name) or {BUILT_IN}"
+    if not str(model):  # of a variable or a form's field that was left empty; as a path it is the current folder
+        raise ValueError(f"the model's name is empty; name {known}")
     folder = expanded(model)
     there = exists(folder)
     if there or str(model) == BUILT_IN:
@@ -63,7 +66,6 @@ def resolve_model(model: str | Path, *, revision: str = "") -> Path:
     if str(model) == BUILT_IN:
         return _built_in()
     if str(model).count("/") != 1 or str(model).startswith((".", "/", "~")):
-        known = f"a model folder, a GGUF file, a hub id (org/name) or {BUILT_IN}"
         raise FileNotFoundError(f"no folder {model}; name {known}")
     try:
         return _from_hub(str(model), revision)

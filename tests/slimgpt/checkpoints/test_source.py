@@ -1,6 +1,7 @@
 """Where a model comes from, and the errors where there is none."""
 
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -54,6 +55,14 @@ def test_the_built_in_model_is_real_and_converted_once(tmp_path, monkeypatch):
 def test_a_missing_folder_is_refused(name, message):
     with pytest.raises(FileNotFoundError, match=message):
         resolve_model(name)
+
+
+def test_an_empty_name_is_not_the_current_folder(dense, monkeypatch):
+    """As of a shell's variable that is not set, or of a form's field that was emptied."""
+    monkeypatch.chdir(dense)
+    with pytest.raises(ValueError, match="the model's name is empty; name a model folder"):
+        resolve_model("")
+    assert resolve_model(".") == resolve_model(Path()) == Path()
 
 
 def test_an_unfinished_folder_is_not_a_model(tmp_path):
