@@ -4,10 +4,10 @@ import getpass
 import json
 import subprocess
 import time
-from importlib.metadata import version as installed
 from pathlib import Path
 from typing import Any
 
+import mlflow
 from mlflow import MlflowClient
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param
 
@@ -56,7 +56,7 @@ def tags_of(comparison: Comparison) -> dict[str, str]:
         tags |= bench_tags(comparison.bench)
     if comparison.bench_failure:
         tags |= {"benchmark": "failed", FAILURE: comparison.bench_failure[:500]}
-    versions = {"slimgpt": installed("slimgpt"), "mlflow": installed("mlflow"), **last.versions}
+    versions = {"slimgpt": slimgpt.__version__, "mlflow": mlflow.__version__, **last.versions}
     return tags | {f"version.{name}": number for name, number in versions.items()}
 
 

@@ -1,5 +1,6 @@
 """Registration on real registries: what a run and a version hold, what goes wrong on the way, and what is kept out."""
 
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -20,6 +21,7 @@ from prefect.logging import disable_run_logger
 from prefect.settings import PREFECT_API_URL
 from transformers import AutoTokenizer
 
+import slimgpt
 from deploy.bundle.folder import write_bundle
 from flows.cli.app import main
 from slimgpt.checkpoints.lineage import Checkpoint, load_lineage
@@ -52,6 +54,21 @@ def run(tmp_path_factory):
 
 def registered(run, workspace, name="tiny-slim", **rest):
     return finished_run.registered(finished_run.request(run, name, **rest), workspace)
+
+
+def test_a_checkout_that_is_not_installed_registers_too(run, workspace, monkeypatch):
+    """On PYTHONPATH, as `make up` has it; where another one is installed, that one's version is not ours."""
+    find = importlib.metadata.distribution
+
+    def without_ours(name):
+        if name == "slimgpt":
+            raise importlib.metadata.PackageNotFoundError(name)
+        return find(name)
+
+    monkeypatch.setattr(importlib.metadata, "distribution", without_ours)
+    version = registered(run, workspace)
+    tags = open_client(workspace).get_model_version(version.name, version.version).tags
+    assert tags["version.slimgpt"] == slimgpt.__version__
 
 
 def test_a_run_on_a_server_holds_everything_and_the_version_loads_back(run, served_workspace):
