@@ -7,6 +7,7 @@ from deploy.bench.config import BenchConfig
 from slimgpt.files import exists
 
 SHAREGPT_PROMPT, SHAREGPT_TOTAL = 1024, 2048  # tokens of the longest prompt, and with its answer, that vLLM takes of it
+_SHAREGPT_SHORTEST = 4  # tokens
 
 
 def check_dataset(model: Path, config: BenchConfig, longest: int) -> None:
@@ -26,7 +27,7 @@ def check_dataset(model: Path, config: BenchConfig, longest: int) -> None:
     if not exists(path) or not path.is_file():
         raise FileNotFoundError(f"dataset_path {config.dataset_path!r} does not exist; name a file that does")
     if config.dataset_name == "sharegpt":
-        _conversations(path)
+        _check_conversations(model, path, min(SHAREGPT_PROMPT, SHAREGPT_TOTAL - config.output_len))
         tokens = SHAREGPT_PROMPT
     else:
         tokens = longest_prompt(model, path)
@@ -42,7 +43,7 @@ def longest_prompt(model: Path, path: Path) -> int:
     from slimgpt.data.calibration import load_tokenizer  # with torch, which takes seconds
 
     tokenizer = load_tokenizer(model)
-    longest = 0
+    longest, words = 0, False
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             try:
@@ -51,22 +52,52 @@ def longest_prompt(model: Path, path: Path) -> int:
                 raise ValueError(f"{path} line {number} is not JSON ({error}); it holds an object per line") from None
             if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
                 raise ValueError(f"{path} line {number} has no field 'prompt' that is a string")
-            longest = max(longest, len(tokenizer(row["prompt"])["input_ids"]))
+            if not (tokens := len(tokenizer(row["prompt"])["input_ids"])):
+                raise ValueError(f"{path} line {number} holds an empty prompt, which vLLM refuses; remove the line")
+            longest, words = max(longest, tokens), words or not _is_number(row["prompt"])
     if not longest:
         raise ValueError(f"{path} holds no prompt")
+    if not words:
+        raise ValueError(f"the prompts of {path} are all numbers, which vLLM takes for no text; add one with words")
     return longest
 
 
-def _conversations(path: Path) -> None:
-    """Check that ``path`` is a file as ShareGPT's: a list of objects with a list ``conversations``."""
+def _is_number(text: str) -> bool:
+    try:
+        float(text)
+    except ValueError:
+        return False
+    return True
+
+
+def _check_conversations(model: Path, path: Path, longest: int) -> None:
+    """Check that ``path`` is a file as ShareGPT's: a list of objects with a list ``conversations``.
+
+    vLLM ends with an error at the first entry of another form, and where it may take no prompt at all.
+    """
+    from slimgpt.data.calibration import load_tokenizer  # with torch, which takes seconds
+
     try:
         rows = json.loads(path.read_bytes())
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); ShareGPT's file is one list of conversations") from None
-    rows = rows if isinstance(rows, list) else []
-    talks = [row["conversations"] for row in rows if isinstance(row, dict) and "conversations" in row]
-    if not any(isinstance(talk, list) and len(talk) >= 2 for talk in talks):
+    prompts = []
+    for number, row in enumerate(rows if isinstance(rows, list) else [], 1):
+        talk = row.get("conversations", []) if isinstance(row, dict) else None
+        if not isinstance(talk, list):
+            raise ValueError(f"{path} entry {number} is not an object with a list 'conversations'; remove it")
+        if len(talk) < 2:
+            continue
+        if not all(isinstance(turn, dict) and isinstance(turn.get("value"), str) for turn in talk[:2]):
+            raise ValueError(
+                f"{path} entry {number} has a turn without a text 'value'; ShareGPT's turns have from and value"
+            )
+        prompts.append(talk[0]["value"])
+    if not prompts:
         raise ValueError(f"{path} holds no conversations of two turns; name a file as ShareGPT's")
+    tokenizer = load_tokenizer(model)
+    if not any(_SHAREGPT_SHORTEST <= len(tokenizer(prompt)["input_ids"]) <= longest for prompt in prompts):
+        raise ValueError(f"{path} has no first turn of {_SHAREGPT_SHORTEST} to {longest} tokens; vLLM takes no others")
 
 
 def serve_arguments(config: BenchConfig) -> list[str]:

@@ -8,6 +8,8 @@ from deploy.bench.config import BenchConfig
 from deploy.bench.dataset import check_dataset, longest_prompt, serve_arguments
 from tests.tiny_models import write_dense
 
+TALK = '{"conversations": [{"from": "human", "value": "Say more of it."}, {"from": "gpt", "value": "So."}]}'
+TALK_OF_ROLES = f"[{TALK}]".replace("from", "role").replace("value", "content")
 PROMPTS = ["One.", "One, and one more.", "Two."]
 
 
@@ -41,6 +43,13 @@ def test_prompts_longer_than_the_model_reads_are_refused(model, prompts):
         ("d.json", "{", "is not JSON"),
         ("e.json", '[{"conversations": [{"value": "only one turn"}]}]', "holds no conversations of two turns"),
         ("f.json", '{"conversations": 3}', "holds no conversations of two turns"),
+        ("h.json", f"[{TALK}, null]", "entry 2 is not an object with a list 'conversations'"),
+        ("i.json", f'[{TALK}, {{"conversations": null}}]', "entry 2 is not an object with a list 'conversations'"),
+        ("j.json", TALK_OF_ROLES, "entry 1 has a turn without a text 'value'; ShareGPT's turns have from and value"),
+        ("k.json", f"[{TALK}]".replace("Say more of it.", "x"), "has no first turn of 4 to 1024 tokens"),
+        ("l.json", f"[{TALK}]".replace("more", "more " * 1024), "has no first turn of 4 to 1024 tokens"),
+        ("m.jsonl", '{"prompt": "x"}\n{"prompt": ""}\n', "line 2 holds an empty prompt"),
+        ("n.jsonl", '{"prompt": "2024"}\n{"prompt": "1.5"}\n', "are all numbers, which vLLM takes for no text"),
         ("g.jsonl", None, "does not exist; name a file that does"),
     ],
 )
@@ -51,6 +60,12 @@ def test_files_that_vllm_would_fail_on_are_refused(model, tmp_path, name, conten
     config = BenchConfig(dataset_name=kind, dataset_path=str(tmp_path / name))
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         check_dataset(model, config, 4096)
+
+
+def test_what_vllm_takes_of_conversations_passes(model, tmp_path):
+    one = '{"conversations": [{"from": "human", "value": "only one turn"}]}'
+    (tmp_path / "talks.json").write_text(f'[{one}, {TALK}, {{"id": 3}}]')
+    check_dataset(model, BenchConfig(dataset_name="sharegpt", dataset_path=str(tmp_path / "talks.json")), 4096)
 
 
 @pytest.mark.parametrize(
