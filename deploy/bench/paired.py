@@ -13,7 +13,7 @@ import platform
 import re
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ from deploy.bench.results import (
 from deploy.bench.vllm_bench import bench_latency, bench_serve, bench_throughput, server_config
 from deploy.engines.availability import serves_on_cpu, vllm_version
 from deploy.serving.server import RunningServer, ServerError, check_servable, serving
-from slimgpt.files import write_atomically
+from slimgpt.files import locked, write_atomically
 
 __all__ = ["BenchConfig", "compare"]
 
@@ -67,10 +67,12 @@ def compare(
     models = {"dense": dense, "pruned": pruned}
     works = _works(models, config, config.input_len)
     workdir.mkdir(parents=True, exist_ok=True)
-    measuring = _Measuring(models, config, workdir, on_progress or (lambda _: None), {})
-    loads, footprints = measuring.served()
-    throughput = measuring.offline("throughput", bench_throughput) if config.offline else None
-    latency = measuring.offline("latency", bench_latency) if config.offline else None
+    tell = on_progress or (lambda _: None)
+    measuring = _Measuring(models, config, workdir, tell, {})
+    with _alone(workdir, tell):
+        loads, footprints = measuring.served()
+        throughput = measuring.offline("throughput", bench_throughput) if config.offline else None
+        latency = measuring.offline("latency", bench_latency) if config.offline else None
     if config.dataset_name != "random":  # how long prompts are is known by now
         tokens = round(loads[0].runs.median("dense", "total_input_tokens") / config.num_prompts)
         works["serving"] = _works(models, config, tokens)["serving"]
@@ -89,6 +91,18 @@ def compare(
     )
     write_atomically(workdir / "bench.json", json.dumps(report.to_dict(), indent=2) + "\n")
     return report
+
+
+@contextmanager
+def _alone(workdir: Path, tell: Callable[[str], None]) -> Iterator[None]:
+    """Wait for another benchmark in the same folder: each would take the other's files for its own."""
+    with ExitStack() as held:
+        try:
+            held.enter_context(locked(workdir))
+        except BlockingIOError:
+            tell(f"another benchmark writes to {workdir}: waiting for its end")
+            held.enter_context(locked(workdir, wait=True))
+        yield
 
 
 @dataclass(frozen=True)

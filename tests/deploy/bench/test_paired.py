@@ -4,8 +4,11 @@ import contextlib
 import dataclasses
 import io
 import json
+import queue
 import re
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -25,6 +28,7 @@ from deploy.engines.availability import vllm_obstacle
 from deploy.report.plots import bench_plots
 from deploy.serving.server import ServerError, serving
 from flows.cli.app import app
+from slimgpt.files import locked
 from tests.deploy.slim_checkpoint import write_dense, write_slim
 from tests.flows.cli.test_serve import register
 from tests.tiny_models import write_tokenizer
@@ -239,6 +243,21 @@ def test_vocabularies_too_small_for_vllms_latency_command_are_refused(models, tm
     with pytest.raises(ValueError, match=r"vocabulary of \d+; .* first 10,000 tokens: set offline to false"):
         compare(*models, BenchConfig(), workdir=tmp_path / "bench")
     assert not (tmp_path / "bench").exists()
+
+
+def test_two_benchmarks_in_one_folder_follow_each_other(models, tmp_path, monkeypatch):
+    """Both name their files alike; `slimgpt bench` writes to runs/bench by default."""
+    told: queue.Queue[str] = queue.Queue()
+    monkeypatch.setattr(paired, "check_servable", lambda _: None)
+    monkeypatch.setattr(paired._Measuring, "served", lambda self: self.tell("measured"))
+    run = partial(compare, *models, BenchConfig(offline=False), workdir=tmp_path, on_progress=told.put)
+    with ThreadPoolExecutor(1) as other, contextlib.suppress(TypeError):  # nothing was measured
+        with locked(tmp_path):
+            done = other.submit(run)
+            assert told.get(timeout=60) == f"another benchmark writes to {tmp_path}: waiting for its end"
+            assert told.empty()
+        assert told.get(timeout=60) == "measured"
+        done.result()
 
 
 @pytest.mark.parametrize(
