@@ -182,7 +182,7 @@ def check_experiment(client: MlflowClient, name: str) -> str | None:
 
     Raises:
         ValueError: when it was deleted: MLflow keeps the name and takes no runs.
-        FileNotFoundError: when its files lie in a folder that is not on this machine.
+        FileNotFoundError: when its files lie in a folder that is not on this machine, or with an unnamed server.
     """
     existing = client.get_experiment_by_name(name)
     if existing is None:
@@ -196,8 +196,31 @@ def check_experiment(client: MlflowClient, name: str) -> str | None:
     return str(existing.experiment_id)
 
 
+def check_server_of(what: str, location: str, uri: str) -> None:
+    """Refuse artifacts that go through MLflow's server where no server is asked, but its database.
+
+    Args:
+        what: whose artifacts they are, for the message.
+        location: of the artifacts.
+        uri: of the registry.
+
+    Raises:
+        FileNotFoundError: naming the remedy.
+    """
+    if location.startswith("mlflow-artifacts:") and not uri.startswith(("http:", "https:")):
+        raise FileNotFoundError(
+            f"{what} keeps its files with an MLflow server, and {without_password(uri)} is a database alone: start the "
+            "server (make up) and set MLFLOW_TRACKING_URI to its address; for new runs another experiment would do, "
+            "too (registry.experiment)"
+        )
+
+
 def _check_store(client: MlflowClient, existing: Experiment) -> None:
-    """Refuse a folder of another machine or of another time, which MLflow would make anew here and write to."""
+    """Refuse a store that no file reaches from here, and a folder of another machine or of another time.
+
+    Such a folder MLflow would make anew here, and write to.
+    """
+    check_server_of(f"the MLflow experiment {existing.name!r}", existing.artifact_location, client.tracking_uri)
     folder = local_folder(existing.artifact_location)
     if folder is None or folder.exists() or folder.parent.exists():
         return

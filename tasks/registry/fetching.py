@@ -12,7 +12,7 @@ from mlflow.exceptions import MlflowException
 
 from slimgpt.files import folder_sha256, partial_folder
 from tasks.environment import Workspace
-from tasks.registry.client import explained, local_folder, open_client
+from tasks.registry.client import check_server_of, explained, local_folder, open_client
 from tasks.registry.names import CHECKSUM, LOCATION, MODEL_PATH, MODEL_URI
 
 
@@ -59,6 +59,7 @@ def fetch_model(uri: str, workspace: Workspace | None = None) -> Path:
     else:
         folder = workspace.fetched / model.model_id
         if not folder.is_dir():
+            check_server_of(uri, model.artifact_location, workspace.tracking_uri)
             with explained(f"{uri} was fetched", "register it again if its store has lost the files", workspace):
                 _download(client, model, folder)
     if not (folder / "config.json").is_file():

@@ -8,6 +8,7 @@ import threading
 from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
+from mlflow.entities import LoggedModelStatus
 
 from slimgpt.config import EvalConfig
 from slimgpt.files import folder_sha256
@@ -209,6 +210,19 @@ def test_a_runs_folder_that_was_moved_is_said_and_not_made_anew(tmp_path, monkey
     old.symlink_to(new)
     assert new / "mlflow-artifacts" in fetch_model(version.uri, Workspace.at(new)).resolve().parents
     assert finished_run.registered(request, Workspace.at(new)).version == "2"
+
+
+def test_files_that_a_server_keeps_are_not_reached_by_its_database_alone(workspace):
+    """As after `make up`, `make down`, and a command that finds the database in the same folder of runs."""
+    client = open_client(workspace)
+    place = client.create_experiment("slimgpt", "mlflow-artifacts:/1")
+    words = "keeps its files with an MLflow server, and sqlite:.* is a database alone: start the server .make up. and"
+    with pytest.raises(FileNotFoundError, match=f"experiment 'slimgpt' {words}"):
+        check_request.fn("tiny-slim", EvalConfig(), workspace, ("evaluate", "benchmark"), "slimgpt")
+    model_id = client.create_logged_model(place, "model").model_id
+    client.finalize_logged_model(model_id, LoggedModelStatus.READY)
+    with pytest.raises(FileNotFoundError, match=f"models:/{model_id} {words}"):
+        fetch_model(f"models:/{model_id}", workspace)
 
 
 def test_a_server_whose_files_lie_in_a_folder_of_its_own_machine_is_refused(served_workspace, tmp_path, monkeypatch):
