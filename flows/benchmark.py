@@ -9,6 +9,7 @@ from prefect import flow
 
 from deploy.bench.results import BenchReport
 from deploy.engines.availability import vllm_obstacle
+from deploy.serving.server import ServerError
 from flows.defaults import BENCH, BenchSection
 from tasks.environment import prepare
 from tasks.preflight.models import resolve
@@ -37,6 +38,7 @@ def benchmark(
 
     Raises:
         ValueError: where vLLM cannot run; the message says what would make it work.
+        ServerError: a server did not start, or did not do the work.
     """
     if reason := vllm_obstacle():
         raise ValueError(reason)
@@ -46,7 +48,7 @@ def benchmark(
     version = find_version(pruned, first, second, workspace) if record else None
     done = measure(first, second, bench, Preflight(serving_obstacle=""), folder)
     if done.report is None:
-        raise RuntimeError(done.skipped)
+        raise ServerError(done.skipped)
     publish_benchmark(done.report, pruned)
     if version is not None:
         record_benchmark(version, done.report, folder.bench, workspace)

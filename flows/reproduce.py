@@ -13,6 +13,7 @@ from typing import Any
 
 from prefect import flow, get_run_logger
 
+from deploy.serving.server import ServerError
 from flows.defaults import BENCH, EVALUATION
 from flows.paper.attempts import Attempt, ReproduceConfig, attempts_of, still_to_do, wanted_of
 from flows.paper.measured import Measured, add_measured, read_measured
@@ -200,7 +201,7 @@ def measure(
         if attempt.bench and planned.ready.serving:
             bench = benchmark(dense.folder, model.folder, attempt.bench, planned.ready.serving, folder, run)
             if bench.report is None:
-                raise RuntimeError(bench.skipped)
+                raise ServerError(bench.skipped)
             figures["latency"] = bench.report.full.median("pruned", "mean_tpot_ms")
             figures["latency_dense"] = bench.report.full.median("dense", "mean_tpot_ms")
     figures = {name: figures[name] for name in wanted_of(attempt, side)}

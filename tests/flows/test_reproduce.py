@@ -6,10 +6,11 @@ import pytest
 from mlflow import MlflowClient
 
 from deploy.engines.availability import vllm_obstacle
-from flows.cli.app import app
+from flows.cli.app import app, main
 from flows.paper.attempts import ReproduceConfig
 from flows.reproduce import reproduce
 from slimgpt.data.text import calibration_text, perplexity_text
+from tasks.steps.benchmarking import Benchmark
 from tests.tiny_models import write_dense
 
 pytestmark = pytest.mark.slow
@@ -89,6 +90,22 @@ def test_the_table_of_speeds_is_measured_with_vllm(place):
     [one] = reproduce("inference", str(place / "served"), config, page, runs)
     assert one.figures.keys() == {"parameters", "latency", "latency_dense"}
     assert min(one.figures["latency"], one.figures["latency_dense"]) > 0
+
+
+@pytest.mark.skipif(bool(vllm_obstacle()), reason=vllm_obstacle() or "vLLM runs here")
+def test_a_server_that_fails_ends_in_one_line(place, monkeypatch, capsys):
+    """What users can mend, such as too little memory, is no fault of ours with a traceback."""
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 32}
+    write_long(place / "failing", hidden_size=128, intermediate_size=256, **heads)
+    failed = Benchmark(None, "benchmark: it failed (out of memory)", failed="out of memory")
+    monkeypatch.setattr("flows.reproduce.benchmark", lambda *_: failed)
+    words = f"reproduce inference --model {place}/failing --only p20 --samples-share 0.015625 --limit 2"
+    monkeypatch.setattr(
+        "sys.argv", ["slimgpt", *words.split(), "--page", str(place / "failed.md"), "--runs", str(place)]
+    )
+    with pytest.raises(SystemExit, match="2"):
+        main()
+    assert "error: benchmark: it failed (out of memory)" in capsys.readouterr().err
 
 
 def test_a_page_that_cannot_be_written_is_refused_before_the_first_run(place):
