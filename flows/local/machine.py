@@ -75,6 +75,9 @@ class Local:
     def up(self) -> None:
         """Start what does not run, wait until it answers, register the deployments, start the worker."""
         deployments.gpu_slots()  # a wrong number is refused before anything starts
+        ports = [service.port for service in self.services if service.port]
+        if len(set(ports)) < len(ports):
+            raise ValueError(f"PREFECT_PORT and MLFLOW_PORT are both {ports[0]}; set one to another port")
         folder = self.services[0].folder
         folder.mkdir(parents=True, exist_ok=True)
         with locked(folder, wait=True):

@@ -18,6 +18,7 @@ from prefect.client.base import PrefectHttpxSyncClient
 
 from deploy.engines.availability import vllm_obstacle
 from deploy.serving.server import session_members
+from flows.local.machine import Local
 from slimgpt.report import load_report
 from tests.flows.documents.test_readme import DOCS, commands
 from tests.tiny_models import write_dense
@@ -267,3 +268,13 @@ def test_a_port_in_use_is_said_in_one_line_and_nothing_is_started(tmp_path):
         f"error: prefect: port {port} on 127.0.0.1 cannot be used (Address already in use); set PREFECT_PORT to another"
     ]
     assert not list(tmp_path.rglob("*.json"))
+
+
+def test_one_port_for_two_servers_is_refused_and_nothing_is_started(tmp_path, monkeypatch):
+    for variable in ("PREFECT_API_URL", "MLFLOW_TRACKING_URI", "MLFLOW_PORT"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setenv("SLIMGPT_RUNS", str(tmp_path / "runs"))
+    monkeypatch.setenv("PREFECT_PORT", "5000")
+    with pytest.raises(ValueError, match="PREFECT_PORT and MLFLOW_PORT are both 5000; set one to another port"):
+        Local.here().up()
+    assert not (tmp_path / "runs").exists()
