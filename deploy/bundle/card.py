@@ -104,7 +104,7 @@ def model_card(
             dense_digest=evaluations["dense"].get("digest", "") if evaluations else "",
         )
         facts = {
-            "rows": [row.cells for row in rows(comparison)],
+            "rows": [[cell.replace("|", "\\|") for cell in row.cells] for row in rows(comparison)],
             "ratio": lineage.ratio,
             "model_ratio": lineage.model_ratio,
             "steps": [(step.step, step.summary) for step in lineage.steps],

@@ -28,7 +28,7 @@ _ORDER += ["ablations", "calibration", "samples", "lengths", "inference"]
 def _section(table: PaperTable, measured: list[Measured]) -> str:
     own, others = [one for one in measured if one.own], [one for one in measured if not one.own]
     sources = list(dict.fromkeys(one.source for one in others))
-    titles = {one.source: one.title for one in others}
+    titles = {one.source: one.title.replace("|", "\\|") for one in others}
     head = ["ratio", "run", "figure", "paper", "others", "ours", "date", "device", "commit", *titles.values()]
     lines = [f"## {table.title}\n", f"`slimgpt reproduce {table.name}`; the paper's model is `{table.model}`.\n"]
     lines += [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]

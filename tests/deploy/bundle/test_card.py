@@ -14,6 +14,7 @@ from slimgpt.config import PruneConfig, QuantizeConfig, RecoverConfig
 from slimgpt.engine.pruner import prune
 from slimgpt.evaluation.harness import EvalResult
 from slimgpt.evaluation.perplexity import PerplexityResult
+from slimgpt.quantities import in_millions
 from slimgpt.report import PruneReport
 from tests.tiny_models import write_dense
 
@@ -123,6 +124,12 @@ def test_the_card_shows_dense_and_pruned_figures_data_and_limits(card, report):
         assert heading in text
 
 
+def test_a_bar_in_the_name_of_a_text_does_not_part_a_row(card, evaluations):
+    named = {"a|b.txt/perplexity": 30.0}
+    text = card(evaluations={side: {**figures, "metrics": named} for side, figures in evaluations.items()}).text
+    assert r"| Perplexity, a\|b.txt | 30.00 | 30.00 | x 1.00 |" in text
+
+
 def test_a_card_without_figures_says_so(card):
     bare = card(evaluations={})
     assert bare.data.eval_results is None and "model-index" not in str(bare)
@@ -165,7 +172,7 @@ def test_two_steps_are_both_named_with_the_ratio_against_the_first_dense_model(t
         _, bound, _ = app.parse_args(command.split()[1:], exit_on_error=False, print_error=False)
         assert (bound.arguments["model"], str(bound.arguments["out"])) == (model, out)
         assert config_from(PruneConfig(), given(bound.arguments["options"])).to_dict() == step.config
-    dense = f"| Parameters | {first.figures['parameters_before'] / 1e6:.1f} M |"
+    dense = f"| Parameters | {in_millions(first.figures['parameters_before'])} M |"
     assert dense in text and "which was itself pruned" not in text
 
 

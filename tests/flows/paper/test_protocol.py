@@ -238,6 +238,12 @@ def test_the_page_has_every_figure_of_the_paper_and_says_where_its_order_does_no
     assert line.startswith("| 20% | SlimGPT | perplexity, validation split | 16.99 |  | 40.00 | 2026-11-28 | cpu")
 
 
+def test_a_bar_in_a_model_s_name_does_not_part_the_page_s_columns(tmp_path):
+    write_page(tmp_path / "page.md", [one(model="a|b", figures={"perplexity": 9.0})])
+    [head] = [line for line in (tmp_path / "page.md").read_text().splitlines() if r"a\|b" in line and line[0] == "|"]
+    assert head.endswith(r"| commit | a\|b (0.5 of the sequences, 8 blocks of text) |")
+
+
 def test_the_page_in_docs_is_that_of_its_figures(tmp_path):
     write_page(tmp_path / "reproduction.md", read_measured(DOCS / "reproduction.json"))
     assert (tmp_path / "reproduction.md").read_text() == (DOCS / "reproduction.md").read_text()
