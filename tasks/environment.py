@@ -56,6 +56,11 @@ class Workspace:
         return RunFolder(self.root / name / digest[:12])
 
 
+def is_server(tracking_uri: str) -> bool:
+    """Whether MLflow is asked by HTTP, not as a database."""
+    return urlsplit(tracking_uri).scheme in ("http", "https")
+
+
 @dataclass(frozen=True)
 class RunFolder:
     """The files of one compression."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from flows.local import deployments, stores
 from flows.local.service import START_TIMEOUT_S, Service
 from slimgpt.files import locked
-from tasks.environment import Workspace, prepare
+from tasks.environment import Workspace, is_server, prepare
 
 PROJECT = Path(__file__).parents[2]
 
@@ -36,7 +36,7 @@ class Local:
             command = (*_python("flows.prefect_server"), "start", "--host", "127.0.0.1", "--port", str(prefect_port))
             state = stores.described("prefect")
             services.append(Service("prefect", folder, command, f"{prefect}/health", prefect_port, state))
-        if not mlflow.startswith(("http:", "https:")):
+        if not is_server(mlflow):
             mlflow = f"http://127.0.0.1:{mlflow_port}"
             # Where the database and the files are is said by MLFLOW_BACKEND_STORE_URI and MLFLOW_ARTIFACTS_DESTINATION:
             # not on the command line, which every user of the machine can read, passwords included.

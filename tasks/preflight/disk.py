@@ -10,8 +10,9 @@ from prefect.cache_policies import NO_CACHE
 
 from tasks.environment import RunFolder, Workspace
 from tasks.preflight.chain import Chain, Keep
-from tasks.registry.client import artifact_folder, open_client
+from tasks.registry.client import open_client
 from tasks.registry.config import RegistryConfig
+from tasks.registry.experiments import artifact_folder
 
 SMALL_FILES = 32 << 20  # reports, plots, logs, the databases' growth
 

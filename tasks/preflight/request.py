@@ -14,7 +14,8 @@ from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness_tasks import DataUsed, choose_tasks, load_tasks
 from slimgpt.files import scratch
 from tasks.environment import Workspace
-from tasks.registry.client import check_experiment, check_registrable, open_client
+from tasks.registry.client import check_registrable, open_client
+from tasks.registry.experiments import check_experiment
 from tasks.registry.names import check_name
 
 Skippable = Literal["evaluate", "benchmark"]

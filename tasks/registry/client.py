@@ -1,20 +1,16 @@
-"""A client of MLflow that responds within seconds, its errors in one line, a local database, aliases, experiments."""
+"""A client of MLflow that responds within seconds, its errors in one line, a local database, aliases."""
 
 import contextlib
 import errno
 import logging
 import os
-import platform
 import re
 import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from mlflow import MlflowClient
-from mlflow.entities import Experiment, LifecycleStage
 from mlflow.entities.model_registry.prompt_version import IS_PROMPT_TAG_KEY
 from mlflow.exceptions import MlflowException
 from mlflow.store.db.db_types import DATABASE_ENGINES
@@ -23,13 +19,12 @@ from sqlalchemy import NullPool, create_engine
 from sqlalchemy.engine import make_url
 from sqlalchemy.exc import SQLAlchemyError
 
-from tasks.environment import ARTIFACTS, Workspace, prepare
+from tasks.environment import Workspace, is_server, prepare
 from tasks.messages import reason, without_password
 
 _FULL, _FULL_DATABASE = os.strerror(errno.ENOSPC), "database or disk is full"  # SQLite's words
 _LIMITS = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0", "MLFLOW_HTTP_REQUEST_TIMEOUT": "10"}
 _CONNECT_LIMIT = dict.fromkeys(("psycopg2", "psycopg", "pymysql", "mysqldb"), "connect_timeout")  # driver -> option
-_OWN_HOSTS = ("127.0.0.1", "localhost", "::1", platform.node())
 _REMEDY_OF_HOST = (
     "it takes requests under certain names alone: name it in MLFLOW_TRACKING_URI as it expects, "
     "or start it with --allowed-hosts (MLFLOW_SERVER_ALLOWED_HOSTS) that include this name"
@@ -96,8 +91,13 @@ def make_database(uri: str, artifacts: str) -> None:
 
     Raises:
         OSError: when there can be no such file.
+        ValueError: for a database in memory.
     """
-    if not uri.startswith("sqlite:") or not (database := make_url(uri).database) or (file := Path(database)).exists():
+    if not uri.startswith("sqlite:"):
+        return
+    if (database := make_url(uri).database) in (None, "", ":memory:"):
+        raise ValueError(f"MLFLOW_TRACKING_URI is {uri}, a database that ends with this command; name its file")
+    if (file := Path(database)).exists():
         return
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
@@ -164,7 +164,7 @@ def explained(doing: str, stays: str, workspace: Workspace) -> Iterator[None]:
 def _explanation(doing: str, stays: str, workspace: Workspace, error: Exception) -> OSError:
     """The error for the user: a server that failed may be back in a minute, a disk that is full is not."""
     why = f"while {doing} ({reason(error, workspace.tracking_uri)})"
-    served = workspace.tracking_uri.startswith(("http:", "https:"))
+    served = is_server(workspace.tracking_uri)
     if not served and any(words in str(error) for words in (_FULL, _FULL_DATABASE)):
         return OSError(
             f"the disk of {workspace.root} became full {why}; {stays}: make room there, or leave the weights where "
@@ -177,68 +177,6 @@ def _explanation(doing: str, stays: str, workspace: Workspace, error: Exception)
     return ConnectionError(f"MLflow failed {why}; {stays}: run this again when MLflow is back")
 
 
-def check_experiment(client: MlflowClient, name: str) -> str | None:
-    """The id of the experiment; None where there is none of the name yet.
-
-    Raises:
-        ValueError: when it was deleted: MLflow keeps the name and takes no runs.
-        FileNotFoundError: when its files lie in a folder that is not on this machine, or with an unnamed server.
-    """
-    existing = client.get_experiment_by_name(name)
-    if existing is None:
-        return None
-    if existing.lifecycle_stage == LifecycleStage.DELETED:
-        raise ValueError(
-            f"the MLflow experiment {name!r} was deleted and takes no runs: restore it (mlflow experiments restore "
-            f"--experiment-id {existing.experiment_id}), or name another (registry.experiment)"
-        )
-    _check_store(client, existing)
-    return str(existing.experiment_id)
-
-
-def check_server_of(what: str, location: str, uri: str) -> None:
-    """Refuse artifacts that go through MLflow's server where no server is asked, but its database.
-
-    Args:
-        what: whose artifacts they are, for the message.
-        location: of the artifacts.
-        uri: of the registry.
-
-    Raises:
-        FileNotFoundError: naming the remedy.
-    """
-    if location.startswith("mlflow-artifacts:") and not uri.startswith(("http:", "https:")):
-        raise FileNotFoundError(
-            f"{what} keeps its files with an MLflow server, and {without_password(uri)} is a database alone: start the "
-            "server (make up) and set MLFLOW_TRACKING_URI to its address; for new runs another experiment would do, "
-            "too (registry.experiment)"
-        )
-
-
-def _check_store(client: MlflowClient, existing: Experiment) -> None:
-    """Refuse a store that no file reaches from here, and a folder of another machine or of another time.
-
-    Such a folder MLflow would make anew here, and write to.
-    """
-    check_server_of(f"the MLflow experiment {existing.name!r}", existing.artifact_location, client.tracking_uri)
-    folder = local_folder(existing.artifact_location)
-    if folder is None or folder.exists() or folder.parent.exists():
-        return
-    place = f"the MLflow experiment {existing.name!r} keeps its files in {folder}, and there is no {folder.parent} here"
-    # MLflow makes its folders with the first file: on the server's own machine there may be none yet.
-    if (host := urlsplit(client.tracking_uri).hostname) and host not in _OWN_HOSTS:
-        raise FileNotFoundError(
-            f"{place}: it is a folder of the server's machine. Start the server with --artifacts-destination in place "
-            "of --default-artifact-root, so that it takes the files itself, and name a new experiment "
-            "(registry.experiment); or mount that folder here"
-        )
-    if not host and folder.name == ARTIFACTS:
-        raise FileNotFoundError(
-            f"{place}: if the folder of the runs was moved, make a link to it there (ln -s), which older versions need "
-            "too; or name another experiment (registry.experiment)"
-        )
-
-
 def check_registrable(client: MlflowClient, name: str) -> None:
     """Refuse a name under which MLflow would register no model.
 
@@ -247,22 +185,6 @@ def check_registrable(client: MlflowClient, name: str) -> None:
     """
     if client.search_registered_models(f"name = '{name}' and tags.`{IS_PROMPT_TAG_KEY}` = 'true'", max_results=1):
         raise ValueError(f"{name} is the name of a prompt in MLflow, so no model can have it; choose another --name")
-
-
-def experiment(client: MlflowClient, name: str, workspace: Workspace) -> str:
-    """The id of the experiment, as ``check_experiment`` finds it; made where there is none of the name."""
-    if (existing := check_experiment(client, name)) is not None:
-        return existing
-    # A server knows where artifacts go; without one MLflow would put them into the current folder.
-    local = not workspace.tracking_uri.startswith(("http:", "https:"))
-    try:
-        made = client.create_experiment(name, workspace.mlflow_artifacts.as_uri() if local else None)
-        _check_store(client, client.get_experiment(made))
-        return str(made)
-    except MlflowException:
-        if (existing := check_experiment(client, name)) is None:
-            raise
-        return existing  # another process was quicker
 
 
 def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None:
@@ -278,18 +200,3 @@ def set_alias(client: MlflowClient, name: str, alias: str, version: str) -> None
         if alias not in client.get_registered_model(name).aliases:
             raise
         client.set_registered_model_alias(name, alias, version)
-
-
-def artifact_folder(client: MlflowClient, experiment: str, workspace: Workspace) -> Path | None:
-    """The folder of this machine that takes the files of ``experiment``; None where a server or a store does."""
-    if (existing := client.get_experiment_by_name(experiment)) is not None:
-        return local_folder(existing.artifact_location)
-    served = workspace.tracking_uri.startswith(("http:", "https:"))
-    return None if served else workspace.mlflow_artifacts
-
-
-def local_folder(location: str) -> Path | None:
-    """The folder that an artifact location of MLflow names, where it is one of this machine."""
-    if location.startswith("file:"):  # a URI: a blank is %20 in it
-        return Path(url2pathname(urlsplit(location).path))
-    return Path(location) if location.startswith("/") else None

@@ -12,7 +12,8 @@ from mlflow.exceptions import MlflowException
 
 from slimgpt.files import folder_sha256, partial_folder
 from tasks.environment import Workspace
-from tasks.registry.client import check_server_of, explained, local_folder, open_client
+from tasks.registry.client import explained, open_client
+from tasks.registry.experiments import check_server_of, local_folder
 from tasks.registry.names import CHECKSUM, LOCATION, MODEL_PATH, MODEL_URI
 
 

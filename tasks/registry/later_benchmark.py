@@ -10,7 +10,8 @@ from mlflow.exceptions import MlflowException
 from deploy.bench.results import BenchReport
 from slimgpt.checkpoints.lineage import checkpoint_digest, load_lineage
 from tasks.environment import Workspace
-from tasks.registry.client import check_experiment, explained, open_client
+from tasks.registry.client import explained, open_client
+from tasks.registry.experiments import check_experiment
 from tasks.registry.fetching import named_version
 from tasks.registry.live_run import PARENT
 from tasks.registry.names import MODEL_URI

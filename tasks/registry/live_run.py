@@ -25,8 +25,9 @@ from slimgpt.evaluation.harness import EvalResult
 from slimgpt.report import LayerReport
 from tasks.environment import RunFolder, Workspace
 from tasks.messages import reason
-from tasks.registry.client import experiment, explained, impatient, open_client
+from tasks.registry.client import explained, impatient, open_client
 from tasks.registry.config import RegistryConfig
+from tasks.registry.experiments import experiment
 from tasks.registry.run_content import (
     bench_metrics,
     evaluation_metrics,

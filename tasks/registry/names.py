@@ -8,6 +8,7 @@ from slimgpt.files import exists, expanded
 
 ALIAS = "challenger"
 MODEL_PATH = "artifacts/model"  # of the Hugging Face folder inside a logged model
+LONGEST_NAME = 200  # folders are named after it, and what lies beside them while it is written
 CHECKSUM = "sha256"  # tag: over the names and contents of that folder's files
 LOCATION = "location"  # tag: where the folder is, when it was registered by reference
 MODEL_URI = re.compile(r"(?P<scheme>models|runs):/+(?P<rest>.+)")
@@ -38,10 +39,12 @@ def check_name(name: str) -> str:
     """Return ``name`` where it can name a registered model.
 
     Raises:
-        ValueError: when MLflow or a server's URLs could not carry it.
+        ValueError: when MLflow, a server's URLs or a folder of runs could not carry it.
     """
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise ValueError(f"name is {name!r}; a registered model's name has letters, digits and . _ - only")
+    if len(name) > LONGEST_NAME:
+        raise ValueError(f"name has {len(name)} letters; a registered model's name has at most {LONGEST_NAME}")
     return name
 
 
@@ -66,4 +69,4 @@ def default_name(model: str) -> str:
     last = label_of(model).partition("@")[0]
     last = re.sub(r"\.gguf$", "", last, flags=re.IGNORECASE)
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", last).strip("-._").removesuffix("-slim")
-    return f"{name or 'model'}-slim"
+    return f"{name[: LONGEST_NAME - len('-slim')] or 'model'}-slim"

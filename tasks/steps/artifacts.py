@@ -15,6 +15,7 @@ from prefect.cache_policies import NO_CACHE
 from deploy.bench.results import BenchReport
 from deploy.report.comparison import rows, to_markdown
 from deploy.report.files import Report
+from tasks.environment import is_server
 from tasks.registry.names import RegisteredVersion
 
 
@@ -31,7 +32,7 @@ def publish_artifacts(report: Report, version: RegisteredVersion, tracking_uri: 
         [row.to_dict() for row in rows(report.comparison)], key="compress-figures", description=version.name
     )
     publish_images(report.plots, key="compress", description=version.name)
-    if tracking_uri.startswith(("http:", "https:")) and "@" not in tracking_uri:
+    if is_server(tracking_uri) and "@" not in tracking_uri:
         link = f"{tracking_uri.rstrip('/')}/#/models/{version.name}/versions/{version.version}"
         create_link_artifact(link, link_text="the version in MLflow", key="compress-version")
 

@@ -12,11 +12,12 @@ from mlflow.entities import LoggedModelStatus
 
 from slimgpt.config import EvalConfig
 from slimgpt.files import folder_sha256
-from tasks.environment import Workspace
+from tasks.environment import Workspace, is_server
 from tasks.preflight.models import resolve
 from tasks.preflight.request import check_request
-from tasks.registry.client import artifact_folder, check_experiment, experiment, make_database, open_client
+from tasks.registry.client import make_database, open_client
 from tasks.registry.config import RegistryConfig
+from tasks.registry.experiments import artifact_folder, check_experiment, experiment
 from tasks.registry.fetching import fetch_model
 from tasks.registry.live_run import open_run
 from tasks.registry.names import check_name, default_name, is_model_uri
@@ -42,6 +43,8 @@ def workspace(tmp_path, monkeypatch):
         ("some/folder:odd name/", "folder-odd-name-slim"),
         ("模型/小", "model-slim"),
         ("files/gemma-3-270m.gguf", "gemma-3-270m-slim"),
+        ("files/gemma-3-270m.GGUF", "gemma-3-270m-slim"),
+        (250 * "a", 195 * "a" + "-slim"),
     ],
 )
 def test_default_names_are_names_that_mlflow_takes(model, name):
@@ -56,9 +59,9 @@ def test_the_default_name_of_a_folder_is_that_of_the_model_in_it(tmp_path, monke
     assert default_name(".") == "Tiny-1B-slim"
 
 
-@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", " a", "a b", "-a"])
+@pytest.mark.parametrize("name", ["", " ", "a/b", "a:b", " a", "a b", "-a", 201 * "a"])
 def test_other_names_are_refused(name):
-    with pytest.raises(ValueError, match="registered model's name has letters"):
+    with pytest.raises(ValueError, match="registered model's name has (letters|at most 200)"):
         check_name(name)
 
 
@@ -182,6 +185,18 @@ def test_no_path_of_this_machine_is_among_the_parameters():
     }
 
 
+@pytest.mark.parametrize("uri", ["sqlite://", "sqlite:///:memory:"])
+def test_a_database_that_ends_with_the_command_is_refused(tmp_path, monkeypatch, uri):
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    with pytest.raises(ValueError, match=f"MLFLOW_TRACKING_URI is {uri}, a database that ends with this command; name"):
+        open_client(Workspace.at(tmp_path))
+
+
+def test_a_server_is_one_in_capitals_too():
+    assert is_server("HTTP://127.0.0.1:5000") and is_server("https://mlflow.example.org")
+    assert not is_server("sqlite:///mlflow.db")
+
+
 def test_an_experiment_that_was_deleted_is_said_before_any_work(workspace):
     client = open_client(workspace)
     client.delete_experiment(experiment(client, "slimgpt", workspace))
@@ -230,7 +245,7 @@ def test_a_server_whose_files_lie_in_a_folder_of_its_own_machine_is_refused(serv
     client = open_client(served_workspace)
     client.create_experiment("far", (tmp_path / "elsewhere" / "1").as_uri())
     assert check_experiment(client, "far")  # the server's machine is this one, and the folder is made with a file
-    monkeypatch.setattr("tasks.registry.client._OWN_HOSTS", ())
+    monkeypatch.setattr("tasks.registry.experiments._OWN_HOSTS", ())
     with (
         pytest.raises(FileNotFoundError, match=r"there is no .*elsewhere here: .*--artifacts-destination in place of"),
         open_run("tiny-slim", {}, RegistryConfig(experiment="far"), served_workspace, served_workspace.run("x", {})),
