@@ -12,26 +12,21 @@ from mlflow import MlflowClient
 from mlflow.pyfunc import load_model
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from deploy.bench.config import BenchConfig
 from deploy.bundle.folder import verify_bundle
 from deploy.engines.availability import vllm_obstacle
 from flows.cli.flags import config_from, read_config_file
 from flows.compress import compress
 from flows.defaults import BENCH, EVALUATION, PRUNE, QUANTIZE, RECOVER
-from slimgpt.config import EvalConfig, PruneConfig
 from slimgpt.evaluation.harness import EvalResult
 from tasks.environment import RunFolder, Workspace
-from tasks.registry.config import RegistryConfig
 from tasks.registry.fetching import fetch_model
 from tasks.registry.gates import GateConfig
 from tasks.registry.promotion import PromotionRefusedError, promote
 from tasks.registry.runs import RegistrationInput
+from tests.flows.small_compress import LAYERS, small_parameters
 from tests.tasks.registry import finished_run
-from tests.tiny_models import write_dense
 
 pytestmark = [pytest.mark.slow, pytest.mark.vllm, pytest.mark.minutes]
-LAYERS = 3
-HASTY = EvalConfig(tasks=("none",), perplexity="python", seq_len=64, max_blocks=2)
 
 
 @pytest.fixture(scope="module")
@@ -41,36 +36,7 @@ def place(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def parameters(place):
-    # head_dim 32 is the smallest that vLLM's CPU kernels take
-    dense = write_dense(
-        place / "tiny",
-        num_hidden_layers=LAYERS,
-        hidden_size=128,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=32,
-        intermediate_size=256,
-    )
-    return {
-        "model": str(dense),
-        "runs": str(place / "runs"),
-        "registry": RegistryConfig(machine_seconds=0.2),
-        "prune": PruneConfig(num_samples=4, seq_len=64, calibration="python", ffn_multiple=16),
-        "evaluation": EvalConfig(tasks=("continuation",), limit=4, perplexity="python", seq_len=64, max_blocks=2),
-        "bench": BenchConfig(
-            num_prompts=4,
-            input_len=16,
-            output_len=32,
-            pairs=1,
-            load_shares=(),
-            offline=False,
-            num_warmups=1,
-            enforce_eager=True,
-            show_drift=False,
-            kvcache_gib=1,
-            dtype="float32",
-        ),
-    }
+    return small_parameters(place)
 
 
 @pytest.fixture(scope="module")
@@ -225,24 +191,6 @@ def test_the_report_names_the_file_that_repeats_the_run(done, parameters, tmp_pa
     assert f"slimgpt serve models:/tiny-slim@{done.version.alias}" in text
 
 
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"name": "a/b"}, "registered model's name"),
-        ({"prune": PruneConfig(calibration="missing.jsonl", ffn_multiple=16)}, "does not exist"),
-        ({"prune": PruneConfig(calibration="python", num_samples=100_000, ffn_multiple=16)}, "ask for at most"),
-        ({"evaluation": EvalConfig(tasks=("no_such_task",))}, "no_such_task"),
-        ({"model": "nowhere"}, "no folder nowhere"),
-        ({"evaluation": EvalConfig(tasks=("none",), perplexity="python", seq_len=4096)}, "evaluation: .*lower seq_len"),
-        ({"bench": BenchConfig(input_len=4096)}, "bench: input_len 4096 .* lower one of them"),
-    ],
-)
-def test_bad_requests_end_before_long_work(prefect_server, parameters, tmp_path, change, message):
-    with pytest.raises((ValueError, OSError), match=message):
-        compress(**{**parameters, "runs": str(tmp_path), **change})
-    assert not [path for path in tmp_path.rglob("*") if path.suffix in (".safetensors", ".html")]
-
-
 def test_an_upload_that_fails_moves_no_alias_and_registers_nothing(done, place, client):
     request = _registration(done, place / "no-such-folder")
     with pytest.raises(FileNotFoundError):
@@ -266,52 +214,6 @@ def test_a_benchmark_that_fails_costs_the_speed_and_not_the_version(done, parame
     assert "Skipped: benchmark: it failed (" in again.report.markdown.read_text()
     with pytest.raises(PromotionRefusedError, match="min_speedup: no throughput was measured"):
         promote("tiny-hasty", 1, "champion", GateConfig(max_perplexity_ratio=0), Workspace.at(parameters["runs"]))
-
-
-def test_a_model_that_vllm_does_not_take_is_said_before_the_work_and_registered(prefect_server, parameters, tmp_path):
-    dense = write_dense(tmp_path / "narrow", num_hidden_layers=2, head_dim=16)
-    narrow = {**parameters, "model": str(dense), "runs": str(tmp_path / "runs"), "evaluation": HASTY}
-    done = compress(**{**narrow, "prune": dataclasses.replace(parameters["prune"], ffn_multiple=4)})
-    assert "takes heads of 32, 64" in done.report.markdown.read_text()
-    assert done.version.version == "1"
-
-
-def test_a_dry_run_checks_all_makes_nothing_and_expects_what_the_run_then_makes(prefect_server, parameters, tmp_path):
-    training = dataclasses.replace(RECOVER, tokens="1024", seq_len=32, text="python", held_out=2)
-    given = {**parameters, "recover": training, "runs": str(tmp_path / "runs"), "skip": ("evaluate", "benchmark")}
-    said = compress(**given, dry_run=True)
-    assert [stage.name for stage in said.stages] == ["prune", "recover"]
-    assert all(stage.seconds > 0 and stage.memory_bytes > 1e8 for stage in said.stages)
-    assert not list(tmp_path.rglob("*.safetensors"))
-    client = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db")
-    assert client.search_registered_models() == []
-    done = compress(**given)
-    assert said.folders == (str(done.folder),)
-    made = sum(file.stat().st_size for file in (done.folder / "model").glob("*.safetensors"))
-    assert [stage.bytes_after for stage in said.stages] == pytest.approx([made, made], rel=0.02)
-    assert said.disk_bytes > made
-    assert compress(**given, dry_run=True).disk_bytes == 0
-    with pytest.raises(ValueError, match="bench: input_len 4096 .* lower one of them"):
-        compress(**{**given, "skip": (), "bench": BenchConfig(input_len=4096)}, dry_run=True)
-
-
-def test_stages_are_left_out_on_request(prefect_server, parameters, tmp_path):
-    """And nothing is checked for them: no text, no length, no engine."""
-    unusable = {"evaluation": EvalConfig(perplexity="nowhere.txt", seq_len=4096), "bench": BenchConfig(input_len=4096)}
-    given = {**parameters, **unusable, "name": "quick-slim", "runs": str(tmp_path / "runs")}
-    done = compress(**given, skip=("evaluate", "benchmark"))
-    assert not list(done.folder.glob("evaluation-*.json")) and not (done.folder / "bench").exists()
-    text = done.report.markdown.read_text()
-    assert "Skipped: evaluation: left out on request" in text and "Skipped: benchmark: left out on request" in text
-    assert "Perplexity" not in text and "Projection parameters removed" in text
-    assert "Perplexity" not in (done.folder / "bundle" / "README.md").read_text()
-    version = MlflowClient(f"sqlite:///{tmp_path}/runs/mlflow.db").get_model_version_by_alias(
-        "quick-slim", "challenger"
-    )
-    assert (version.tags["evaluation"], version.tags["benchmark"]) == ("skipped", "skipped")
-    with pytest.raises(PromotionRefusedError, match="no perplexity was measured; .* no throughput was measured"):
-        promote("quick-slim", 1, "champion", GateConfig(), Workspace.at(tmp_path / "runs"))
-    assert verify_bundle(done.folder / "bundle") == []
 
 
 def test_a_second_version_takes_the_alias_and_the_first_stays(done, place, client):

@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -23,7 +22,6 @@ from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import open_run
 from tasks.registry.run_content import layer_metrics
 from tasks.registry.runs import record_run
-from tasks.registry.versions import version_obstacle
 from tests.tasks.registry import finished_run
 
 QUIET = RegistryConfig(machine_seconds=0)
@@ -276,30 +274,3 @@ def test_blocks_of_several_threads_leave_the_patience_as_it_was(monkeypatch):
     leave.set()
     thread.join()
     assert os.environ[variable] == "5"
-
-
-@pytest.mark.parametrize(
-    ("change", "obstacle"),
-    [
-        ({}, None),
-        ({"dense": None}, "the dense model is not evaluated"),
-        ({"pruned": None}, "the pruned model is not evaluated"),
-        ({"dense": None, "pruned": None, "without_evaluation": True}, None),
-        ({"model": "model"}, "it is not packaged: .* has no MANIFEST.json"),
-        ({"model": "bundle"}, "it is not pruned: .* has no pruning.json"),
-    ],
-)
-def test_a_version_needs_a_pruned_evaluated_packaged_model(run, workspace, change, obstacle):
-    if "model" in change:
-        change = {"model": run / change["model"]}
-    request = dataclasses.replace(finished_run.request(run, "tiny-slim", config=QUIET), **change)
-    if obstacle is None:
-        assert version_obstacle(request) is None
-        assert finished_run.registered(request, workspace).version == "1"
-        return
-    assert re.fullmatch(obstacle, version_obstacle(request))
-    with pytest.raises(ValueError if "pruned:" not in obstacle else FileNotFoundError):  # there is no report to log
-        finished_run.registered(request, workspace)
-    assert open_client(workspace).search_model_versions("name='tiny-slim'") == []
-    [top] = [one for one in newest(workspace, 5) if "mlflow.parentRunId" not in one.data.tags]
-    assert top.info.status == "FAILED"
