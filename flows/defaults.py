@@ -15,7 +15,7 @@ from slimgpt.config import EvalConfig, PruneConfig, QuantizeConfig, RecoverConfi
 from tasks.registry.config import RegistryConfig
 from tasks.sweep.config import SweepConfig
 
-PRUNE = PruneConfig(num_samples=32, seq_len=1024)
+PRUNE = PruneConfig(num_samples=64, seq_len=1024)
 RECOVER = RecoverConfig(tokens="")  # none: training takes longer than all the rest
 QUANTIZE = QuantizeConfig(scheme="", num_samples=32, seq_len=1024)
 EVALUATION = EvalConfig(limit=20)  # seven tasks in about two minutes a model
