@@ -29,8 +29,8 @@ def parameters(tmp_path_factory):
     ("change", "message"),
     [
         ({"name": "a/b"}, "registered model's name"),
-        ({"prune": PruneConfig(calibration="missing.jsonl", ffn_multiple=16)}, "does not exist"),
-        ({"prune": PruneConfig(calibration="python", num_samples=100_000, ffn_multiple=16)}, "ask for at most"),
+        ({"prune": PruneConfig(calibration="missing.jsonl", seq_len=64, ffn_multiple=16)}, "does not exist"),
+        ({"prune": PruneConfig(calibration="python", num_samples=100_000, seq_len=64, ffn_multiple=16)}, "at most"),
         ({"evaluation": EvalConfig(tasks=("no_such_task",))}, "no_such_task"),
         ({"model": "nowhere"}, "no folder nowhere"),
         ({"evaluation": EvalConfig(tasks=("none",), perplexity="python", seq_len=4096)}, "evaluation: .*lower seq_len"),
