@@ -178,8 +178,9 @@ def test_one_that_fails_says_why_and_has_no_version(parameters, client, monkeypa
 
 def test_what_is_refused_early_opens_no_run(parameters, client):
     given, model = parameters
+    many = PruneConfig(num_samples=100_000, seq_len=64, calibration="python", ffn_multiple=4)
     with pytest.raises(ValueError, match="ask for at most"):
-        compress(model, **{**given, "prune": PruneConfig(num_samples=100_000, calibration="python", ffn_multiple=4)})
+        compress(model, **{**given, "prune": many})
     grid = SweepConfig(ratios=(0.25,), min_accuracy_retention=0.5, measure_speed=False)
     with pytest.raises(ValueError, match="min_accuracy_retention"):
         sweep((model,), **given, grid=grid)

@@ -12,7 +12,8 @@ from tests.flows.cli.lines import one_line
 from tests.no_root import run_bound
 from tests.tiny_models import write_dense
 
-SMALL = ["--num-samples", "4", "--seq-len", "64", "--calibration", "python", "--ffn-multiple", "8"]
+SHORT = ["--seq-len", "64", "--ffn-multiple", "8"]
+SMALL = ["--num-samples", "4", "--calibration", "python", *SHORT]
 
 
 @pytest.mark.parametrize(
@@ -23,8 +24,9 @@ SMALL = ["--num-samples", "4", "--seq-len", "64", "--calibration", "python", "--
         (["--ratio", "much"], 'unable to convert "much" into float'),
         (["--schedule", "steep"], "steep"),
         (["--no-such-flag", "1"], "--no-such-flag"),
-        (["--calibration", "missing.jsonl", "--ffn-multiple", "8"], "the text 'missing.jsonl' does not exist"),
-        (["--calibration", "python", "--num-samples", "90000", "--ffn-multiple", "8"], "ask for at most"),
+        ([*SHORT, "--calibration", "missing.jsonl"], "the text 'missing.jsonl' does not exist"),
+        ([*SHORT, "--calibration", "python", "--num-samples", "90000"], "ask for at most"),
+        (["--calibration", "python", "--ffn-multiple", "8"], "reads at most 512 tokens at once: lower seq_len"),
         (["--layer-ratios", "0.1,x"], "layer_ratios is '0.1,x'"),
         (["--measure"], "--measure belongs to --dry-run"),
         (["--num-samples", "8.9"], "'8.9' is not a whole number"),  # cyclopts would make it 9
