@@ -86,7 +86,7 @@ def test_a_dry_run_shows_bounds_and_a_measured_one_the_widths_that_come_out(slim
 
 def test_an_empty_calibration_file_is_one_line(slimgpt, dense, tmp_path):
     (tmp_path / "empty.jsonl").touch()
-    result = slimgpt("prune", dense, tmp_path / "out", "--calibration", tmp_path / "empty.jsonl", "--ffn-multiple", "8")
+    result = slimgpt("prune", dense, tmp_path / "out", "--calibration", tmp_path / "empty.jsonl", *SHORT)
     assert "holds no text" in one_line(result)
 
 
