@@ -32,9 +32,8 @@ from prefect.settings import (
 )
 
 from deploy.engines import vllm_entry
-from slimgpt.files import locked
+from slimgpt.files import check_writable, locked
 from tasks.messages import reason, without_password
-from tasks.preflight.request import check_writable
 
 ANSWER_WITHIN_S = 10.0
 _DATABASE = ("PREFECT_SERVER_DATABASE_CONNECTION_URL", "PREFECT_API_DATABASE_CONNECTION_URL")

@@ -23,12 +23,13 @@ from slimgpt.checkpoints.lineage import Checkpoint
 from slimgpt.checkpoints.origins import read_config
 from slimgpt.checkpoints.weight_files import count_parameters
 from slimgpt.device import compute_dtype, device_name, dtype_name, resolve_device
+from slimgpt.files import check_writable
 from tasks.environment import RunFolder, Workspace, prepare
 from tasks.preflight.chain import Chain, plan_chain
 from tasks.preflight.disk import check_disk
 from tasks.preflight.measurable import check_measurable
 from tasks.preflight.models import ResolvedModel, resolve
-from tasks.preflight.request import Preflight, check_request, check_writable
+from tasks.preflight.request import Preflight, check_request
 from tasks.registry.config import RegistryConfig
 from tasks.registry.live_run import LiveRun, open_run
 from tasks.registry.run_content import commit

@@ -99,31 +99,33 @@ def free_bytes(folder: Path) -> int:
     Raises:
         FileExistsError: where a file stands in its way, or a link to nothing.
     """
-    return shutil.disk_usage(_nearest(folder)).free
-
-
-def _nearest(folder: Path) -> Path:
-    """The folder itself, or the first one above it that is there."""
-    there = next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
+    there = _nearest(folder)
     if not there.is_dir():
         what = "a file" if there.exists() else f"a link to {there.readlink()}, which is not there"
         raise FileExistsError(f"{there} is {what}; OUT must be a folder")
-    return there
+    return shutil.disk_usage(there).free
 
 
 def check_writable(folder: Path) -> None:
-    """Refuse a folder that this user cannot write to, or make.
+    """Try to write to a folder, or to the one that it would be made in; nothing is left there.
 
     Raises:
-        FileExistsError: where a file stands in its way, or a link to nothing.
-        PermissionError: naming the folder above it that does not let him, and the remedy.
+        OSError: of the kind that came, such as PermissionError, naming both folders and the remedy.
     """
     there = _nearest(folder)
-    if not os.access(there, os.W_OK | os.X_OK):
-        raise PermissionError(
-            f"{folder} cannot be written: {there} is read-only for this user; change its permissions, or name another "
-            "OUT"
-        )
+    try:
+        with tempfile.TemporaryFile(dir=there):
+            pass
+    except OSError as error:
+        raise type(error)(
+            f"{folder} cannot be written to ({error.strerror}); choose another folder, or change the permissions of "
+            f"{there}"
+        ) from None
+
+
+def _nearest(folder: Path) -> Path:
+    """What is there of a folder: itself, or the first thing above it."""
+    return next(path for path in (folder, *folder.absolute().parents) if os.path.lexists(path))
 
 
 def share(folder: Path) -> None:

@@ -81,7 +81,7 @@ class AnswerLogits(HFLM):
             yield chosen, kept
 
     def _model_call(self, inps: Tensor, attn_mask: Tensor | None = None, labels: Tensor | None = None) -> Tensor:  # noqa: ARG002
-        """Logits of the last ``kept`` positions ``[B, kept, V]``."""
+        """Logits ``[B, kept, V]`` of the last positions of token ids ``[B, T]``."""
         with torch.inference_mode():
             logits: Tensor = self.model(inps, logits_to_keep=self.kept).logits
         return logits

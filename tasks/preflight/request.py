@@ -1,8 +1,6 @@
 """All that can be refused before any long work: names, servers, texts, disk; and what will be skipped."""
 
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
 from prefect import get_run_logger, task
@@ -12,7 +10,7 @@ from deploy.engines.availability import vllm_obstacle
 from slimgpt.config import EvalConfig
 from slimgpt.data.text import perplexity_text
 from slimgpt.evaluation.harness_tasks import DataUsed, choose_tasks, load_tasks
-from slimgpt.files import scratch
+from slimgpt.files import check_writable, scratch
 from tasks.environment import Workspace
 from tasks.registry.client import check_registrable, open_client
 from tasks.registry.experiments import check_experiment
@@ -73,17 +71,3 @@ def _data(evaluation: EvalConfig) -> tuple[DataUsed, ...]:
         text = perplexity_text(evaluation.perplexity)
         data += (DataUsed(name=text.name, origin=text.origin, sha256=text.sha256),)
     return data
-
-
-def check_writable(folder: Path) -> None:
-    """Make ``folder`` and try to write to it.
-
-    Raises:
-        OSError: naming the folder and the reason.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            pass
-    except OSError as error:
-        raise OSError(f"{folder} cannot be written to ({error.strerror}); choose another folder") from None

@@ -82,7 +82,7 @@ def test_an_out_that_cannot_be_written_is_refused_first_and_by_the_dry_run(tmp_p
     model, shelf = write_dense(tmp_path / "model"), tmp_path / "shelf"
     shelf.mkdir(mode=0o555)
     done = run_bound(STAGES, model, shelf / "out", text_file)
-    said = f"{shelf / 'out'} cannot be written: {shelf} is read-only for this user; change its permissions"
+    said = f"{shelf / 'out'} cannot be written to (Permission denied); choose another folder, or change the permissions"
     assert done.stdout.count(said) == 6, done
 
 
